@@ -1,0 +1,27 @@
+"""Settings of the training views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class AugmentConfig:
+    """Which views a batch is turned into.
+
+    Attributes:
+        recipe: Name of a recipe (``simclr``, ``moco_v1``, ``moco_v2``, ``byol``, ``swav``, or one with ``_small``).
+        small: Use the recipe's version for small images; None decides by ``data.image_size`` (at most 64).
+        sizes: Side of the views, one entry per group; None is ``[data.image_size]``.
+        counts: Number of views of each size.
+        override: Recipe values to replace in every view, by field name of ``ViewRecipe`` (``{blur_p: 0.0}``).
+        extra: Kornia augmentations inserted before normalisation: ``[{name: RandomErasing, params: {p: 0.5}}]``.
+    """
+
+    recipe: str = "simclr"
+    small: bool | None = None
+    sizes: list[int] | None = None
+    counts: list[int] = field(default_factory=lambda: [2])
+    override: dict[str, Any] = field(default_factory=dict)
+    extra: list[dict[str, Any]] = field(default_factory=list)

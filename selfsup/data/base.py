@@ -1,0 +1,93 @@
+"""What every data source gives: uint8 images, labels or none, and an index that never changes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from selfsup.types import Normalization
+
+
+@dataclass
+class DataConfig:
+    """Settings that every source has; a source's own dataclass adds to them.
+
+    Attributes:
+        name: The source, as registered.
+        root: Folder with the data; None looks where the source's documentation says.
+        download: Fetch missing data over the network. Off by default: training machines are often offline.
+        image_size: Side in pixels of the images that evaluation sees and the default side of the training views.
+        limit: Use only this many training images (a subset drawn with ``subset_seed``); None uses all.
+        holdout: Fraction of the training split that is set aside for the choices the evaluator makes. It is taken
+            before ``limit`` and is never trained on.
+        subset_seed: Seed of the hold-out and of ``limit``. Apart from ``seed``, so that runs with different seeds
+            see the same images.
+        workers: Worker processes that decode images when the source is streamed from disk.
+        resident_limit_mb: A source whose decoded images take at most this much memory is kept as one tensor.
+        mean, std: Per-channel statistics of images scaled to [0, 1], used to normalise views and evaluation images.
+    """
+
+    name: str = "???"
+    root: str | None = None
+    download: bool = False
+    image_size: int = 32
+    limit: int | None = None
+    holdout: float = 0.1
+    subset_seed: int = 0
+    workers: int = 2
+    resident_limit_mb: int = 2048
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+
+class ImageDataset(ABC):
+    """A split of a source, or a part of one.
+
+    Attributes:
+        name, split: Where the images come from, for protocols and messages.
+        channels: 1 or 3.
+        image_size: Side that evaluation resizes to.
+        normalization: Statistics of the images.
+        classes: Names of the classes, or None when there are no labels.
+        labels: int64 ``[N]`` on the CPU, or None. A missing label is -1.
+        index: int64 ``[N]`` on the CPU: the stable position of each image in its source split.
+    """
+
+    name: str
+    split: str
+    channels: int
+    image_size: int
+    normalization: Normalization
+    classes: tuple[str, ...] | None
+    labels: Tensor | None
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @abstractmethod
+    def read(self, positions: Tensor) -> Tensor:
+        """Return the images at ``positions`` (int64 ``[n]``, positions in this part) as uint8 ``[n,C,H,W]``."""
+
+    @abstractmethod
+    def subset(self, positions: Tensor) -> ImageDataset:
+        """Return the part at ``positions``; ``index`` goes on naming positions in the source split."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a source.
+
+    Attributes:
+        pretrain: What self-supervised training reads; equal to ``train`` except where a source has more, unlabelled.
+        train: Labelled images that probes and the kNN bank use.
+        holdout: Images of the training split set aside for choices.
+        test: Touched once, after every choice. None when the source has none.
+    """
+
+    pretrain: ImageDataset
+    train: ImageDataset
+    holdout: ImageDataset
+    test: ImageDataset | None

@@ -1,0 +1,115 @@
+"""Backbones: any timm network by name, and narrow ResNets that train on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from selfsup.errors import UserError
+from selfsup.types import Normalization
+
+
+@dataclass
+class BackboneConfig:
+    """Which network is trained.
+
+    Attributes:
+        name: A timm model name, or ``resnet`` for the ResNet that ``width`` and ``blocks`` describe.
+        small_stem: ResNets only: 3×3 convolution and no max-pool in place of 7×7, stride 2 and max-pool.
+        stem_stride: Stride of the small stem.
+        width: Channels of the first stage of ``resnet``; each later stage has twice as many as the one before.
+        blocks: Basic blocks of each stage of ``resnet``.
+        kwargs: Further arguments of ``timm.create_model``.
+    """
+
+    name: str = "resnet18"
+    small_stem: bool = True
+    stem_stride: int = 1
+    width: int = 64
+    blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Backbone(nn.Module):
+    """A network without its classifier.
+
+    Attributes:
+        network: The timm network. Its keys are timm's, for ResNets also torchvision's.
+        dim: Width ``D`` of the pooled feature.
+        in_channels: Channels of the images it takes.
+        normalization: Statistics its training images were normalised with, or None when unknown.
+    """
+
+    def __init__(self, network: nn.Module, in_channels: int, normalization: Normalization | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.dim = int(cast(int, network.num_features))
+        self.in_channels = in_channels
+        self.normalization = normalization
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return pooled features: float ``[B,C,H,W]`` to ``[B,D]``."""
+        return cast(Tensor, self.network(images))
+
+    def forward_dense(self, images: Tensor) -> Tensor:
+        """Return the feature map: float ``[B,C,H,W]`` to ``[B,D,S,S]``.
+
+        Its spatial mean is ``forward`` for networks that pool by the mean. Tokens of a transformer are laid out on
+        their grid; class and register tokens are left out.
+        """
+        features = cast(Tensor, self.network.forward_features(images))  # type: ignore[operator]
+        if features.ndim == 4:
+            channels_last = features.shape[1] != self.dim and features.shape[3] == self.dim
+            return features.permute(0, 3, 1, 2) if channels_last else features
+        patches = features[:, int(getattr(self.network, "num_prefix_tokens", 0)) :]
+        side = round(patches.shape[1] ** 0.5)
+        if side * side != patches.shape[1]:
+            raise ValueError(f"{patches.shape[1]} tokens do not lie on a square grid")
+        return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+
+
+def build_backbone(config: BackboneConfig, in_channels: int, normalization: Normalization | None = None) -> Backbone:
+    """Build the network of a config, with random weights.
+
+    Raises:
+        UserError: No such network, or the small stem asked for on a network that is no ResNet.
+    """
+    from selfsup.registry import nearest
+
+    if config.name == "resnet":
+        network: nn.Module = _narrow_resnet(config.width, config.blocks, in_channels)
+    else:
+        if not timm.is_model(config.name):
+            raise UserError(f"backbone.name: timm has no network '{config.name}'.{nearest(config.name, timm.list_models())}")
+        network = timm.create_model(config.name, num_classes=0, in_chans=in_channels, **config.kwargs)
+    if config.small_stem and isinstance(network, ResNet):
+        _shrink_stem(network, config.stem_stride)
+    return Backbone(network, in_channels, normalization)
+
+
+def _narrow_resnet(width: int, blocks: list[int], in_channels: int) -> ResNet:
+    channels = tuple(width * 2**stage for stage in range(len(blocks)))
+    network = ResNet(BasicBlock, tuple(blocks), num_classes=0, in_chans=in_channels, channels=channels)
+    # timm fixes the stem at 64 channels; on a narrow network that would be most of the cost
+    network.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
+    network.bn1 = nn.BatchNorm2d(width)
+    first = network.layer1[0]
+    first.conv1 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+    first.downsample = None
+    for module in (network.conv1, first.conv1):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def _shrink_stem(network: ResNet, stride: int) -> None:
+    old = network.conv1
+    if not isinstance(old, nn.Conv2d):
+        return  # deep stems are three 3×3 convolutions already
+    network.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, 1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()

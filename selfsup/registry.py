@@ -1,0 +1,84 @@
+"""Names to classes: methods and data sources register themselves and become choices of the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from selfsup.errors import UserError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean …?" for the nearest known word, else the list of what there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """A registered thing, the dataclass of its settings and the first line of its documentation."""
+
+    name: str
+    target: T
+    config: type[Any]
+    summary: str
+
+
+class Registry(Generic[T]):
+    """The choices of one configuration group."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self._entries: dict[str, Entry[T]] = {}
+
+    def register(self, name: str, config: type[Any], **overrides: str) -> Callable[[T], T]:
+        """Decorate a class or function so that ``group=name`` selects it.
+
+        Args:
+            name: The name in configs and on the command line.
+            config: Dataclass of its settings; the schema of the group's choice, holding the defaults.
+            overrides: Choices of other groups that come with it, such as ``optimizer="lars"``. Experiments and the
+                command line win over them.
+        """
+
+        def add(target: T) -> T:
+            if name in self._entries and self._entries[name].target.__module__ != target.__module__:
+                raise UserError(f"{self.group} '{name}' is already taken; register under another name.")
+            summary = (target.__doc__ or "").strip().split("\n")[0]
+            self._entries[name] = Entry(name, target, config, summary)
+            ConfigStore.instance().store(group=self.group, name=name, node=_with_defaults(config, overrides))
+            return target
+
+        return add
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        if name not in self._entries:
+            raise UserError(f"Unknown {self.group} '{name}'.{nearest(name, self._entries)}")
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+def _with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
+    """Give the dataclass a Hydra defaults list; Hydra takes the field out when it composes."""
+    if not overrides:
+        return config
+    defaults: list[Any] = [*({f"override /{group}": choice} for group, choice in overrides.items()), "_self_"]
+    new_field = ("defaults", list[Any], dataclasses.field(default_factory=lambda: list(defaults)))
+    return dataclasses.make_dataclass(config.__name__, [new_field], bases=(config,))
+
+
+methods: Registry[Any] = Registry("method")
+sources: Registry[Any] = Registry("data")

@@ -1,0 +1,53 @@
+"""The values that travel between the parts: batches, views and what a step returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Images as they leave the loader.
+
+    Attributes:
+        image: uint8 ``[B,C,H,W]``.
+        label: int64 ``[B]``, or None when the source has no labels. A missing label is -1.
+        index: int64 ``[B]``, the stable position of each image in its source split.
+    """
+
+    image: Tensor
+    label: Tensor | None
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """One augmented view of every image of a batch.
+
+    Attributes:
+        image: float ``[B,C,h,w]``, normalised.
+        to_source: float ``[B,2,3]``. The affine map that takes a point (x, y) of the view to the point of the source
+            image it shows. Both live in the unit square with (0, 0) at the outer corner of the first pixel and
+            (1, 1) at the outer corner of the last (pixel-edge convention). Crop and flip are in the one map.
+    """
+
+    image: Tensor
+    to_source: Tensor
+
+
+@dataclass
+class StepOutput:
+    """What a method's step returns: the scalar to minimise, and scalars to log (detached by the caller)."""
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of images scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
