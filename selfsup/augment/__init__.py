@@ -1,1 +1,21 @@
-""""""
+"""Views of a batch, made on the training device: recipes, the view generator and its fused operations."""
+
+from selfsup.augment.config import AugmentConfig
+from selfsup.augment.figure import save_views_figure
+from selfsup.augment.generator import ViewGenerator, build_views, multi_crop, two_crop
+from selfsup.augment.random import fold_in
+from selfsup.augment.recipes import RECIPES, ViewRecipe
+from selfsup.types import View
+
+__all__ = [
+    "RECIPES",
+    "AugmentConfig",
+    "View",
+    "ViewGenerator",
+    "ViewRecipe",
+    "build_views",
+    "fold_in",
+    "multi_crop",
+    "save_views_figure",
+    "two_crop",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from selfsup.types import Normalization
@@ -53,6 +54,7 @@ class ImageDataset(ABC):
         classes: Names of the classes, or None when there are no labels.
         labels: int64 ``[N]`` on the CPU, or None. A missing label is -1.
         index: int64 ``[N]`` on the CPU: the stable position of each image in its source split.
+        resident: Whether the images are in memory, so that reading needs no worker processes.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ImageDataset(ABC):
     classes: tuple[str, ...] | None
     labels: Tensor | None
     index: Tensor
+    resident: bool = True
 
     def __len__(self) -> int:
         return len(self.index)
@@ -70,6 +73,21 @@ class ImageDataset(ABC):
     @abstractmethod
     def read(self, positions: Tensor) -> Tensor:
         """Return the images at ``positions`` (int64 ``[n]``, positions in this part) as uint8 ``[n,C,H,W]``."""
+
+    def read_masks(self, positions: Tensor) -> Tensor | None:
+        """Return masks uint8 ``[n,H,W]``, 0 on the background and 1 + class on an object; None when there are none."""
+        return None
+
+    def read_decodable(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images uint8 ``[n,C,H,W]`` and bool ``[n]``: which of them could be decoded; the others are black."""
+        return self.read(positions), torch.ones(len(positions), dtype=torch.bool)
+
+    def report_undecodable(self, positions: Tensor) -> None:  # noqa: B027 most sources have nothing to report
+        """Log and count the images that a reader, perhaps in another process, could not decode.
+
+        Raises:
+            UserError: There are more than the source allows.
+        """
 
     @abstractmethod
     def subset(self, positions: Tensor) -> ImageDataset:
@@ -91,3 +109,19 @@ class Splits:
     train: ImageDataset
     holdout: ImageDataset
     test: ImageDataset | None
+
+
+@dataclass(frozen=True)
+class SourceSplits:
+    """What a registered source returns, before the hold-out and ``limit`` are taken.
+
+    Attributes:
+        train: The training split.
+        test: None when the source has none.
+        pretrain: The images for self-supervised training where there are more than in ``train``. It begins with the
+            images of ``train``, in the same order. None is ``train``.
+    """
+
+    train: ImageDataset
+    test: ImageDataset | None
+    pretrain: ImageDataset | None = None

@@ -1,1 +1,20 @@
-""""""
+"""Parts of methods: backbones, heads, momentum encoder, queue, split BatchNorm."""
+
+from selfsup.nn.backbone import Backbone, BackboneConfig, build_backbone
+from selfsup.nn.batch_norm import SplitBatchNorm2d, shuffle, split_batch_norm, unshuffle
+from selfsup.nn.heads import projection_head
+from selfsup.nn.momentum import MomentumEncoder
+from selfsup.nn.queue import FeatureQueue
+
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "FeatureQueue",
+    "MomentumEncoder",
+    "SplitBatchNorm2d",
+    "build_backbone",
+    "projection_head",
+    "shuffle",
+    "split_batch_norm",
+    "unshuffle",
+]

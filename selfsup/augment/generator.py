@@ -1,0 +1,182 @@
+"""Turns a batch of images into views, on the device the batch is on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfsup.augment import operations
+from selfsup.augment.config import AugmentConfig
+from selfsup.augment.draws import Draws, draw
+from selfsup.augment.extra import apply_extra, build_extra
+from selfsup.augment.random import fold_in
+from selfsup.augment.recipes import RECIPES, ViewRecipe, view_recipes
+from selfsup.errors import UserError
+from selfsup.functional.geometry import crop_to_source
+from selfsup.types import Normalization, View
+
+IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SMALL_IMAGE = 64
+_COLOR_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    operations.adjust_brightness,
+    operations.adjust_contrast,
+    operations.adjust_saturation,
+    operations.adjust_hue,
+)  # in the order that ``Draws.order`` numbers them
+
+
+class ViewGenerator(nn.Module):
+    """Makes the views of a batch; every parameter is a function of (seed, index of the image, view).
+
+    Args:
+        recipes: One per view.
+        sizes: Side in pixels, one per view.
+        normalization: Statistics to normalise with. Three values meet one channel as their mean.
+        extra: Kornia augmentations applied last before normalisation, see ``AugmentConfig.extra``.
+    """
+
+    def __init__(
+        self,
+        recipes: Sequence[ViewRecipe],
+        sizes: Sequence[int],
+        normalization: Normalization = IMAGENET,
+        extra: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__()
+        self.recipes = tuple(recipes)
+        self.sizes = tuple(sizes)
+        self.normalization = normalization
+        self.extra = build_extra(extra)
+
+    def forward(self, images: Tensor, seed: int = 0, index: Tensor | None = None, step: int = 0) -> tuple[View, ...]:
+        """Return the views of the images.
+
+        The built-in operations depend on ``seed`` and ``index`` only: an image has the same views in any batch and any
+        order. ``step`` reaches the extra Kornia augmentations, whose parameters are drawn for the batch as a whole;
+        the global random state stays untouched. Where an extra augmentation moves pixels in a way that is not affine,
+        ``to_source`` is NaN.
+
+        Args:
+            images: uint8 or float in [0, 1], ``[B,C,H,W]`` with one channel or three.
+            seed: Fold the epoch into it (``fold_in``) to see new views.
+            index: int64 ``[B]``, a stable number of each image; None takes the position in the batch. On the CPU it
+                spares a wait for the device.
+            step: A number of the batch and the rank.
+
+        Raises:
+            ValueError: Images or index of another shape or type.
+        """
+        _check(images, index)
+        index = torch.arange(len(images)) if index is None else index.cpu()
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            source = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+            return tuple(self._view(source, number, seed, index, step) for number in range(len(self.recipes)))
+
+    def _view(self, source: Tensor, number: int, seed: int, index: Tensor, step: int) -> View:
+        recipe, size = self.recipes[number], self.sizes[number]
+        height, width = source.shape[-2:]
+        draws = draw(recipe, fold_in(seed, number), index, height, width)
+        image = _augment(source, recipe, draws, size)
+        to_source = crop_to_source(draws.box, draws.flip, height, width).to(source.device)
+        if len(self.extra):
+            image, to_source = apply_extra(self.extra, image, to_source, fold_in(fold_in(seed, step), number))
+        mean, std = (
+            image.new_tensor(values).view(1, -1, 1, 1) for values in (self.normalization.mean, self.normalization.std)
+        )
+        if image.shape[1] == 1:
+            mean, std = mean.mean(dim=1, keepdim=True), std.mean(dim=1, keepdim=True)
+        return View((image - mean).div_(std), to_source)
+
+
+def two_crop(recipe: str = "simclr", size: int = 224, normalization: Normalization = IMAGENET) -> ViewGenerator:
+    """Return a generator of two views of one size.
+
+    Raises:
+        UserError: No such recipe.
+    """
+    return multi_crop(recipe, (size,), (2,), normalization)
+
+
+def multi_crop(
+    recipe: str = "swav",
+    sizes: Sequence[int] = (224, 96),
+    counts: Sequence[int] = (2, 6),
+    normalization: Normalization = IMAGENET,
+) -> ViewGenerator:
+    """Return a generator of ``counts[g]`` views of side ``sizes[g]`` for every group ``g``, in this order.
+
+    Raises:
+        UserError: No such recipe, or sizes and counts that do not go together.
+    """
+    return build_views(AugmentConfig(recipe, False, list(sizes), list(counts)), max(sizes, default=0), normalization)
+
+
+def build_views(config: AugmentConfig, image_size: int, normalization: Normalization) -> ViewGenerator:
+    """Return the generator that a config describes.
+
+    Args:
+        config: See ``AugmentConfig``.
+        image_size: ``data.image_size``: the default size of the views; at most 64 selects the recipe's ``_small``
+            version unless the config decides.
+        normalization: Statistics of the data.
+
+    Raises:
+        UserError: A setting that does not exist or does not fit.
+    """
+    sizes = list(config.sizes) if config.sizes is not None else [image_size]
+    counts = list(config.counts)
+    if len(sizes) != len(counts):
+        raise UserError(f"augment.sizes has {len(sizes)} entries and augment.counts {len(counts)}; give one per size.")
+    if not sizes or min(sizes) < 2 or min(counts) < 1:
+        raise UserError(f"augment.sizes {sizes} must be at least 2 and augment.counts {counts} at least 1.")
+    small = image_size <= SMALL_IMAGE if config.small is None else config.small
+    small_name = f"{config.recipe}_small"
+    name = small_name if small and small_name in RECIPES else config.recipe
+    recipes = view_recipes(name, counts, config.override)
+    view_sizes = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
+    return ViewGenerator(recipes, view_sizes, normalization, config.extra)
+
+
+def _augment(source: Tensor, recipe: ViewRecipe, draws: Draws, size: int) -> Tensor:
+    device = source.device
+    image = operations.crop_and_resize(
+        source, draws.box.to(device), draws.flip.to(device), (size, size), recipe.interpolation
+    )
+    if recipe.interpolation == "bicubic":
+        image.clamp_(0, 1)
+    factors = draws.factors.to(device)
+    if recipe.gray_before_jitter:
+        _apply(operations.grayscale, image, draws.gray)
+    strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    for stage in draws.order.unbind(1):
+        for which, (operation, strength) in enumerate(zip(_COLOR_OPERATIONS, strengths, strict=True)):
+            if strength > 0:
+                _apply(operation, image, draws.jitter & (stage == which), factors[:, which])
+    if not recipe.gray_before_jitter:
+        _apply(operations.grayscale, image, draws.gray)
+    kernel = max(3, int(recipe.blur_kernel * size) // 2 * 2 + 1)
+    _apply(partial(operations.gaussian_blur, kernel=kernel), image, draws.blur, draws.sigma.to(device))
+    _apply(partial(operations.solarize, threshold=recipe.solarize_threshold), image, draws.solarize)
+    return image
+
+
+def _apply(operation: Callable[..., Tensor], image: Tensor, chosen: Tensor, *parameters: Tensor) -> None:
+    """Replace the chosen images (bool ``[B]`` on the CPU) by the operation's result."""
+    position = chosen.nonzero().squeeze(1).to(image.device)
+    if len(position):
+        image[position] = operation(image[position], *(parameter[position] for parameter in parameters))
+
+
+def _check(images: Tensor, index: Tensor | None) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be [B,C,H,W] with one channel or three, not {list(images.shape)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images must be uint8, or float in [0, 1], not {images.dtype}")
+    if index is not None and (index.shape != images.shape[:1] or index.dtype != torch.int64):
+        raise ValueError(
+            f"index must be int64 with one entry per image ({len(images)}), not {index.dtype} {list(index.shape)}"
+        )

@@ -1,0 +1,161 @@
+"""Image operations over a whole batch, each image with its own parameter.
+
+Images are float ``[B,C,H,W]`` in [0, 1] with one channel or three; factors are float ``[B]`` on the same device. Values
+equal torchvision's functions of the same name, which clamp after every operation. Brightness multiplies, as in
+torchvision (Kornia's plain ``adjust_brightness`` adds); grey weights are 0.2989, 0.587, 0.114 (Kornia: 0.299).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selfsup.augment.recipes import Interpolation
+
+
+def crop_and_resize(
+    images: Tensor, box: Tensor, flip: Tensor, size: tuple[int, int], interpolation: Interpolation
+) -> Tensor:
+    """Crop each image, resize the crop with antialiasing and mirror it where asked.
+
+    The whole is linear and separable: ``R · image · Cᵀ`` with one matrix for the rows and one for the columns.
+
+    Args:
+        images: ``[B,C,H,W]``.
+        box: ``[B,4]``: top, left, height, width in pixels, inside the image.
+        flip: bool ``[B]``.
+        size: Height and width of the result.
+        interpolation: ``bilinear`` or ``bicubic``; the second can leave [0, 1].
+    """
+    top, left, height, width = box.to(images.dtype).unbind(1)
+    rows = resize_matrix(top, height, torch.zeros_like(flip), images.shape[-2], size[0], interpolation)
+    columns = resize_matrix(left, width, flip, images.shape[-1], size[1], interpolation)
+    return apply_separable(images, rows, columns)
+
+
+def resize_matrix(
+    start: Tensor, length: Tensor, reverse: Tensor, source: int, target: int, interpolation: Interpolation
+) -> Tensor:
+    """Return ``[B,target,source]``: antialiased resampling of ``start … start + length`` along one axis.
+
+    The filter (triangle, or Keys' cubic with a = -0.5) is widened by the down-sampling factor, cut at the ends of the
+    crop, and each row sums to 1.
+    """
+    step = (length / target)[:, None]
+    offset = (torch.arange(target, device=start.device, dtype=start.dtype) + 0.5) * step
+    centre = start[:, None] + torch.where(reverse[:, None], length[:, None] - offset, offset)
+    pixel = torch.arange(source, device=start.device, dtype=start.dtype) + 0.5
+    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
+    distance = ((pixel - centre[:, :, None]) / step.clamp_min(1)[:, :, None]).abs_()
+    weight = _triangle(distance) if interpolation == "bilinear" else _keys_cubic(distance)
+    weight *= inside[:, None]
+    return weight.div_(weight.sum(dim=2, keepdim=True))
+
+
+def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return ``rows · image · columnsᵀ``: ``[B,C,H,W]``, ``[B,h,H]``, ``[B,w,W]`` to ``[B,C,h,w]``.
+
+    On CUDA the products follow the process's TF32 setting.
+    """
+    wide = torch.bmm(images.flatten(1, 2), columns.transpose(1, 2))
+    return torch.matmul(rows[:, None], wide.unflatten(1, images.shape[1:3]))
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply by the factor."""
+    return (images * _spread(factor)).clamp_(0, 1)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Move away from (factor > 1) or towards the mean grey of the image."""
+    return _blend(images, luminance(images).mean(dim=(1, 2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Move away from (factor > 1) or towards the grey of each pixel; one channel stays as it is."""
+    return images if images.shape[1] == 1 else _blend(images, luminance(images), factor)
+
+
+def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of HSV, keeping value and saturation; one channel stays as it is.
+
+    With V = max, m = min, C = V - m, the hue in sixths of a turn is ±(1 + (g + b - r - m) / C), the sign that of g - b,
+    and a channel whose own hue lies d turns away is m + C · clamp(2 - 6 d, 0, 1).
+    """
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.unbind(1)
+    low = images.amin(dim=1)
+    chroma = images.amax(dim=1).sub_(low)
+    sixths = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(1e-12)).add_(1)
+    hue = sixths.copysign_(green - blue).div_(6).add_(turns[:, None, None])
+    own = torch.tensor([0, 1 / 3, 2 / 3], device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    distance = hue[:, None] - own
+    distance.sub_(distance.round()).abs_()
+    return distance.mul_(-6).add_(2).clamp_(0, 1).mul_(chroma[:, None]).add_(low[:, None])
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """Replace every channel by the luminance; one channel stays as it is."""
+    return images if images.shape[1] == 1 else luminance(images).expand_as(images)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Blur with a Gaussian of ``sigma`` pixels, cut to ``kernel`` (odd) pixels, on reflected borders.
+
+    Raises:
+        ValueError: Half the kernel reaches over the whole image.
+    """
+    height, width = images.shape[-2:]
+    if kernel // 2 >= min(height, width):
+        raise ValueError(f"a blur of {kernel} pixels does not fit an image of {height}×{width}")
+    rows = blur_matrix(sigma, kernel, height)
+    return apply_separable(images, rows, rows if width == height else blur_matrix(sigma, kernel, width))
+
+
+def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
+    """Return ``[B,size,size]``: the blur along one axis, its reflected borders included."""
+    radius = kernel // 2
+    weight = torch.exp(-0.5 * (torch.arange(radius + 1, device=sigma.device) / sigma[:, None]).square())
+    weight = weight / (weight[:, :1] + 2 * weight[:, 1:].sum(dim=1, keepdim=True))
+    by_distance = torch.nn.functional.pad(weight, (0, 1))  # the last entry, zero, stands for everything further away
+    place = torch.arange(size, device=sigma.device)
+    target, source = place[:, None], place[None, :]
+    beyond = radius + 1
+    # A source pixel also stands in for its mirror images beyond both borders; the border pixels have none.
+    mirrored_low = torch.where(source > 0, target + source, beyond)
+    mirrored_high = torch.where(source < size - 1, 2 * (size - 1) - target - source, beyond)
+    distances = ((target - source).abs(), mirrored_low, mirrored_high)
+    direct, low, high = (by_distance[:, distance.clamp(max=beyond)] for distance in distances)
+    return direct.add_(low).add_(high)
+
+
+def solarize(images: Tensor, threshold: float) -> Tensor:
+    """Invert the values at or above the threshold."""
+    return torch.where(images >= threshold, 1 - images, images)
+
+
+def luminance(images: Tensor) -> Tensor:
+    """Return ``[B,1,H,W]``, the grey value of each pixel."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.unbind(1)
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(other, images, _spread(factor)).clamp_(0, 1)
+
+
+def _spread(factor: Tensor) -> Tensor:
+    return factor[:, None, None, None]
+
+
+def _triangle(distance: Tensor) -> Tensor:
+    return (1 - distance).clamp_(min=0)
+
+
+def _keys_cubic(distance: Tensor) -> Tensor:
+    near = ((1.5 * distance - 2.5) * distance).mul_(distance).add_(1)
+    far = ((-0.5 * distance + 2.5) * distance - 4).mul_(distance).add_(2)
+    return torch.where(distance < 1, near, far.mul_(distance < 2))

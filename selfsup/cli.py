@@ -1,0 +1,289 @@
+"""The command line: ``selfsup COMMAND …``."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfsup import __version__
+from selfsup.errors import UserError
+
+Arguments = list[str]
+
+OVERVIEW = """\
+selfsup {version}: learn visual representations without labels, and prove how good they are
+
+  selfsup train [key=value …]             train a method; the run goes to a folder of its own
+  selfsup train resume=RUN                go on where a run stopped
+  selfsup train --multirun method=simclr,moco seed=0,1
+                                          train every combination
+  selfsup knn checkpoint=RUN              kNN accuracy of a checkpoint
+  selfsup probe checkpoint=RUN            linear probe of a checkpoint
+  selfsup evaluate checkpoint=RUN         every protocol, with figures
+  selfsup compare RUN RUN … [--out DIR]   one table and chart over runs
+  selfsup methods [NAME]                  the methods there are; the settings of one
+
+`selfsup COMMAND --help` tells more. A first run that takes two minutes on two cores:
+
+  selfsup train experiment=demo run_dir=runs/first
+  selfsup evaluate checkpoint=runs/first
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for a mistake that the message explains, 128 + signal."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(OVERVIEW.format(version=__version__))
+        return 0
+    if given[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = given[0], given[1:]
+    try:
+        if name not in COMMANDS:
+            from selfsup.registry import nearest
+
+            raise UserError(f"There is no command '{name}'.{nearest(name, COMMANDS)}")
+        return COMMANDS[name](rest)
+    except UserError as error:
+        print(f"selfsup {name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            print(f"selfsup {name}: {error.filename or 'a file'} could not be written: {error.strerror}.", file=sys.stderr)
+            return 2
+        raise
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _train(arguments: Arguments) -> int:
+    """Train a method.
+
+    selfsup train [--import FILE] [--config FILE] [key=value …] [--multirun]
+
+    --import FILE   load a Python file first, such as one that registers a method of your own
+    --config FILE   start from a run's config.yaml in place of the defaults
+    --multirun      train every combination of comma-separated values
+    """
+    arguments = _import_files(arguments)
+    file, arguments = _option(arguments, "--config")
+    if _asks_help(arguments):
+        return _help(_train, "train", ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"))
+    if "--multirun" in arguments or "-m" in arguments:
+        return _sweep([a for a in arguments if a not in ("--multirun", "-m")])
+    _refuse_options(arguments)
+    from selfsup.config import load_config
+    from selfsup.train import load_resumed_config
+
+    if any(a.startswith("resume=") and a != "resume=null" for a in arguments):
+        return _run_training(load_resumed_config(arguments))
+    return _run_training(load_config(arguments, file=file))
+
+
+def _run_training(config: Any) -> int:
+    from selfsup.callbacks import Interrupted
+    from selfsup.train import train
+
+    try:
+        run_dir = train(config)
+    except Interrupted as stop:
+        run_dir = stop.checkpoint.parent.parent
+        print(f"\nStopped. Everything up to here is saved; go on with: selfsup train resume={run_dir}", file=sys.stderr)
+        return 128 + stop.signal
+    print(f"\nTrained: {run_dir}\nnext: selfsup evaluate checkpoint={run_dir}")
+    return 0
+
+
+def _sweep(arguments: Arguments) -> int:
+    """Train every combination; Hydra sweeps, so its launchers and sweepers work too."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from selfsup import configs
+    from selfsup.config import explain, finish
+
+    @hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")
+    def job(config: DictConfig) -> None:
+        code = _run_training(finish(config))
+        if code:
+            raise KeyboardInterrupt
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, "train")) from error
+    return 0
+
+
+def _evaluate(arguments: Arguments) -> int:
+    """Run every protocol on a checkpoint: kNN, linear probe, diagnostics, figures.
+
+    selfsup evaluate checkpoint=RUN [key=value …]
+
+    checkpoint is a run folder, a .ckpt file, or one of the two baselines: raw_pixels, untrained.
+    """
+    return _run_evaluation(arguments, _evaluate, None)
+
+
+def _knn(arguments: Arguments) -> int:
+    """kNN accuracy of a checkpoint.
+
+    selfsup knn checkpoint=RUN [eval.knn_k=[5,20]] [eval.temperatures=[0.07,0.1]] [key=value …]
+    """
+    return _run_evaluation(arguments, _knn, ("knn",))
+
+
+def _probe(arguments: Arguments) -> int:
+    """Linear probe of a checkpoint.
+
+    selfsup probe checkpoint=RUN [eval.probe_epochs=100] [key=value …]
+    """
+    return _run_evaluation(arguments, _probe, ("linear_probe",))
+
+
+def _run_evaluation(
+    arguments: Arguments, command: Callable[[Arguments], int], protocols: tuple[str, ...] | None
+) -> int:
+    if _asks_help(arguments):
+        return _help(command, "evaluate", ("data", "backbone"))
+    _refuse_options(arguments)
+    from selfsup.eval import PROTOCOLS
+    from selfsup.evaluate import evaluate, load_evaluate_config
+
+    for record in evaluate(load_evaluate_config(arguments), protocols or PROTOCOLS):
+        details = ", ".join(f"{key}={record[key]}" for key in ("k", "temperature", "selected_on") if key in record)
+        accuracy = record["metric"] == "top1"
+        value = f"{100 * record['value']:.2f} %" if accuracy else f"{record['value']:.4g}"
+        what = record["protocol"] if accuracy else record["metric"]
+        print(f"{what:14s} {value:>9s}  on {record['split']}{f' ({details})' if details else ''}")
+    return 0
+
+
+def _compare(arguments: Arguments) -> int:
+    """Put runs side by side: print a table, save it with a chart.
+
+    selfsup compare RUN RUN … [--out DIR]
+
+    --out DIR   folder for comparison.md, comparison.csv and comparison.png (default: runs/comparison)
+    """
+    folder, runs = _option(arguments, "--out")
+    if _asks_help(runs):
+        return _help(_compare)
+    _refuse_options(runs)
+    from selfsup.eval import compare
+
+    output = folder or "runs/comparison"
+    print(compare(runs, output))
+    print(f"\nsaved: {output}/comparison.md, .csv, .png")
+    return 0
+
+
+def _methods(arguments: Arguments) -> int:
+    """List the methods; with a name, tell its settings.
+
+    selfsup methods [--import FILE] [NAME]
+    """
+    arguments = _import_files(arguments)
+    if _asks_help(arguments):
+        return _help(_methods)
+    _refuse_options(arguments)
+    import selfsup.methods  # noqa: F401 - fills the registry
+    from selfsup.registry import methods
+
+    if not arguments:
+        for name in methods:
+            print(f"{name:14s} {methods[name].summary}")
+        print("\nselfsup methods NAME tells the settings; selfsup train method=NAME trains it.")
+        return 0
+    entry = methods[arguments[0]]
+    module = sys.modules[entry.target.__module__]
+    print(textwrap.dedent(module.__doc__ or "").strip(), "\n")
+    print(textwrap.dedent(entry.config.__doc__ or "").strip())
+    print("\nDefaults:")
+    default = entry.config()
+    for key, value in vars(default).items():
+        print(f"  method.{key}={value}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Arguments], int]] = {
+    "train": _train,
+    "probe": _probe,
+    "knn": _knn,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "methods": _methods,
+}
+
+
+def _help(command: Callable[[Arguments], int], kind: str | None = None, groups: tuple[str, ...] = ()) -> int:
+    print(textwrap.dedent(" " * 4 + (command.__doc__ or "")).strip())
+    if kind is not None:
+        from selfsup.config import choices, load_config, to_yaml
+
+        print("\nChoices (group=name):")
+        width = max(60, shutil.get_terminal_size().columns)
+        for group in groups:
+            names = ", ".join(sorted(choices(group)))
+            print(textwrap.fill(f"{group:10s} {names}", width, initial_indent="  ", subsequent_indent=" " * 13))
+        needed = ["checkpoint=RUN"] if kind == "evaluate" else []
+        print("\nSettings (key.key=value) and their defaults:\n")
+        print(textwrap.indent(to_yaml(load_config(needed, kind=kind)), "  "))
+    return 0
+
+
+def _asks_help(arguments: Arguments) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
+def _refuse_options(arguments: Arguments) -> None:
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise UserError(f"There is no option '{argument}' here; settings are written key=value, see --help.")
+
+
+def _option(arguments: Arguments, name: str) -> tuple[str | None, Arguments]:
+    """Take ``name VALUE`` or ``name=VALUE`` out of the arguments."""
+    for at, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2], arguments[:at] + arguments[at + 1 :]
+        if argument == name:
+            if at + 1 == len(arguments):
+                raise UserError(f"{name} needs a value.")
+            return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+    return None, arguments
+
+
+def _import_files(arguments: Arguments) -> Arguments:
+    """Execute the files of ``--import``, so that the methods in them register."""
+    while (found := _option(arguments, "--import"))[0] is not None:
+        path, arguments = Path(str(found[0])), found[1]
+        if not path.is_file():
+            raise UserError(f"--import: there is no file {path}.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"--import: {path} is not a Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

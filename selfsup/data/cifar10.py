@@ -1,0 +1,50 @@
+"""CIFAR-10: photographs of ten kinds of things (Krizhevsky 2009)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from selfsup.data.base import DataConfig, SourceSplits
+from selfsup.data.location import from_torchvision
+from selfsup.data.resident import ResidentDataset
+from selfsup.registry import sources
+from selfsup.types import Normalization
+
+
+@dataclass
+class CIFAR10Config(DataConfig):
+    """Settings of CIFAR-10; ``root`` is the folder that holds ``cifar-10-batches-py``."""
+
+    name: str = "cifar10"
+    mean: list[float] = field(default_factory=lambda: [0.4914, 0.4822, 0.4465])
+    std: list[float] = field(default_factory=lambda: [0.2470, 0.2435, 0.2616])
+
+
+@sources.register("cifar10", CIFAR10Config)
+def cifar10(config: CIFAR10Config) -> SourceSplits:
+    """Photographs of ten kinds of things, 32 px colour, 50,000 + 10,000."""
+    from torchvision.datasets import CIFAR10
+
+    return cifar_splits(config, CIFAR10)
+
+
+def cifar_splits(config: DataConfig, build: Callable[..., Any]) -> SourceSplits:
+    """Load the two splits of CIFAR-10 or CIFAR-100 through torchvision, which checks the files' checksums."""
+
+    def split(name: str, train: bool) -> ResidentDataset:
+        source = from_torchvision(config, build, train=train)
+        return ResidentDataset(
+            torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(source.targets),
+            name=config.name,
+            split=name,
+            image_size=config.image_size,
+            normalization=Normalization(tuple(config.mean), tuple(config.std)),
+            classes=tuple(source.classes),
+        )
+
+    return SourceSplits(train=split("train", True), test=split("test", False))

@@ -1,0 +1,44 @@
+"""Where data lies on disk, and what to say when it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from selfsup.data.base import DataConfig
+from selfsup.errors import UserError
+
+
+def data_root(config: DataConfig) -> Path:
+    """Return ``data.root``; without one the folder that ``SELFSUP_DATA`` names, then ``~/.cache/selfsup/data``."""
+    folder = config.root or os.environ.get("SELFSUP_DATA") or "~/.cache/selfsup/data"
+    return Path(folder).expanduser()
+
+
+def missing(config: DataConfig) -> UserError:
+    """Return the error for a source that was not found."""
+    return UserError(
+        f"{config.name} was not found in {data_root(config)}; "
+        "set data.root to the folder that holds it, or data.download=true to fetch it."
+    )
+
+
+def from_torchvision(config: DataConfig, build: Callable[..., Any], **arguments: Any) -> Any:
+    """Build a torchvision dataset in ``data_root``, downloading only when ``data.download`` is set.
+
+    Raises:
+        UserError: The files are missing or damaged, or the download failed.
+    """
+    try:
+        return build(str(data_root(config)), download=config.download, **arguments)
+    except (URLError, OSError) as error:
+        if config.download:
+            raise UserError(
+                f"data.download: {config.name} could not be fetched ({error}); set data.root instead."
+            ) from error
+        raise missing(config) from error
+    except RuntimeError as error:  # what torchvision raises for missing files and wrong checksums
+        raise missing(config) from error

@@ -1,0 +1,66 @@
+"""Images kept in memory as one tensor: a batch is one indexing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selfsup.data.base import ImageDataset
+from selfsup.types import Normalization
+
+
+class ResidentDataset(ImageDataset):
+    """A split held as one tensor, or rows of it.
+
+    Args:
+        images: uint8 ``[M,C,H,W]``.
+        labels: int64 ``[M]``, or None. A missing label is -1.
+        masks: uint8 ``[M,H,W]`` that hold 0 on the background and 1 + class on an object, or None.
+        rows: int64 ``[N]``, the rows that belong to this part; None is all. The tensors are shared, not copied.
+        index: int64 ``[M]``, the stable position of each row in its source split; None is 0, 1, ….
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        name: str,
+        split: str,
+        image_size: int,
+        normalization: Normalization,
+        classes: tuple[str, ...] | None = None,
+        masks: Tensor | None = None,
+        rows: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> None:
+        self._images, self._labels, self._masks = images, labels, masks
+        self._rows = torch.arange(len(images)) if rows is None else rows
+        self._source_index = torch.arange(len(images)) if index is None else index
+        self.name, self.split = name, split
+        self.channels = images.shape[1]
+        self.image_size = image_size
+        self.normalization = normalization
+        self.classes = classes
+        self.labels = None if labels is None else labels[self._rows]
+        self.index = self._source_index[self._rows]
+
+    def read(self, positions: Tensor) -> Tensor:
+        return self._images.index_select(0, self._rows[positions])
+
+    def read_masks(self, positions: Tensor) -> Tensor | None:
+        return None if self._masks is None else self._masks.index_select(0, self._rows[positions])
+
+    def subset(self, positions: Tensor) -> ResidentDataset:
+        return ResidentDataset(
+            self._images,
+            self._labels,
+            name=self.name,
+            split=self.split,
+            image_size=self.image_size,
+            normalization=self.normalization,
+            classes=self.classes,
+            masks=self._masks,
+            rows=self._rows[positions],
+            index=self._source_index,
+        )

@@ -1,0 +1,349 @@
+"""Drawn scenes: one of ten shapes over a cluttered background, with the mask of its pixels; nothing to download.
+
+The task is made for self-supervised learning at a small scale. The object is what two crops of an image share:
+it covers the middle, has one colour and one texture, and its outline is crisp. The background is soft noise whose
+statistics are the same in every image, so that it says little about which image a crop is from. Colour, texture,
+position, size and rotation are drawn apart from the class, so that raw pixels say little about the class.
+
+Every scene is a function of (seed, index) alone and is described in the unit square, so that image ``i`` is the same
+in every batch, and the same scene at every size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from selfsup.data.base import DataConfig, SourceSplits
+from selfsup.data.resident import ResidentDataset
+from selfsup.errors import UserError
+from selfsup.registry import sources
+from selfsup.types import Normalization
+
+CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "arrow", "crescent", "corner")
+SMALLEST = 32  # below this side the outlines are no longer told apart
+TEST_START = 2**40  # test scenes are those from this index on, so that either split may grow without moving the other
+
+
+@dataclass
+class ShapesConfig(DataConfig):
+    """Settings of the drawn scenes.
+
+    Attributes:
+        train_size, test_size: Number of scenes.
+        seed: Seed of the scenes; apart from the run's ``seed``.
+    """
+
+    name: str = "shapes"
+    train_size: int = 10000
+    test_size: int = 2000
+    seed: int = 0
+    mean: list[float] = field(default_factory=lambda: [0.455, 0.455, 0.455])
+    std: list[float] = field(default_factory=lambda: [0.2, 0.2, 0.2])
+
+
+@sources.register("shapes", ShapesConfig)
+def shapes(config: ShapesConfig) -> SourceSplits:
+    """Ten drawn shapes over clutter, with masks; any size from 32 pixels, nothing to download."""
+
+    def split(name: str, start: int, count: int) -> ResidentDataset:
+        if count < 1:
+            raise UserError(f"data.{name}_size is {count}; set it to at least 1.")
+        images, labels, masks = draw_scenes(torch.arange(start, start + count), config.seed, config.image_size)
+        return ResidentDataset(
+            images=images,
+            labels=labels,
+            masks=masks,
+            name="shapes",
+            split=name,
+            image_size=config.image_size,
+            normalization=Normalization(tuple(config.mean), tuple(config.std)),
+            classes=CLASSES,
+        )
+
+    if config.image_size < SMALLEST:
+        raise UserError(f"data.image_size is {config.image_size}; shapes are drawn from {SMALLEST} pixels on.")
+    return SourceSplits(
+        train=split("train", 0, config.train_size),
+        test=split("test", TEST_START, config.test_size),
+    )
+
+
+def draw_scenes(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the scenes with the numbers ``index``.
+
+    Args:
+        index: int64 ``[n]``; scene ``i`` depends on ``i``, ``seed`` and ``size`` only.
+        seed: Seed of the family of scenes.
+        size: Side in pixels, at least 32.
+
+    Returns:
+        Images uint8 ``[n,3,size,size]``, labels int64 ``[n]``, and masks uint8 ``[n,size,size]`` that hold 0 on the
+        background and 1 + class on the object.
+
+    Raises:
+        ValueError: ``size`` is below 32.
+    """
+    if size < SMALLEST:
+        raise ValueError(f"scenes are drawn from {SMALLEST} pixels on, not {size}")
+    images = torch.empty(len(index), 3, size, size, dtype=torch.uint8)
+    labels = torch.empty(len(index), dtype=torch.int64)
+    masks = torch.empty(len(index), size, size, dtype=torch.uint8)
+    chunk = max(1, 2**17 // size**2)  # what stays in the cache
+    with torch.no_grad(), tqdm(total=len(index), desc="drawing shapes", unit="image", delay=2) as progress:
+        for start in range(0, len(index), chunk):
+            part = slice(start, start + chunk)
+            images[part], labels[part], masks[part] = _draw(index[part], seed, size)
+            progress.update(len(index[part]))
+    return images, labels, masks
+
+
+def _draw(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    # Whatever is computed per pixel uses only + - * / sqrt, min, max and floor, which round the same in vector and
+    # scalar code: the image cannot depend on its place in the batch. Sines are taken of parameters, in float64.
+    dice = _Dice(index, seed)
+    labels = (dice.uniform(0, len(CLASSES))).long()
+    radius = dice.uniform(0.24, 0.425)
+    turn = dice.uniform(0, 2 * math.pi)
+    room = 0.6 * (0.5 - radius) + 0.07
+    jitter = dice.uniform(-1, 1, 2) * room[:, None]
+
+    centres = (torch.arange(size, dtype=torch.float32) + 0.5) / size
+    image = _background(dice, centres)
+
+    x = centres[None, None, :] - _plane(0.5 + jitter[:, 0])
+    y = centres[None, :, None] - _plane(0.5 + jitter[:, 1])
+    cos, sin, scale = _plane(turn.cos()), _plane(turn.sin()), _plane(radius)
+    u, v = (x * cos + y * sin) / scale, (y * cos - x * sin) / scale
+    distance = torch.empty_like(u)
+    for label, outline in enumerate(_OUTLINES):
+        rows = (labels == label).nonzero().squeeze(1)
+        if len(rows):
+            distance[rows] = outline(u[rows], v[rows])
+    distance *= scale
+    image = _paint(image, _surface(dice, u, v), _coverage(distance * size))
+    masks = (distance < 0) * (labels + 1)[:, None, None]
+    return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8), labels, masks.to(torch.uint8)
+
+
+class _Dice:
+    """Uniform numbers of each image, hashed from (seed, image, how many were drawn before)."""
+
+    def __init__(self, index: Tensor, seed: int) -> None:
+        start = _mix(torch.tensor(seed, dtype=torch.int64) * _ODD + 1)
+        self._key = _mix(start + index.to(torch.int64) * _ODD)
+        self._drawn = 0
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Return float64 ``[n,*shape]`` in ``[low, high)``."""
+        count = math.prod(shape)
+        counter = torch.arange(self._drawn + 1, self._drawn + 1 + count)
+        self._drawn += count
+        bits = _mix(self._key[:, None] + counter * _ODD) >> 11 & (2**53 - 1)
+        return (low + (high - low) * (bits.double() / 2**53)).reshape(len(self._key), *shape)
+
+
+_ODD = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number: 2**64 over the golden ratio
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble int64 by the finaliser of SplitMix64 (Steele, Lea and Flood 2014); the shifts are unsigned."""
+    x = (x ^ (x >> 30 & (2**34 - 1))) * -4658895280553007687
+    x = (x ^ (x >> 27 & (2**37 - 1))) * -7723592293110705685
+    return x ^ (x >> 31 & (2**33 - 1))
+
+
+def _plane(values: Tensor) -> Tensor:
+    return values.float()[:, None, None]
+
+
+def _smooth(t: Tensor) -> Tensor:
+    t = t.clamp(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _coverage(distance: Tensor) -> Tensor:
+    """Return how much of a pixel lies inside: distance in pixels, negative inside, softened over one pixel."""
+    return _smooth(0.5 - distance)
+
+
+def _paint(image: Tensor, colour: Tensor, coverage: Tensor) -> Tensor:
+    return image + (colour - image) * coverage[:, None]
+
+
+# --- background -------------------------------------------------------------------------------------------------
+
+
+def _background(dice: _Dice, centres: Tensor) -> Tensor:
+    """Return soft colour noise with a few blurred blobs and strokes: float ``[n,3,S,S]``."""
+    grey = _noise(dice, 1, 5, centres, 0.27)
+    image = 0.45 + grey + _noise(dice, 3, 4, centres, 0.12) + _noise(dice, 3, 9, centres, 0.1)
+    x, y = centres[None, None, :], centres[None, :, None]
+    for softness, width, reach in ((0.10, 0.09, 0.1), (0.10, 0.09, 0.1), (0.02, 0.012, 0.2), (0.02, 0.012, 0.2)):
+        middle = dice.uniform(0, 1, 2)
+        angle = dice.uniform(0, math.pi)
+        half = dice.uniform(0.5 * reach, reach)
+        cos, sin = _plane(angle.cos()), _plane(angle.sin())
+        dx, dy = x - _plane(middle[:, 0]), y - _plane(middle[:, 1])
+        along, across = dx * cos + dy * sin, dy * cos - dx * sin
+        distance = _length((along.abs() - _plane(half)).clamp(min=0), across) - width
+        colour = dice.uniform(0.2, 0.7, 3).float()[:, :, None, None]
+        image = _paint(image, colour, _smooth(0.5 - distance / softness))
+    return image
+
+
+def _noise(dice: _Dice, channels: int, cells: int, centres: Tensor, amplitude: float) -> Tensor:
+    """Return value noise on a lattice of ``cells`` cells, smoothly interpolated: float ``[n,channels,S,S]``."""
+    lattice = dice.uniform(-amplitude, amplitude, channels, cells + 1, cells + 1).float()
+    cell = (centres * cells).floor()
+    weight = _smooth(centres * cells - cell)
+    low = cell.long()
+    rows = lattice[:, :, low] + (lattice[:, :, low + 1] - lattice[:, :, low]) * weight[:, None]
+    left, right = rows[..., low], rows[..., low + 1]
+    return left + (right - left) * weight
+
+
+# --- surface of the object --------------------------------------------------------------------------------------
+
+
+def _surface(dice: _Dice, u: Tensor, v: Tensor) -> Tensor:
+    """Return the object's two colours, mixed by one of six textures: float ``[n,3,S,S]``."""
+    kind = dice.uniform(0, 6).long()
+    period = _plane(dice.uniform(0.4, 0.8))
+    angle = dice.uniform(0, 2 * math.pi)
+    phase = dice.uniform(0, 1, 2)
+    cos, sin = _plane(angle.cos()), _plane(angle.sin())
+    across = (u * cos + v * sin) / period + _plane(phase[:, 0])
+    along = (v * cos - u * sin) / period + _plane(phase[:, 1])
+    cells = 6
+    grain = dice.uniform(0, 1, cells, cells).float()
+
+    mix = torch.zeros_like(u)
+    for texture, rows in ((t, (kind == t).nonzero().squeeze(1)) for t in range(6)):
+        if not len(rows):
+            continue
+        a, b = across[rows], along[rows]
+        if texture == 1:  # stripes
+            mix[rows] = _wave(a)
+        elif texture == 2:  # checks
+            mix[rows] = 0.5 + 2 * (_wave(a) - 0.5) * (_wave(b) - 0.5)
+        elif texture == 3:  # dots
+            mix[rows] = _smooth(2.5 - 6 * _length(a - a.floor() - 0.5, b - b.floor() - 0.5))
+        elif texture == 4:  # noise
+            column, row = a.floor().long() % cells, b.floor().long() % cells
+            mix[rows] = grain[rows].flatten(1).gather(1, (row * cells + column).flatten(1)).view_as(a)
+        elif texture == 5:  # gradient
+            mix[rows] = _smooth(0.5 + 0.6 * (u[rows] * cos[rows] + v[rows] * sin[rows]))
+
+    # Each channel of the object is low or high, the background is between. The two colours differ in one channel, so
+    # that no mixture of them comes near the background and the outline shows everywhere.
+    high = dice.uniform(0, 1, 3) < 0.5
+    other = high ^ (torch.arange(3) == dice.uniform(0, 3, 1).long())
+    first, second = (
+        torch.where(channels, dice.uniform(0.75, 1, 3), dice.uniform(0, 0.15, 3)).float()[:, :, None, None]
+        for channels in (high, other)
+    )
+    return first + (second - first) * mix[:, None]
+
+
+def _wave(t: Tensor) -> Tensor:
+    """Return a smooth wave of period 1 between 0 and 1."""
+    return _smooth(((t - t.floor() - 0.5).abs() * 2 - 0.5) * 2 + 0.5)
+
+
+# --- outlines: signed distance, negative inside, to a shape about the origin that reaches to radius 1 ------------
+
+
+def _length(x: Tensor, y: Tensor) -> Tensor:
+    return (x * x + y * y).sqrt()
+
+
+def _box(x: Tensor, y: Tensor, half_x: float, half_y: float) -> Tensor:
+    dx, dy = x.abs() - half_x, y.abs() - half_y
+    return _length(dx.clamp(min=0), dy.clamp(min=0)) + torch.maximum(dx, dy).clamp(max=0)
+
+
+def _convex(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
+    """Return the largest distance from the sides' lines; corners in the order in which the inside is on the left."""
+    sides = []
+    for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
+        length = math.hypot(x1 - x0, y1 - y0)
+        sides.append(((x - x0) * (y1 - y0) - (y - y0) * (x1 - x0)) / length)
+    return torch.stack(sides).amax(0)
+
+
+def _polar(radius: float, degrees: float) -> tuple[float, float]:
+    return radius * math.cos(math.radians(degrees)), radius * math.sin(math.radians(degrees))
+
+
+def _disc(x: Tensor, y: Tensor) -> Tensor:
+    return _length(x, y) - 0.88
+
+
+def _ring(x: Tensor, y: Tensor) -> Tensor:
+    return (_length(x, y) - 0.72).abs() - 0.2
+
+
+def _square(x: Tensor, y: Tensor) -> Tensor:
+    return _box(x, y, 0.74, 0.74)
+
+
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
+    return _convex(x, y, [_polar(1.05, degrees) for degrees in (90, 210, 330)])
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    # Reflections fold the plane into the tenth that holds the side from the tip at 90° to the notch at 54°
+    x = x.abs()
+    for normal_x, normal_y in (_polar(1, -36), _polar(1, 216)):
+        beyond = (x * normal_x + y * normal_y).clamp(min=0) * 2
+        x, y = x - beyond * normal_x, y - beyond * normal_y
+    x = x.abs()
+    (tip_x, tip_y), (notch_x, notch_y) = (0.0, 1.05), _polar(0.44, 54)
+    length = math.hypot(notch_x - tip_x, notch_y - tip_y)
+    return ((x - tip_x) * (tip_y - notch_y) + (y - tip_y) * (notch_x - tip_x)) / length
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x, y, 0.95, 0.27), _box(x, y, 0.27, 0.95))
+
+
+def _heart(x: Tensor, y: Tensor) -> Tensor:
+    # A square on its corner and a disc on each of its two upper sides
+    half = 0.5
+    body = _box((x + y + 0.2) * math.sqrt(0.5), (y + 0.2 - x) * math.sqrt(0.5), half, half)
+    middle = half * math.sqrt(0.5)
+    lobes = _length(x.abs() - middle, y + 0.2 - middle) - half
+    return torch.minimum(body, lobes)
+
+
+def _arrow(x: Tensor, y: Tensor) -> Tensor:
+    head = _convex(x, y, [(0.0, 1.0), (-0.75, 0.1), (0.75, 0.1)])
+    return torch.minimum(head, _box(x, y + 0.42, 0.2, 0.56))
+
+
+def _crescent(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(_length(x + 0.1, y) - 0.92, 0.72 - _length(x - 0.38, y))
+
+
+def _corner(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x + 0.46, y, 0.24, 0.82), _box(x, y + 0.58, 0.7, 0.24))
+
+
+_OUTLINES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    _disc,
+    _ring,
+    _square,
+    _triangle,
+    _star,
+    _cross,
+    _heart,
+    _arrow,
+    _crescent,
+    _corner,
+)

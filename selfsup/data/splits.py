@@ -1,0 +1,60 @@
+"""From a source to the parts an experiment uses: the hold-out is set aside, then ``limit`` is taken."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selfsup.data.base import DataConfig, ImageDataset, SourceSplits, Splits
+from selfsup.errors import UserError
+from selfsup.registry import sources
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Load a source and take its hold-out and its limited training part.
+
+    The hold-out is ``round(holdout * N)`` of the ``N`` training images, at least one unless ``holdout`` is 0. It is
+    drawn with ``subset_seed`` and left out of both ``train`` and ``pretrain``. ``limit`` draws from what remains with
+    the same seed, so that a larger limit contains a smaller one; where the source has further unlabelled images it
+    limits ``pretrain`` likewise.
+
+    Raises:
+        UserError: ``limit`` or ``holdout`` is outside what the source has, or the source cannot be read.
+    """
+    if not 0 <= config.holdout < 1:
+        raise UserError(f"data.holdout is {config.holdout}; set a fraction from 0 (none) to below 1.")
+    source: SourceSplits = sources[config.name].target(config)
+    count = len(source.train)
+    held = max(1, round(config.holdout * count)) if config.holdout else 0
+    if held >= count:
+        raise UserError(
+            f"data.holdout is {config.holdout}, which leaves nothing of {count} training images; "
+            "lower it or add images."
+        )
+    order = _shuffled(count, config.subset_seed)
+    holdout, rest = order[:held].sort().values, order[held:]
+    if source.pretrain is None:
+        train = pretrain = _limited(source.train, rest, config.limit)
+    else:
+        every = torch.cat([rest, torch.arange(count, len(source.pretrain))])
+        every = every[_shuffled(len(every), config.subset_seed)]
+        pretrain = _limited(source.pretrain, every, config.limit)
+        train = _limited(source.train, rest, config.limit and min(config.limit, len(rest)))
+    return Splits(pretrain, train, source.train.subset(holdout), source.test)
+
+
+def _limited(dataset: ImageDataset, order: Tensor, limit: int | None) -> ImageDataset:
+    if limit is not None:
+        if limit < 1:
+            raise UserError(f"data.limit is {limit}; set it to at least 1, or null for all images.")
+        if limit > len(order):
+            raise UserError(
+                f"data.limit is {limit} but only {len(order)} training images are left of '{dataset.name}' after the "
+                "hold-out; lower data.limit or data.holdout, or set data.limit=null."
+            )
+        order = order[:limit]
+    return dataset.subset(order.sort().values)
+
+
+def _shuffled(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

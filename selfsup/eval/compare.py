@@ -1,0 +1,197 @@
+"""Runs side by side: a table, a file for a page, a file for a spreadsheet and a chart."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from selfsup.errors import UserError
+from selfsup.eval.results import FILE, Record, read_results
+
+MISSING = "–"
+COLUMNS = (
+    "run",
+    "method",
+    "backbone",
+    "data",
+    "epochs",
+    "seed",
+    "split",
+    "kNN",
+    "linear probe",
+    "RankMe",
+    "seconds",
+)
+ACCURACIES = {"kNN": "knn", "linear probe": "linear_probe"}  # column: protocol
+SAME_PROTOCOL = ("data", "split", "image_size", "train_images", "test_images", "k", "temperature", "grid")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a comparison found.
+
+    Attributes:
+        rows: One a run; the keys are ``columns``, None where a run lacks the value. Accuracies are fractions.
+        notes: What a reader has to know: missing results, differences in the protocols.
+        columns: Names of the columns, in order.
+        accuracies: The columns that hold accuracies.
+    """
+
+    rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    columns: tuple[str, ...] = COLUMNS
+    accuracies: tuple[str, ...] = tuple(ACCURACIES)
+
+    def __str__(self) -> str:
+        cells = [list(self.columns), *([self._text(row, column) for column in self.columns] for row in self.rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(self.columns))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([line.rstrip() for line in lines] + [f"note: {note}" for note in self.notes])
+
+    def markdown(self) -> str:
+        """Return the table for a Markdown page, accuracies in percent."""
+        lines = [list(self.columns), ["---"] * len(self.columns)]
+        lines += [[self._text(row, column).replace("|", "\\|") for column in self.columns] for row in self.rows]
+        notes = "".join(f"\n- {note}" for note in self.notes)
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" + (f"{notes}\n" if notes else "")
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``comparison.md``, ``comparison.csv`` (accuracies as fractions) and ``comparison.png``."""
+        from selfsup.eval.figures import comparison_chart
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.md").write_text(self.markdown(), "utf-8")
+        with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        comparison_chart(self, folder / "comparison.png")
+
+    def _text(self, row: dict[str, Any], column: str) -> str:
+        value = row[column]
+        if value is None:
+            return MISSING
+        if column in self.accuracies:
+            return f"{100 * value:.1f} %"
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Table:
+    """Put the results of several runs in one table.
+
+    A run is a folder with a ``config.yaml``, a ``results.json``, or both; baselines such as raw pixels have the second
+    alone. Of each protocol the primary number of the latest epoch is taken, on test images where there are some. The
+    column ``seconds`` is the ``seconds`` metric of the ``training`` protocol.
+
+    Args:
+        run_dirs: Folders of the runs.
+        output: Folder for ``comparison.md``, ``.csv`` and ``.png``, or None.
+
+    Raises:
+        UserError: No run is given, a folder is no run, or a file in it is broken.
+    """
+    if not run_dirs:
+        raise UserError("compare: name at least one run folder.")
+    folders = [Path(run) for run in run_dirs]
+    names = _short_names(folders)
+    rows, notes, used = [], [], {}
+    for folder, name in zip(folders, names, strict=True):
+        row, found, missing = _row(folder, name)
+        rows.append(row)
+        used[name] = found
+        if missing:
+            notes.append(f"{name} has no {' and no '.join(missing)} result; run: selfsup evaluate checkpoint={folder}")
+    table = Table(rows, notes + _differences(used))
+    if output is not None:
+        table.save(output)
+    return table
+
+
+def _row(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Record], list[str]]:
+    """Return the row of a run, the records its accuracies come from, and the columns that have none."""
+    config_path = folder / "config.yaml"
+    if not config_path.exists() and not (folder / FILE).exists():
+        raise UserError(f"'{folder}' is no run: it has neither config.yaml nor {FILE}; name the folder of a run.")
+    config = _read_config(config_path) if config_path.exists() else OmegaConf.create()
+    records = read_results(folder) if (folder / FILE).exists() else []
+    found = {column: _pick(records, protocol) for column, protocol in ACCURACIES.items()}
+    used = {column: record for column, record in found.items() if record is not None}
+    rank, seconds = _pick(records, "diagnostics", "rank_me"), _pick(records, "training", "seconds")
+    reported: Record = next(iter(used.values()), records[0] if records else {})
+    row = {
+        "run": name,
+        "method": _choice(config, "method"),
+        "backbone": _choice(config, "backbone"),
+        "data": reported.get("data") or _choice(config, "data"),
+        "epochs": _first(reported.get("epoch"), OmegaConf.select(config, "trainer.max_epochs")),
+        "seed": _first(OmegaConf.select(config, "seed"), reported.get("seed")),
+        "split": next(iter(used.values()))["split"] if used else None,
+        **{column: record["value"] if record is not None else None for column, record in found.items()},
+        "RankMe": rank["value"] if rank is not None else None,
+        "seconds": seconds["value"] if seconds is not None else None,
+    }
+    return row, used, [column for column, record in found.items() if record is None]
+
+
+def _pick(records: Sequence[Record], protocol: str, metric: str = "top1") -> Record | None:
+    """Return the record to report: primary before others, test before hold-out, the latest epoch, the last written."""
+    fitting = [(place, r) for place, r in enumerate(records) if (r["protocol"], r["metric"]) == (protocol, metric)]
+    if not fitting:
+        return None
+
+    def worth(item: tuple[int, Record]) -> tuple[bool, bool, float, int]:
+        place, record = item
+        epoch = record.get("epoch")
+        return bool(record.get("primary")), record["split"] == "test", -1 if epoch is None else epoch, place
+
+    return max(fitting, key=worth)[1]
+
+
+def _differences(used: dict[str, dict[str, Record]]) -> list[str]:
+    """Say where the runs were not measured in the same way."""
+    notes = []
+    for column in ACCURACIES:
+        for detail in SAME_PROTOCOL:
+            values = {run: records[column].get(detail) for run, records in used.items() if column in records}
+            if len({str(value) for value in values.values()}) > 1:
+                listed = "different grids" if detail == "grid" else ", ".join(f"{v} in {r}" for r, v in values.items())
+                notes.append(f"{column} was not measured in the same way: {detail} is {listed}")
+    return notes
+
+
+def _read_config(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # whatever the YAML reader makes of it
+        raise UserError(f"'{path}' cannot be read as a configuration; restore it or leave the run out.") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"'{path}' is no configuration; restore it or leave the run out.")
+    return config
+
+
+def _choice(config: DictConfig, group: str) -> str | None:
+    value = OmegaConf.select(config, group)
+    if isinstance(value, DictConfig):
+        value = value.get("name")
+    return None if value is None else str(value)
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Name each run by the end of its path, as long as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("compare: a run is named twice; name each folder once.")
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)

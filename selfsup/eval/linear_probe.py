@@ -1,0 +1,251 @@
+"""Linear probe: many linear classifiers on frozen features, trained at once."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from selfsup.errors import UserError
+from selfsup.eval.config import LEARNING_RATES, WEIGHT_DECAYS
+from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
+
+MOMENTUM = 0.9
+SPLIT_OFF = 0.1
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A linear classifier on standardised features.
+
+    Attributes:
+        mean, scale: float32 ``[D]``: a feature ``x`` enters as ``(x - mean) · scale``.
+        weight: float32 ``[D,C]``.
+        bias: float32 ``[C]``.
+        classes: int64 ``[C]``, the label each column stands for.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    classes: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the scores of the classes: float ``[N,D]`` to ``[N,C]``."""
+        return (features - self.mean) * self.scale @ self.weight + self.bias
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Return the label of each row: float ``[N,D]`` to int64 ``[N]``."""
+        return self.classes[self.logits(features).argmax(1)]
+
+
+@dataclass(frozen=True)
+class ProbeSetting:
+    """A learning rate and a weight decay, and what came of them on the images set aside for the choice."""
+
+    learning_rate: float
+    weight_decay: float
+    holdout_accuracy: float
+    holdout_loss: float
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the linear probe found.
+
+    Attributes:
+        accuracy: Fraction of the test images whose class is right, of the chosen setting.
+        chosen: The setting with the highest accuracy on the hold-out (then the lowest loss there).
+        settings: Every setting.
+        selected_on: Images the choice was made on, in words.
+        per_class: Accuracy on the test images of each label.
+        classifier: The chosen classifier.
+        seconds: Time taken.
+    """
+
+    accuracy: float
+    chosen: ProbeSetting
+    settings: list[ProbeSetting]
+    selected_on: str
+    per_class: dict[int, float]
+    classifier: LinearClassifier
+    seconds: float
+
+
+def linear_probe(
+    train: FeatureSet,
+    test: FeatureSet,
+    *,
+    holdout: FeatureSet | None = None,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> ProbeResult:
+    """Train a linear classifier with every learning rate and weight decay, choose one, and test it once.
+
+    Features are standardised with the mean and standard deviation of the training features, so that one grid of
+    learning rates suits every backbone. The classifiers start at zero and take the same batches; see
+    ``train_classifiers``. Test images of a class that no training image has count as errors, with a warning.
+
+    Args:
+        train: Features to train on.
+        test: Features the chosen classifier is tested on.
+        holdout: Features the choice is made on; None sets 10 % of ``train`` aside, drawn with ``seed``, and
+            ``ProbeResult.selected_on`` says so.
+        learning_rates: Learning rates as SGD takes them, not scaled by the batch size.
+        weight_decays: Each is paired with every learning rate.
+        epochs: Passes over the training features.
+        batch_size: Features in a step.
+        seed: Order of the batches, and the split.
+        device: Where to compute; None is the GPU when there is one.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: Missing labels, different widths, features that are not finite, an empty grid.
+    """
+    start = time.perf_counter()
+    if not learning_rates or not weight_decays:
+        raise UserError("eval.probe_learning_rates and eval.probe_weight_decays: give at least one value each.")
+    if epochs < 1 or batch_size < 1:
+        raise UserError("eval.probe_epochs and eval.probe_batch_size: give at least 1.")
+    if holdout is None:
+        train, holdout = _split_off(train, seed)
+        selected_on = f"{SPLIT_OFF:.0%} of train ({len(holdout)} images)"
+    else:
+        selected_on = "holdout"
+    parts = {"train": train, "holdout": holdout, "test": test}
+    labels = {name: known_labels(part, name) for name, part in parts.items()}
+    for name, part in parts.items():
+        check_widths(train, part)
+        check_finite(part.features, f"{name} features")
+
+    where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    classes = torch.unique(labels["train"])
+    mean, scale = _standardiser(train.features)
+    inputs = {name: ((part.features - mean) * scale).to(where) for name, part in parts.items()}
+    targets = {name: _class_positions(values, classes, name).to(where) for name, values in labels.items()}
+    grid = [(rate, decay) for rate in learning_rates for decay in weight_decays]
+    weight, bias = train_classifiers(
+        inputs["train"], targets["train"], len(classes), grid, epochs, batch_size, seed, progress
+    )
+
+    settings = []
+    for (rate, decay), w, b in zip(grid, weight, bias, strict=True):
+        right, loss = _score(inputs["holdout"] @ w + b, targets["holdout"])
+        settings.append(ProbeSetting(rate, decay, right.double().mean().item(), loss))
+    best = max(range(len(grid)), key=lambda i: (settings[i].holdout_accuracy, -settings[i].holdout_loss))
+    right = _score(inputs["test"] @ weight[best] + bias[best], targets["test"])[0].cpu()
+    per_class = {int(c): right[labels["test"] == c].double().mean().item() for c in torch.unique(labels["test"])}
+    classifier = LinearClassifier(mean, scale, weight[best].cpu(), bias[best].cpu(), classes)
+    return ProbeResult(
+        accuracy=right.double().mean().item(),
+        chosen=settings[best],
+        settings=settings,
+        selected_on=selected_on,
+        per_class=per_class,
+        classifier=classifier,
+        seconds=time.perf_counter() - start,
+    )
+
+
+@torch.no_grad()
+def train_classifiers(
+    inputs: Tensor,
+    targets: Tensor,
+    classes: int,
+    grid: Sequence[tuple[float, float]],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Train one softmax classifier for each (learning rate, weight decay) of the grid, all in the same matrix products.
+
+    Each is what SGD with Nesterov momentum 0.9 gives for it alone: mean cross-entropy over the batch, weight decay on
+    weight and bias, learning rate ``η ½ (1 + cos(π t/T))`` at step ``t`` of ``T``, zero at the start. The order of each
+    epoch is the next ``torch.randperm`` of a CPU generator seeded with ``seed``; the last batch may be smaller.
+
+    Args:
+        inputs: float ``[N,D]``.
+        targets: int64 ``[N]``, 0 to ``classes - 1``.
+
+    Returns:
+        Weights ``[G,D,C]`` and biases ``[G,C]`` for the ``G`` settings.
+    """
+    count, width = inputs.shape
+    heads = len(grid)
+    # the bias is the weight of a constant input: one product and one update for both
+    inputs = torch.cat([inputs, inputs.new_ones(count, 1)], dim=1)
+    rates, decays = (inputs.new_tensor(values).view(1, heads, 1) for values in zip(*grid, strict=True))
+    weight = inputs.new_zeros(width + 1, heads, classes)
+    velocity = torch.zeros_like(weight)
+    onehot = F.one_hot(targets, classes).to(inputs.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * math.ceil(count / batch_size)
+    step = 0
+    for _ in tqdm(range(epochs), desc=f"linear probe, {heads} settings", unit="epoch", disable=not progress):
+        order = torch.randperm(count, generator=generator).to(inputs.device)
+        for positions in torch.split(order, batch_size):
+            batch = inputs[positions]
+            error = (batch @ weight.flatten(1)).view(-1, heads, classes).softmax(2)
+            error.sub_(onehot[positions].unsqueeze(1))
+            gradient = (batch.T @ error.flatten(1)).view_as(weight).div_(len(positions)).addcmul_(weight, decays)
+            velocity.mul_(MOMENTUM).add_(gradient)
+            gradient.add_(velocity, alpha=MOMENTUM)
+            weight.addcmul_(gradient, rates, value=-0.5 * (1 + math.cos(math.pi * step / steps)))
+            step += 1
+    weight = weight.transpose(0, 1)
+    return weight[:, :-1], weight[:, -1]
+
+
+def _split_off(train: FeatureSet, seed: int) -> tuple[FeatureSet, FeatureSet]:
+    count = round(SPLIT_OFF * len(train))
+    if not 1 <= count < len(train):
+        raise UserError(f"The linear probe cannot set images aside from {len(train)} training images; give a holdout.")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+
+    def part(positions: Tensor) -> FeatureSet:
+        labels = None if train.labels is None else train.labels[positions]
+        return FeatureSet(train.features[positions], labels, train.index[positions])
+
+    return part(order[count:].sort().values), part(order[:count].sort().values)
+
+
+def _standardiser(features: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = features.mean(0), features.std(0, correction=0)
+    # a dimension that is constant in training says nothing, and its rounding noise must not be blown up
+    used = std > 1e-6 * std.max()
+    return mean, torch.where(used, 1 / std.where(used, torch.ones_like(std)), torch.zeros_like(std))
+
+
+def _class_positions(labels: Tensor, classes: Tensor, name: str) -> Tensor:
+    """Return the position of each label in the sorted classes, -1 where it is not among them."""
+    positions = torch.searchsorted(classes, labels).clamp_(max=len(classes) - 1)
+    positions[classes[positions] != labels] = -1
+    absent = torch.unique(labels[positions < 0]).tolist()
+    if absent:
+        warnings.warn(
+            f"{len(absent)} classes of the {name} features have no training image and count as errors: {absent[:10]}",
+            stacklevel=3,
+        )
+    return positions
+
+
+def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    """Return which rows are right, and the mean cross-entropy; a classifier that diverged is wrong everywhere."""
+    finite = logits.isfinite().all(1)
+    right = (logits.argmax(1) == targets) & finite
+    loss = F.cross_entropy(logits, targets, ignore_index=-1).item() if bool(finite.all()) else math.inf
+    return right, loss

@@ -1,0 +1,45 @@
+"""Collectives that gradients flow through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=ctx.group)
+        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+
+
+def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Concatenate ``x`` of every rank along the first dimension, in rank order.
+
+    The gradient of a rank's part is the sum of what all ranks ask of it. With a loss that averages over a rank's own
+    anchors, the mean that DDP takes over ranks is then the gradient of the single-process loss.
+
+    Args:
+        x: ``[N, ...]``, the same shape on every rank.
+        group: Process group; None is a single process and returns ``x``.
+    """
+    if group is None or dist.get_world_size(group) == 1:
+        return x
+    out: Tensor = _Gather.apply(x, group)  # type: ignore[no-untyped-call]
+    return out
+
+
+def rank_of(group: dist.ProcessGroup | None) -> int:
+    """Return this process's rank in ``group``; 0 for None."""
+    return 0 if group is None else dist.get_rank(group)

@@ -1,0 +1,103 @@
+"""MoCo v2: a query finds the key of its own image among a queue of keys of earlier batches.
+
+Keys come from a slowly moving average of the query network, so the queue stays consistent and the number of negatives
+does not depend on the batch. The key images are shuffled so that BatchNorm statistics cannot give a key away. He et
+al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020; Chen et al., "Improved Baselines with
+Momentum Contrastive Learning", 2020.
+
+Order within a step, as in the authors' code: encode keys, contrast with the queue as it was, then enqueue. The momentum
+update follows the optimiser step, which is the same sequence as theirs just before the next key pass.
+
+Deviations: ``bn_groups`` fixes how many parts of the batch have BatchNorm statistics of their own, however many devices
+there are (the authors always had one part a device, eight of them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from selfsup.distributed import world
+from selfsup.errors import UserError
+from selfsup.functional import info_nce
+from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.nn import FeatureQueue, MomentumEncoder, projection_head, shuffle, split_batch_norm, unshuffle
+from selfsup.registry import methods
+from selfsup.types import Batch, StepOutput, View
+
+
+@dataclass
+class MoCoConfig(MethodConfig):
+    """MoCo's settings, with the defaults of the v2 paper.
+
+    Attributes:
+        temperature: τ of the loss.
+        queue_size: Number of keys kept, at least one batch.
+        momentum: Share of the old key encoder that a step keeps.
+        hidden_dim: Width of the head's hidden layer; None is the width of the backbone's feature.
+        output_dim: Width of query and key.
+        symmetric: Let each view be the query once; the two losses are averaged and both views' keys are enqueued.
+        bn_groups: Parts of the whole batch with BatchNorm statistics of their own. Each rank has its share of them,
+            at least one. With 1 on a single device BatchNorm lets the network recognise keys by their batch.
+    """
+
+    name: str = "moco"
+    temperature: float = 0.2
+    queue_size: int = 65536
+    momentum: float = 0.999
+    hidden_dim: int | None = None
+    output_dim: int = 128
+    symmetric: bool = False
+    bn_groups: int = 8
+
+
+@methods.register("moco", MoCoConfig, optimizer="sgd", augment="moco_v2")
+class MoCo(Method):
+    """Find the momentum encoder's key of the same image among a queue of earlier keys (InfoNCE); MoCo v2."""
+
+    sync_batchnorm = False  # ShuffleBN needs statistics per rank
+
+    def __init__(self, config: MoCoConfig, parts: Parts) -> None:
+        super().__init__(parts)
+        keys_a_step = parts.batch_size * (2 if config.symmetric else 1)
+        if config.queue_size < keys_a_step:
+            raise UserError(
+                f"method.queue_size={config.queue_size} is smaller than the {keys_a_step} keys of a step; "
+                "raise it or lower batch_size."
+            )
+        groups = max(1, config.bn_groups // parts.world_size)
+        if parts.batch_size // parts.world_size < 2 * groups:
+            raise UserError(
+                f"method.bn_groups={config.bn_groups} leaves fewer than two images to a group; "
+                "lower it or raise batch_size."
+            )
+        self.temperature, self.momentum, self.symmetric = config.temperature, config.momentum, config.symmetric
+        dim = self.backbone.dim
+        self.head = projection_head([dim, config.hidden_dim or dim, config.output_dim])
+        if groups > 1:
+            split_batch_norm(self.backbone, groups)
+        self.key_encoder = MomentumEncoder(nn.Sequential(self.backbone, self.head))
+        self.queue = FeatureQueue(config.queue_size, config.output_dim)
+
+    def encode_keys(self, images: Tensor) -> Tensor:
+        """Return the keys of a view, computed in shuffled company."""
+        order = self.batch_permutation(len(images))
+        return unshuffle(self.key_encoder(shuffle(images, order, world())), order, world())
+
+    def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
+        """Return InfoNCE of the queries against the queue as it was before this batch, then enqueue the keys."""
+        first, second = views
+        pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
+        losses, keys = [], []
+        for query_view, key_view in pairs:
+            keys.append(self.encode_keys(key_view.image))
+            query = self.head(self.backbone(query_view.image))
+            losses.append(info_nce(query, keys[-1], self.queue.negatives(), self.temperature))
+        self.queue.enqueue(torch.cat(keys))
+        return StepOutput(torch.stack(losses).mean())
+
+    def after_optimizer_step(self) -> None:
+        """Let the key encoder follow."""
+        self.key_encoder.update(nn.Sequential(self.backbone, self.head), self.momentum)

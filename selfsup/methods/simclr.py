@@ -1,0 +1,60 @@
+"""SimCLR: two views of an image attract, all other images of the batch repel.
+
+Both views go through the backbone and a projection head; NT-Xent contrasts each embedding with all others of the
+batch. The head is thrown away after training. Chen et al., "A Simple Framework for Contrastive Learning of Visual
+Representations", 2020, and "Big Self-Supervised Models are Strong Semi-Supervised Learners", 2020.
+
+Deviations: the loss is the mean over the anchors, as in the papers; the authors' TensorFlow code minimises twice that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from selfsup.distributed import world
+from selfsup.functional import nt_xent
+from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.nn import projection_head
+from selfsup.registry import methods
+from selfsup.types import Batch, StepOutput, View
+
+
+@dataclass
+class SimCLRConfig(MethodConfig):
+    """SimCLR's settings, with the defaults of the authors' code (SimCLR v2).
+
+    Attributes:
+        temperature: τ of the loss.
+        hidden_dim: Width of the head's hidden layers; None is the width of the backbone's feature.
+        output_dim: Width of the embedding.
+        head_layers: Linear layers of the head; the first paper and its CIFAR runs have 2.
+    """
+
+    name: str = "simclr"
+    temperature: float = 0.1
+    hidden_dim: int | None = None
+    output_dim: int = 128
+    head_layers: int = 3
+
+
+@methods.register("simclr", SimCLRConfig, optimizer="lars", augment="simclr")
+class SimCLR(Method):
+    """Contrast two views of each image with all other images of the batch (NT-Xent)."""
+
+    def __init__(self, config: SimCLRConfig, parts: Parts) -> None:
+        super().__init__(parts)
+        self.temperature = config.temperature
+        dim = self.backbone.dim
+        hidden = [config.hidden_dim or dim] * (config.head_layers - 1)
+        self.head = projection_head(
+            [dim, *hidden, config.output_dim], bias=False, batch_norm=True, last_batch_norm=True
+        )
+
+    def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
+        """Return NT-Xent of the two views."""
+        first, second = views
+        features = self.backbone(torch.cat([first.image, second.image]))
+        z1, z2 = self.head(features).chunk(2)
+        return StepOutput(nt_xent(z1, z2, self.temperature, group=world()))

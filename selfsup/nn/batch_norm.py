@@ -1,0 +1,76 @@
+"""Batch normalisation over parts of the batch, so that statistics cannot tell a query which key is its own."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsup.functional.collectives import gather, rank_of
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that normalises consecutive parts of the batch apart, as that many devices would.
+
+    Running statistics follow the mean over the parts. In evaluation it is a plain ``BatchNorm2d``, with the same
+    keys in the state dict. A batch that does not divide has parts that differ by one image.
+
+    Args:
+        splits: Number of parts.
+    """
+
+    def __init__(self, num_features: int, splits: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_features, eps=eps)
+        self.momentum: float = momentum
+        self.splits = splits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[N,C,H,W]``. Raises ValueError when the batch has fewer images than there are parts."""
+        if not self.training:
+            return super().forward(x)
+        if len(x) < self.splits:
+            raise ValueError(f"a batch of {len(x)} images cannot be split into {self.splits} parts")
+        running_mean, running_var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+        means, variances, parts = [], [], []
+        for part in x.tensor_split(self.splits):
+            mean, variance = running_mean.clone(), running_var.clone()
+            parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps))
+            means.append(mean)
+            variances.append(variance)
+        running_mean.copy_(torch.stack(means).mean(0))
+        running_var.copy_(torch.stack(variances).mean(0))
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return torch.cat(parts)
+
+
+def split_batch_norm(module: nn.Module, splits: int) -> None:
+    """Replace every ``BatchNorm2d`` inside ``module`` by a :class:`SplitBatchNorm2d` with the same state.
+
+    Layers that carry more than normalisation (timm's fused norm-activation layers) keep their type: they are
+    subclasses with another forward, and are left alone.
+    """
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            split = SplitBatchNorm2d(child.num_features, splits, child.eps, child.momentum)
+            split.load_state_dict(child.state_dict())
+            setattr(module, name, split)
+        else:
+            split_batch_norm(child, splits)
+
+
+def shuffle(images: Tensor, permutation: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return this rank's share of the images of all ranks in the order of ``permutation`` ``[B]`` (ShuffleBN).
+
+    No gradient flows: keys need none.
+    """
+    share = permutation.chunk(1 if group is None else dist.get_world_size(group))[rank_of(group)]
+    return gather(images.detach(), group)[share]
+
+
+def unshuffle(keys: Tensor, permutation: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Undo :func:`shuffle`: return the keys that belong to this rank's own images, in their order."""
+    return shuffle(keys, permutation.argsort(), group)

@@ -1,0 +1,96 @@
+"""Optimisers by name, learning rates that follow the batch, and the schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from selfsup.errors import UserError
+from selfsup.registry import nearest
+
+
+@dataclass
+class OptimizerConfig:
+    """How the weights move.
+
+    Attributes:
+        name: A timm optimiser: ``momentum`` (SGD with plain momentum), ``sgd`` (with Nesterov's), ``lars``,
+            ``adamw``, ``lamb``, ``lion``, …
+        lr: Learning rate for a batch of ``reference_batch`` images.
+        scaling: How the learning rate follows the batch: ``linear``, ``sqrt`` or ``none``.
+        reference_batch: The batch that ``lr`` is meant for.
+        weight_decay: Decay of the weights.
+        exclude_1d: Leave biases and the scales of normalisation layers out of the decay (LARS then does not adapt
+            them either).
+        momentum: For optimisers that have one.
+        warmup_epochs: Epochs over which the learning rate rises linearly from zero; at most half of the training.
+        final_lr: Learning rate at the end of the cosine, as a fraction of the scaled one.
+        kwargs: Further arguments of the timm optimiser.
+    """
+
+    name: str = "momentum"
+    lr: float = 0.03
+    scaling: str = "linear"
+    reference_batch: int = 256
+    weight_decay: float = 1e-4
+    exclude_1d: bool = True
+    momentum: float = 0.9
+    warmup_epochs: float = 0.0
+    final_lr: float = 0.0
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
+    """Return the learning rate for ``batch_size`` images a step (over all ranks and accumulated batches).
+
+    Raises:
+        UserError: Unknown scaling.
+    """
+    ratio = batch_size / config.reference_batch
+    factors = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}
+    if config.scaling not in factors:
+        raise UserError(f"optimizer.scaling: there is no '{config.scaling}'.{nearest(config.scaling, factors)}")
+    return config.lr * factors[config.scaling]
+
+
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:
+    """Return the factor on the learning rate: linear from 0 to 1, then a half cosine down to ``final``."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> list[dict[str, Any]]:
+    """Split the trainable parameters into those that decay and, with ``exclude_1d``, vectors and scalars that do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not exclude_1d:
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
+    """Build the timm optimiser over parameter groups.
+
+    Raises:
+        UserError: Unknown name, or arguments that it does not take.
+    """
+    known = timm.optim.list_optimizers()
+    if config.name not in known:
+        raise UserError(f"optimizer.name: timm has no optimiser '{config.name}'.{nearest(config.name, known)}")
+    try:
+        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            groups, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, **config.kwargs
+        )
+    except (TypeError, ValueError, ImportError, AssertionError) as error:
+        raise UserError(f"optimizer: '{config.name}' cannot be built with these settings: {error}") from error
+    return optimizer

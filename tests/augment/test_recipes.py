@@ -1,0 +1,109 @@
+"""The recipes against the papers' tables, and the mistakes a person can make."""
+
+import pytest
+
+from selfsup.augment import RECIPES, AugmentConfig, ViewRecipe, build_views
+from selfsup.augment.recipes import view_recipes
+from selfsup.errors import UserError
+from selfsup.types import Normalization
+
+GRAY_STATISTICS = Normalization((0.5,), (0.25,))
+
+# scale, interpolation, (brightness, contrast, saturation, hue), jitter, gray, blur, solarize: of every view in turn
+TABLE = {
+    "simclr": [((0.08, 1.0), "bicubic", (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0.0)],
+    "moco_v1": [((0.2, 1.0), "bilinear", (0.4, 0.4, 0.4, 0.4), 1.0, 0.2, 0.0, 0.0)],
+    "moco_v2": [((0.2, 1.0), "bilinear", (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5, 0.0)],
+    "byol": [
+        ((0.08, 1.0), "bicubic", (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 1.0, 0.0),
+        ((0.08, 1.0), "bicubic", (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.1, 0.2),
+    ],
+    "swav": [
+        ((0.14, 1.0), "bilinear", (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0.0),
+        ((0.05, 0.14), "bilinear", (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0.0),
+    ],
+    "simclr_small": [((0.08, 1.0), "bicubic", (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0, 0.0)],
+    "moco_v2_small": [((0.08, 1.0), "bilinear", (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0, 0.0)],
+    "byol_small": [
+        ((0.08, 1.0), "bicubic", (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.0, 0.0),
+        ((0.08, 1.0), "bicubic", (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.0, 0.2),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_recipes_hold_the_papers_values(name):
+    views = [view for group in RECIPES[name] for view in group]
+    for view, expected in zip(views, TABLE[name], strict=True):
+        jitter = (view.brightness, view.contrast, view.saturation, view.hue)
+        values = (view.scale, view.interpolation, jitter, view.jitter_p, view.gray_p, view.blur_p, view.solarize_p)
+        assert values == expected
+        assert view.flip_p == 0.5
+        assert view.gray_before_jitter == (name == "moco_v1")
+
+
+def test_every_recipe_has_a_small_version():
+    large = {name for name in RECIPES if not name.endswith("_small")}
+    assert {name.removesuffix("_small") for name in RECIPES if name.endswith("_small")} == large
+
+
+def test_views_of_a_group_take_turns():
+    first, second = RECIPES["byol"][0]
+    assert view_recipes("byol", [3]) == [first, second, first]
+    large, small = RECIPES["swav"][0][0], RECIPES["swav"][1][0]
+    assert view_recipes("swav", [2, 3]) == [large, large, small, small, small]
+
+
+@pytest.mark.parametrize(
+    ("config", "image_size", "expected"),
+    [
+        (AugmentConfig("byol"), 32, "byol_small"),
+        (AugmentConfig("byol"), 64, "byol_small"),
+        (AugmentConfig("byol"), 65, "byol"),
+        (AugmentConfig("byol", small=False), 32, "byol"),
+        (AugmentConfig("byol", small=True), 224, "byol_small"),
+        (AugmentConfig("byol_small"), 32, "byol_small"),
+        (AugmentConfig("byol_small"), 224, "byol_small"),
+    ],
+)
+def test_the_image_size_selects_the_small_version(config, image_size, expected):
+    views = build_views(config, image_size, GRAY_STATISTICS)
+    assert views.recipes == RECIPES[expected][0]
+    assert views.sizes == (image_size, image_size)
+
+
+def test_override_replaces_values_in_every_view():
+    views = build_views(
+        AugmentConfig("swav", False, [64, 32], [2, 2], {"blur_p": 0, "ratio": [0.5, 2.0]}), 64, GRAY_STATISTICS
+    )
+    assert [view.blur_p for view in views.recipes] == [0] * 4
+    assert [view.ratio for view in views.recipes] == [(0.5, 2.0)] * 4
+    assert [view.scale[1] for view in views.recipes] == [1.0, 1.0, 0.14, 0.14]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (AugmentConfig("simcrl"), "Did you mean 'simclr'"),
+        (AugmentConfig(override={"blurp": 0.0}), "Did you mean 'blur_p'"),
+        (AugmentConfig(override={"blur_p": 1.5}), "blur_p is 1.5"),
+        (AugmentConfig(override={"hue": 0.6}), "hue is 0.6"),
+        (AugmentConfig(override={"hue": "much"}), "hue is 'much'"),
+        (AugmentConfig(override={"scale": [0.5]}), "scale is"),
+        (AugmentConfig(override={"scale": [0.9, 0.1]}), "scale is"),
+        (AugmentConfig(override={"interpolation": "nearest"}), "'bilinear' or 'bicubic'"),
+        (AugmentConfig(override={"gray_before_jitter": 1}), "true or false"),
+        (AugmentConfig(sizes=[32, 16]), "augment.counts 1"),
+        (AugmentConfig(sizes=[], counts=[]), "augment.sizes"),
+        (AugmentConfig(counts=[0]), "at least 1"),
+        (AugmentConfig("simclr", sizes=[32, 16], counts=[2, 2]), "swav"),
+    ],
+)
+def test_mistakes_are_named(config, message):
+    with pytest.raises(UserError, match=message):
+        build_views(config, 32, GRAY_STATISTICS)
+
+
+def test_recipe_fields_are_checked_in_python_too():
+    with pytest.raises(UserError, match="solarize_threshold"):
+        ViewRecipe(solarize_threshold=2.0)

@@ -1,0 +1,174 @@
+"""The whole pipeline: against torchvision image by image, and what it promises about seeds, batches and types."""
+
+import dataclasses
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from selfsup.augment import RECIPES, ViewGenerator, ViewRecipe, fold_in, multi_crop, two_crop
+from selfsup.augment.draws import draw
+from selfsup.types import Normalization
+
+IDENTITY = Normalization((0.0,), (1.0,))
+COLOR = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+
+
+def photographs(count=12, channels=3, size=(40, 48)):
+    """Smooth images with some noise, uint8."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, channels, 6, 6, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")
+    noisy = smooth + 0.05 * torch.randn(smooth.shape, generator=generator)
+    return (noisy.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def reference_view(image, recipe, draws, row, size):
+    """One view of one image by torchvision's functions, in the paper's order."""
+    top, left, height, width = draws.box[row].tolist()
+    mode = InterpolationMode(recipe.interpolation)
+    view = F.resized_crop(image, top, left, height, width, [size, size], interpolation=mode, antialias=True).clamp(0, 1)
+    if draws.flip[row]:
+        view = F.horizontal_flip(view)
+    if recipe.gray_before_jitter and draws.gray[row]:
+        view = F.rgb_to_grayscale(view, 3)
+    if draws.jitter[row]:
+        for which in draws.order[row].tolist():
+            view = COLOR[which](view, draws.factors[row, which].item())
+    if not recipe.gray_before_jitter and draws.gray[row]:
+        view = F.rgb_to_grayscale(view, 3)
+    if draws.blur[row]:
+        kernel = max(3, 2 * (int(size * recipe.blur_kernel) // 2) + 1)
+        view = F.gaussian_blur(view, [kernel, kernel], [draws.sigma[row].item()] * 2)
+    return F.solarize(view, recipe.solarize_threshold) if draws.solarize[row] else view
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_views_equal_torchvisions_operations(name):
+    recipes = [dataclasses.replace(recipe, solarize_p=0.5) for group in RECIPES[name] for recipe in group]
+    size = 51
+    images = photographs()
+    views = ViewGenerator(recipes, [size] * len(recipes), IDENTITY)(images, seed=4)
+    for number, (recipe, view) in enumerate(zip(recipes, views, strict=True)):
+        draws = draw(recipe, fold_in(4, number), torch.arange(len(images)), *images.shape[-2:])
+        expected = [reference_view(image / 255, recipe, draws, row, size) for row, image in enumerate(images)]
+        torch.testing.assert_close(view.image, torch.stack(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco_v1", "byol_small"])
+def test_views_of_an_image_do_not_depend_on_its_batch(name):
+    images = photographs(40, size=(30, 26))
+    index = torch.arange(40) * 17 + 5
+    generator = two_crop(name, 32)
+    whole = generator(images, seed=1, index=index)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    for chosen in (order, order[:7], order[:1]):
+        for view, expected in zip(generator(images[chosen], seed=1, index=index[chosen]), whole, strict=True):
+            assert torch.equal(view.to_source, expected.to_source[chosen])
+            torch.testing.assert_close(view.image, expected.image[chosen], rtol=0, atol=5e-6)
+
+
+def test_views_differ_between_seeds_epochs_indices_and_views():
+    image = photographs(1).expand(6, -1, -1, -1)
+    generator = two_crop("simclr", 32)
+    first = generator(image)
+    assert len(torch.unique(torch.cat([view.to_source for view in first]), dim=0)) == 12
+    same = generator(image, seed=0, index=torch.arange(6))
+    assert all(torch.equal(a.image, b.image) for a, b in zip(first, same, strict=True))
+    for other in (generator(image, seed=1), generator(image, seed=fold_in(0, 1))):
+        assert (other[0].to_source - first[0].to_source).abs().amax(dim=(1, 2)).min() > 0
+    stepped = generator(image, step=3)  # no extra operation reads it
+    assert torch.equal(stepped[1].image, first[1].image)
+
+
+def test_uint8_and_float_images_agree():
+    images = photographs()
+    generator = two_crop("byol", 32)
+    for exact, scaled in zip(generator(images), generator(images / 255), strict=True):
+        assert exact.image.dtype == torch.float32
+        torch.testing.assert_close(exact.image, scaled.image, rtol=0, atol=1e-6)
+    halves = generator((images / 255).half())
+    assert halves[0].image.dtype == torch.float32
+
+
+def test_autocast_changes_nothing():
+    images = photographs()
+    generator = two_crop("simclr", 32)
+    expected = generator(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        views = generator(images)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(views, expected, strict=True))
+
+
+def test_images_are_left_as_they_are_and_carry_no_gradient():
+    images = (photographs() / 255).requires_grad_()
+    before = images.detach().clone()
+    views = two_crop("byol", 40)(images)
+    assert torch.equal(images, before)
+    assert not any(view.image.requires_grad for view in views)
+
+
+def test_normalization():
+    images = photographs(4)
+    statistics = Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    plain = multi_crop("simclr", [24], [2], IDENTITY)(images)
+    normalised = multi_crop("simclr", [24], [2], statistics)(images)
+    for raw, view in zip(plain, normalised, strict=True):
+        assert raw.image.min() >= 0
+        assert raw.image.max() <= 1
+        torch.testing.assert_close(view.image, F.normalize(raw.image, statistics.mean, statistics.std))
+
+
+def test_one_channel():
+    images = photographs(6, channels=1)
+    recipe = ViewRecipe(jitter_p=1.0, gray_p=1.0, saturation=0.9, hue=0.5, brightness=0.0, contrast=0.0)
+    plain = dataclasses.replace(recipe, jitter_p=0.0, gray_p=0.0)
+    colored, expected = (ViewGenerator([r], [32])(images)[0].image for r in (recipe, plain))
+    assert colored.shape == (6, 1, 32, 32)
+    assert torch.equal(colored, expected)
+    # three statistics meet one channel as their mean
+    mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
+    raw = ViewGenerator([plain], [32], IDENTITY)(images)[0].image
+    torch.testing.assert_close(expected, (raw - mean) / std)
+
+
+def test_multi_crop_sizes_and_counts():
+    views = multi_crop("swav", (32, 12), (2, 3))(photographs(5))
+    assert [tuple(view.image.shape) for view in views] == [(5, 3, 32, 32)] * 2 + [(5, 3, 12, 12)] * 3
+    areas = [view.to_source[:, 0, 0].abs() * view.to_source[:, 1, 1] for view in views]
+    assert all(area.max() < 0.2 for area in areas[2:])
+    assert max(area.max() for area in areas[:2]) > 0.2
+    assert not list(multi_crop().parameters())
+
+
+@pytest.mark.parametrize("field", ["flip_p", "jitter_p", "gray_p", "blur_p", "solarize_p"])
+def test_each_operation_is_applied_always_or_never(field):
+    nothing = ViewRecipe(
+        scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_p=0.0, jitter_p=0.0, gray_p=0.0, brightness=0.9, saturation=0.9
+    )
+    images = photographs(20, size=(32, 32))
+    never = ViewGenerator([nothing], [32], IDENTITY)(images)[0].image
+    torch.testing.assert_close(never, images / 255)
+    always = ViewGenerator([dataclasses.replace(nothing, **{field: 1.0})], [32], IDENTITY)(images)[0].image
+    assert (always - never).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("images", "index", "message"),
+    [
+        (torch.zeros(3, 8, 8), None, "B,C,H,W"),
+        (torch.zeros(2, 2, 8, 8), None, "one channel or three"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), None, "uint8"),
+        (torch.zeros(2, 3, 8, 8), torch.arange(3), r"index must be int64 .*\(2\)"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), "index must be int64"),
+    ],
+)
+def test_wrong_inputs_are_refused(images, index, message):
+    with pytest.raises(ValueError, match=message):
+        two_crop("simclr", 8)(images, index=index)
+
+
+def test_an_empty_batch_gives_empty_views():
+    views = two_crop("byol", 16)(torch.zeros(0, 3, 8, 8))
+    assert [tuple(view.image.shape) for view in views] == [(0, 3, 16, 16)] * 2
