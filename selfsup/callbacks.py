@@ -123,13 +123,16 @@ class Stopwatch(pl.Callback):
 
 
 class WatchLoss(pl.Callback):
-    """End the run when the loss is not finite. Looks only when a row is logged, to keep the device from waiting."""
+    """End the run when the loss is not finite. Looks only now and then, to keep the device from waiting."""
+
+    def __init__(self, every_steps: int) -> None:
+        self.every_steps = every_steps
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, Method)
-        if (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.every_steps == 0:
             require_finite(module)
 
 

@@ -22,7 +22,9 @@ INFO = "selfsup"
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's way to the disk: a checkpoint replaces the one before only when it is complete."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write beside the target, flush to the disk, then rename.
 
         Raises:
@@ -47,7 +49,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 "The checkpoint before it, if there is one, is unharmed."
             ) from error
 
-    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
         """Read a checkpoint; always with ``weights_only``, whatever the caller says."""
         return read_checkpoint(path)
 
@@ -89,10 +93,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only" in str(error) or "Unsupported" in str(error):
-            raise UserError(f"{file} holds more than tensors and plain values and is refused, as loading it could run code.") from error
+            raise UserError(
+                f"{file} holds more than tensors and plain values and is refused, as loading it could run code."
+            ) from error
         raise UserError(f"{file} is not a checkpoint, or a damaged one.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise UserError(f"{file} is not a checkpoint, or is truncated ({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} is not a checkpoint, or is truncated ({reason}).") from error
     if not isinstance(content, dict) or INFO not in content or "state_dict" not in content:
         raise UserError(f"{file} is a file of tensors but no checkpoint of selfsup.")
     return cast(dict[str, Any], content)
@@ -113,5 +120,7 @@ def load_backbone(path: str | Path) -> Backbone:
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit the network it names: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(
+            f"{path}: the weights do not fit the network it names: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return backbone.eval()

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            print(f"selfsup {name}: {error.filename or 'a file'} could not be written: {error.strerror}.", file=sys.stderr)
+            print(
+                f"selfsup {name}: {error.filename or 'a file'} could not be written: {error.strerror}.", file=sys.stderr
+            )
             return 2
         raise
     except KeyboardInterrupt:
@@ -113,19 +115,19 @@ def _sweep(arguments: Arguments) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from selfsup import configs
-    from selfsup.config import explain, finish
+    from selfsup.config import explain, finish, open_dicts
 
-    @hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")
     def job(config: DictConfig) -> None:
         code = _run_training(finish(config))
         if code:
             raise KeyboardInterrupt
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *arguments]
+    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *open_dicts(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
+    sweep = hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")(job)
     try:
-        job()
+        sweep()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, "train")) from error
     return 0

@@ -27,7 +27,6 @@ from selfsup.optimization import OptimizerConfig
 from selfsup.registry import methods, nearest, sources
 
 
-
 @dataclass
 class TrainerConfig:
     """How long and on what the training runs; Lightning does it.
@@ -170,7 +169,7 @@ def load_config(overrides: Sequence[str] = (), *, file: str | Path | None = None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("selfsup.configs", version_base="1.3"):
-            return finish(compose(kind, overrides=overrides))
+            return finish(compose(kind, overrides=open_dicts(overrides, kind)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, kind)) from error
 
@@ -236,7 +235,10 @@ def explain(error: Exception, kind: str) -> str:
         return f"There is no setting '{found.group(1)}'.{nearest(found.group(1), _keys(kind))}"
     if isinstance(error, OverrideParseException):
         return f"An override could not be read: {text}"
-    if isinstance(error, ConfigCompositionException | OmegaConfBaseException) and (key_at := details.find("full_key")) > 0:
+    if (
+        isinstance(error, ConfigCompositionException | OmegaConfBaseException)
+        and (key_at := details.find("full_key")) > 0
+    ):
         key = details[key_at:].split()[1]
         reason = details[:key_at].strip().removeprefix(f"Error merging override {key}").strip()
         reason = reason.split("Error merging override")[-1].strip()
@@ -252,15 +254,22 @@ def choices(group: str) -> set[str]:
     return yaml | (set(registered) if registered is not None else set())
 
 
-def _keys(kind: str) -> set[str]:
-    def walk(node: Any, prefix: str) -> Iterator[str]:
-        for f in dataclasses.fields(node):
-            yield f"{prefix}{f.name}"
-            value = getattr(node, f.name)
-            if dataclasses.is_dataclass(value):
-                yield from walk(value, f"{prefix}{f.name}.")
+def open_dicts(overrides: Sequence[str], kind: str = "train") -> list[str]:
+    """Mark what goes into a free dictionary (``optimizer.kwargs.betas``), which Hydra takes only with ``++``."""
+    free = [key for key, value in _walk(_SCHEMAS[kind]()) if isinstance(value, dict)]
+    return [f"++{o}" if any(o.startswith((f"{key}=", f"{key}.")) for key in free) else o for o in overrides]
 
-    keys = set(walk(_SCHEMAS[kind](), "")) | {"experiment"}
+
+def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for f in dataclasses.fields(node):
+        value = getattr(node, f.name)
+        yield f"{prefix}{f.name}", value
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{prefix}{f.name}.")
+
+
+def _keys(kind: str) -> set[str]:
+    keys = {key for key, _ in _walk(_SCHEMAS[kind]())} | {"experiment"}
     for group, registry in (("method", methods), ("data", sources)):
         for name in registry:
             keys |= {f"{group}.{f.name}" for f in dataclasses.fields(registry[name].config)}

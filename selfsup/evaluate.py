@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -33,9 +34,10 @@ def load_evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
             f"Say what to evaluate: checkpoint=RUN, a .ckpt file, or one of {', '.join(BASELINES)} (with data=…)."
         )
     if checkpoint in BASELINES or "data" in given:
-        return load_config(overrides, kind="evaluate")
+        return cast(EvaluateConfig, load_config(overrides, kind="evaluate"))
     saved = read_checkpoint(checkpoint)[INFO]["config"]
-    return from_values({"data": saved["data"], "backbone": saved["backbone"]}, overrides, kind="evaluate")
+    values = {"data": saved["data"], "backbone": saved["backbone"]}
+    return cast(EvaluateConfig, from_values(values, overrides, kind="evaluate"))
 
 
 def evaluate(config: EvaluateConfig, protocols: Sequence[str] = PROTOCOLS, progress: bool = True) -> list[Record]:

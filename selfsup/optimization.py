@@ -67,7 +67,7 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, final: float =
 
 
 def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those that decay and, with ``exclude_1d``, vectors and scalars that do not."""
+    """Split the trainable parameters into those that decay and, with ``exclude_1d``, 1-D ones that do not."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not exclude_1d:
         return [{"params": parameters, "weight_decay": weight_decay}]

@@ -75,7 +75,10 @@ def _with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
     """Give the dataclass a Hydra defaults list; Hydra takes the field out when it composes."""
     if not overrides:
         return config
-    defaults: list[Any] = [*({f"override /{group}@_global_.{group}": choice} for group, choice in overrides.items()), "_self_"]
+    defaults: list[Any] = [
+        *({f"override /{group}@_global_.{group}": choice} for group, choice in overrides.items()),
+        "_self_",
+    ]
     new_field = ("defaults", list[Any], dataclasses.field(default_factory=lambda: list(defaults)))
     return dataclasses.make_dataclass(config.__name__, [new_field], bases=(config,))
 

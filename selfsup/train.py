@@ -19,10 +19,10 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from selfsup.augment import build_views
 from selfsup.callbacks import MetricsCsv, OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure, WatchLoss
@@ -37,6 +37,7 @@ from selfsup.methods import Method, Parts
 from selfsup.nn import build_backbone
 from selfsup.optimization import scaled_lr
 from selfsup.registry import methods
+
 
 def train(config: TrainConfig) -> Path:
     """Train a method and return the run folder.
@@ -79,10 +80,12 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
     """
     data = splits.pretrain
     if len(config.data.mean) != data.channels or len(config.data.std) != data.channels:
-        raise UserError(f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}.")
+        raise UserError(
+            f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}."
+        )
     backbone = build_backbone(config.backbone, data.channels, data.normalization)
     # convolutions on a CPU and on tensor cores are faster with the channels innermost; the values are the same
-    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.to(memory_format=torch.channels_last)
     views = build_views(config.augment, config.data.image_size, data.normalization)
     parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed)
     method: Method = methods[config.method.name].target(config.method, parts)
@@ -102,7 +105,9 @@ class _Data(pl.LightningDataModule):
         super().__init__()
         self.splits, self.config = splits, config
 
-    def loader(self, rank: int = 0, world_size: int = 1, position: Callable[[], tuple[int, int]] | None = None) -> TrainLoader:
+    def loader(
+        self, rank: int = 0, world_size: int = 1, position: Callable[[], tuple[int, int]] | None = None
+    ) -> TrainLoader:
         """Return the loader of one rank."""
         config = self.config
         return TrainLoader(
@@ -139,7 +144,7 @@ def _build_trainer(
 ) -> pl.Trainer:
     settings, online = config.trainer, config.online
     views = ViewsFigure(run_dir / "figures" / "views.png", splits.pretrain)
-    callbacks: list[pl.Callback] = [stopwatch, views, WatchLoss()]
+    callbacks: list[pl.Callback] = [stopwatch, views, WatchLoss(settings.log_every_steps)]
     if online.every_epochs:
         callbacks.append(OnlineEvaluation(splits, online))
     # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong
@@ -196,19 +201,30 @@ def _loggers(config: TrainConfig, run_dir: Path, resumed_step: int) -> list[Logg
                 )
             )
     except ModuleNotFoundError as error:
-        raise UserError(f"logger: {error}; pip install 'selfsup[tensorboard,wandb]' brings what the loggers need.") from error
+        raise UserError(
+            f"logger: {error}; pip install 'selfsup[tensorboard,wandb]' brings what the loggers need."
+        ) from error
     return loggers
 
 
 def _choose_run_dir(config: TrainConfig) -> Path:
     if config.run_dir is not None:
         run_dir = Path(config.run_dir)
-        if run_dir.exists() and rank_zero_only.rank == 0:
-            raise UserError(f"run_dir: {run_dir} exists and is not overwritten; choose another, or go on with resume={run_dir}.")
+        if run_dir.exists() and _is_first_process():
+            raise UserError(
+                f"run_dir: {run_dir} exists and is not overwritten; choose another, or go on with resume={run_dir}."
+            )
         return run_dir
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{config.method.name}-{config.data.name}-seed{config.seed}-{stamp}"
-    return next(path for n in itertools.count() if not (path := Path("runs") / (name + (f"-{n}" if n else ""))).exists())
+    return next(
+        path for n in itertools.count() if not (path := Path("runs") / (name + (f"-{n}" if n else ""))).exists()
+    )
+
+
+def _is_first_process() -> bool:
+    """Whether this is rank 0: the others are started by it, when it has already made the folder."""
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 def _start_run_dir(run_dir: Path, config: TrainConfig) -> None:
@@ -256,12 +272,13 @@ def _training_record(config: TrainConfig, splits: Splits, seconds: float) -> Rec
 def _announce(config: TrainConfig, splits: Splits, run_dir: Path, method: Method) -> None:
     weights = sum(p.numel() for p in method.backbone.parameters())
     effective = config.batch_size * config.trainer.accumulate
+    sizes = ", ".join(map(str, dict.fromkeys(method.views.sizes)))
     print(
         f"{config.method.name} on {len(splits.pretrain):,} images of {config.data.name} ({config.data.image_size} px), "
         f"{config.backbone.name} with {weights / 1e6:.2f} M weights, {config.trainer.max_epochs} epochs of "
         f"{len(splits.pretrain) // config.batch_size} steps, batch {config.batch_size}, "
         f"learning rate {scaled_lr(config.optimizer, effective):.4g} ({config.optimizer.name}), "
-        f"{len(method.views.sizes)} {config.augment.recipe} views of {', '.join(map(str, dict.fromkeys(method.views.sizes)))} px"
+        f"{len(method.views.sizes)} {config.augment.recipe} views of {sizes} px"
         f"\nrun folder: {run_dir}",
         flush=True,
     )
@@ -277,7 +294,13 @@ def _announce(config: TrainConfig, splits: Splits, run_dir: Path, method: Method
 def _quieten() -> None:
     """Silence what Lightning says about choices that are made here on purpose."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (".*num_workers.*", ".*lr_scheduler.step.*", ".*GPU available.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+    for message in (
+        ".*num_workers.*",
+        ".*lr_scheduler.step.*",
+        ".*GPU available.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

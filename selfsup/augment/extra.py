@@ -50,15 +50,17 @@ def apply_extra(extra: nn.ModuleList, image: Tensor, to_source: Tensor, seed: in
 
 def _build(position: int, entry: Mapping[str, Any]) -> nn.Module:
     where = f"augment.extra[{position}]"
-    if "name" not in entry or set(entry) - {"name", "params"}:
-        raise UserError(f"{where} has the keys {sorted(entry)}; it takes 'name' and, if need be, 'params'.")
+    if not isinstance(entry, Mapping) or "name" not in entry or set(entry) - {"name", "params"}:
+        raise UserError(f"{where} is {entry!r}; it takes the keys 'name' and, if need be, 'params'.")
     known = _known()
     name = entry["name"]
     if name not in known:
         raise UserError(f"{where}.name: Kornia has no 2D augmentation '{name}'.{nearest(str(name), known)}")
-    params = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.get("params", {}).items()}
+    params = entry.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise UserError(f"{where}.params is {params!r}; it takes the arguments of {name} by name.")
     try:
-        return known[name](**params)
+        return known[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in params.items()})
     except Exception as error:  # each class has its own checks and kinds of error
         raise UserError(f"{where}.params: {name} refuses them: {error}") from error
 

@@ -63,11 +63,12 @@ def _show(axis: Axes, image: Tensor) -> None:
     pixels = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
+    axis.autoscale(False)  # a rotated crop may reach beyond the image
 
 
 def _draw_crop(axis: Axes, to_source: Tensor, height: int, width: int, color: tuple[float, ...]) -> None:
     corners = to_source.new_tensor([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]])
     # imshow puts the centre of the first pixel at 0; a NaN map draws nothing
     x, y = ((corners @ to_source.T) * to_source.new_tensor([width, height]) - 0.5).T.cpu().numpy()
-    axis.plot(x, y, color=color, linewidth=1.5, clip_on=False)
-    axis.plot(x[:1], y[:1], "o", color=color, markersize=4, clip_on=False)
+    axis.plot(x, y, color=color, linewidth=1.5)
+    axis.plot(x[:1], y[:1], "o", color=color, markersize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +21,8 @@ from selfsup.functional.geometry import crop_to_source
 from selfsup.types import Normalization, View
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-SMALL_IMAGE = 64
+SMALL_IMAGE = 64  # largest side that takes a recipe's small version by itself
+CACHED_VALUES = 2**18  # numbers that an operation works on at a time on a CPU: 1 MiB
 _COLOR_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     operations.adjust_brightness,
     operations.adjust_contrast,
@@ -167,8 +169,11 @@ def _augment(source: Tensor, recipe: ViewRecipe, draws: Draws, size: int) -> Ten
 def _apply(operation: Callable[..., Tensor], image: Tensor, chosen: Tensor, *parameters: Tensor) -> None:
     """Replace the chosen images (bool ``[B]`` on the CPU) by the operation's result."""
     position = chosen.nonzero().squeeze(1).to(image.device)
-    if len(position):
-        image[position] = operation(image[position], *(parameter[position] for parameter in parameters))
+    # On a CPU the operation's intermediate results then stay in the cache
+    portion = max(1, CACHED_VALUES // math.prod(image.shape[1:]) if image.device.type == "cpu" else len(position))
+    for start in range(0, len(position), portion):
+        part = position[start : start + portion]
+        image[part] = operation(image[part], *(parameter[part] for parameter in parameters))
 
 
 def _check(images: Tensor, index: Tensor | None) -> None:

@@ -7,8 +7,11 @@ torchvision (Kornia's plain ``adjust_brightness`` adds); grey weights are 0.2989
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from selfsup.augment.recipes import Interpolation
 
@@ -41,15 +44,21 @@ def resize_matrix(
     The filter (triangle, or Keys' cubic with a = -0.5) is widened by the down-sampling factor, cut at the ends of the
     crop, and each row sums to 1.
     """
+    radius = 1 if interpolation == "bilinear" else 2
+    # No crop needs more taps than the whole image does, so their number is known without a look at the data
+    taps = min(source, math.ceil(2 * radius * max(source / target, 1)) + 1)
     step = (length / target)[:, None]
     offset = (torch.arange(target, device=start.device, dtype=start.dtype) + 0.5) * step
-    centre = start[:, None] + torch.where(reverse[:, None], length[:, None] - offset, offset)
-    pixel = torch.arange(source, device=start.device, dtype=start.dtype) + 0.5
-    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
-    distance = ((pixel - centre[:, :, None]) / step.clamp_min(1)[:, :, None]).abs_()
+    centre = (start[:, None] + torch.where(reverse[:, None], length[:, None] - offset, offset))[:, :, None]
+    widening = step.clamp_min(1)[:, :, None]
+    first = (centre - radius * widening).floor_().clamp_(0, source - taps)
+    pixel = first + torch.arange(taps, device=start.device)
+    low, high = start[:, None, None], (start + length)[:, None, None]
+    distance = (pixel + 0.5 - centre).div_(widening).abs_()
     weight = _triangle(distance) if interpolation == "bilinear" else _keys_cubic(distance)
-    weight *= inside[:, None]
-    return weight.div_(weight.sum(dim=2, keepdim=True))
+    weight *= (pixel >= low) & (pixel < high)
+    weight /= weight.sum(dim=2, keepdim=True)
+    return weight.new_zeros(len(start), target, source).scatter_(2, pixel.long(), weight)
 
 
 def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -57,8 +66,9 @@ def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     On CUDA the products follow the process's TF32 setting.
     """
-    wide = torch.bmm(images.flatten(1, 2), columns.transpose(1, 2))
-    return torch.matmul(rows[:, None], wide.unflatten(1, images.shape[1:3]))
+    wide = torch.bmm(images.flatten(1, 2), columns.transpose(1, 2)).view(*images.shape[:3], columns.shape[1])
+    # one product a channel: a broadcast product would copy the matrices for every channel first
+    return torch.stack([torch.bmm(rows, channel) for channel in wide.unbind(1)], dim=1)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -116,18 +126,18 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
     """Return ``[B,size,size]``: the blur along one axis, its reflected borders included."""
     radius = kernel // 2
-    weight = torch.exp(-0.5 * (torch.arange(radius + 1, device=sigma.device) / sigma[:, None]).square())
+    reach = torch.arange(radius + 1, device=sigma.device)
+    weight = torch.exp(-0.5 * (reach / sigma[:, None]).square())
+    weight = functional.threshold(weight, 1e-12, 0.0)  # nothing to see, but subnormal numbers make the product crawl
     weight = weight / (weight[:, :1] + 2 * weight[:, 1:].sum(dim=1, keepdim=True))
-    by_distance = torch.nn.functional.pad(weight, (0, 1))  # the last entry, zero, stands for everything further away
     place = torch.arange(size, device=sigma.device)
     target, source = place[:, None], place[None, :]
-    beyond = radius + 1
     # A source pixel also stands in for its mirror images beyond both borders; the border pixels have none.
-    mirrored_low = torch.where(source > 0, target + source, beyond)
-    mirrored_high = torch.where(source < size - 1, 2 * (size - 1) - target - source, beyond)
-    distances = ((target - source).abs(), mirrored_low, mirrored_high)
-    direct, low, high = (by_distance[:, distance.clamp(max=beyond)] for distance in distances)
-    return direct.add_(low).add_(high)
+    low = torch.where(source > 0, target + source, kernel)
+    high = torch.where(source < size - 1, 2 * (size - 1) - target - source, kernel)
+    distance = torch.stack([(target - source).abs(), low, high])
+    spread = (distance == reach[:, None, None, None]).sum(dim=1).to(weight.dtype)
+    return (weight @ spread.flatten(1)).view(-1, size, size)
 
 
 def solarize(images: Tensor, threshold: float) -> Tensor:
@@ -156,6 +166,7 @@ def _triangle(distance: Tensor) -> Tensor:
 
 
 def _keys_cubic(distance: Tensor) -> Tensor:
-    near = ((1.5 * distance - 2.5) * distance).mul_(distance).add_(1)
-    far = ((-0.5 * distance + 2.5) * distance - 4).mul_(distance).add_(2)
-    return torch.where(distance < 1, near, far.mul_(distance < 2))
+    """With u = (2 - d)₊ and v = (1 - d)₊ both pieces of the cubic are u²(u - 1) / 2 + v²(1 - 2v)."""
+    outer = (2 - distance).clamp_(min=0)
+    inner = (1 - distance).clamp_(min=0)
+    return (outer - 1).mul_(outer.square_()).mul_(0.5).add_((1 - 2 * inner).mul_(inner.square_()))

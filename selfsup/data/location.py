@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 from selfsup.data.base import DataConfig
 from selfsup.errors import UserError
@@ -34,11 +33,9 @@ def from_torchvision(config: DataConfig, build: Callable[..., Any], **arguments:
     """
     try:
         return build(str(data_root(config)), download=config.download, **arguments)
-    except (URLError, OSError) as error:
-        if config.download:
-            raise UserError(
-                f"data.download: {config.name} could not be fetched ({error}); set data.root instead."
-            ) from error
-        raise missing(config) from error
-    except RuntimeError as error:  # what torchvision raises for missing files and wrong checksums
-        raise missing(config) from error
+    except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for missing files and wrong checksums
+        if not config.download:
+            raise missing(config) from error
+        raise UserError(
+            f"data.download: {config.name} could not be fetched ({error}); set data.root to a folder that holds it."
+        ) from error

@@ -107,7 +107,7 @@ def _draw(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     # Whatever is computed per pixel uses only + - * / sqrt, min, max and floor, which round the same in vector and
     # scalar code: the image cannot depend on its place in the batch. Sines are taken of parameters, in float64.
     dice = _Dice(index, seed)
-    labels = (dice.uniform(0, len(CLASSES))).long()
+    labels = dice.uniform(0, len(CLASSES)).long()
     radius = dice.uniform(0.24, 0.425)
     turn = dice.uniform(0, 2 * math.pi)
     room = 0.6 * (0.5 - radius) + 0.07

@@ -7,6 +7,7 @@ from selfsup.eval.knn import KnnResult, knn, knn_grid
 from selfsup.eval.linear_probe import ProbeResult, linear_probe
 from selfsup.eval.neighbours import search
 from selfsup.eval.protocols import (
+    PROTOCOLS,
     SplitFeatures,
     evaluate_all,
     evaluate_diagnostics,
@@ -18,6 +19,7 @@ from selfsup.eval.protocols import (
 from selfsup.eval.results import add_results, read_results
 
 __all__ = [
+    "PROTOCOLS",
     "EvalConfig",
     "FeatureSet",
     "KnnResult",

@@ -144,8 +144,7 @@ def prepare_images(images: Tensor, size: int, channels: int, normalization: Norm
     result = images.to(torch.float32) / 255
     height, width = result.shape[-2:]
     if min(height, width) != size:
-        scale = size / min(height, width)
-        shape = [size if side == min(height, width) else int(side * scale) for side in (height, width)]
+        shape = [side * size // min(height, width) for side in (height, width)]
         result = F.interpolate(result, shape, mode="bilinear", antialias=True, align_corners=False)
     top, left = (round((side - size) / 2) for side in result.shape[-2:])
     result = result[..., top : top + size, left : left + size]

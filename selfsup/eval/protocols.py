@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from selfsup.eval.linear_probe import ProbeSetting, linear_probe
 from selfsup.eval.results import Record, add_results, peak_memory_mb
 from selfsup.functional.diagnostics import feature_std, rank_me, uniformity
 
+PROTOCOLS = ("diagnostics", "knn", "linear_probe")
 DIAGNOSTIC_IMAGES = 25_600  # what RankMe is computed on in its paper
 
 
@@ -187,6 +188,7 @@ def evaluate_all(
     splits: Splits,
     config: EvalConfig,
     *,
+    protocols: Sequence[str] = PROTOCOLS,
     run_dir: str | Path | None = None,
     epoch: int | None = None,
     seed: int = 0,
@@ -194,12 +196,13 @@ def evaluate_all(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> list[Record]:
-    """Run every protocol on one extraction, and return the records.
+    """Run protocols on one extraction, and return the records.
 
     Args:
         backbone: The network, or None for the raw pixels.
         splits: The parts of a source.
         config: Settings of the protocols.
+        protocols: Which ones, some of ``PROTOCOLS``.
         run_dir: Folder of the run. Records are added to its ``results.json``, figures are drawn into ``figures/`` and
             features kept in ``features/`` where the config says so. None only returns the records.
         epoch: Epochs the checkpoint was trained for, for the records.
@@ -221,11 +224,15 @@ def evaluate_all(
             cache_dir=Path(run_dir) / "features" if run_dir is not None and config.cache else None,
             progress=progress,
         )
-    records = evaluate_diagnostics(features, epoch=epoch, seed=seed)
-    if features.train.labels is None or features.scored[1].labels is None:
+    labelled = features.train.labels is not None and features.scored[1].labels is not None
+    records: list[Record] = []
+    if "diagnostics" in protocols:
+        records += evaluate_diagnostics(features, epoch=epoch, seed=seed)
+    if not labelled and {"knn", "linear_probe"} & set(protocols):
         warnings.warn("The images have no labels: kNN and the linear probe are left out.", stacklevel=2)
-    else:
+    if "knn" in protocols and labelled:
         records += evaluate_knn(features, config, epoch=epoch, seed=seed)
+    if "linear_probe" in protocols and labelled:
         records += evaluate_linear_probe(features, config, epoch=epoch, seed=seed, device=device, progress=progress)
     if run_dir is not None:
         add_results(run_dir, records)

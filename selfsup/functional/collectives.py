@@ -36,7 +36,7 @@ def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """
     if group is None or dist.get_world_size(group) == 1:
         return x
-    out: Tensor = _Gather.apply(x, group)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gather.apply(x, group)
     return out
 
 

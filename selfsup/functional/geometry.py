@@ -48,13 +48,13 @@ def warp_to_source(matrix: Tensor, source_size: tuple[int, int], target_size: tu
     Returns:
         ``[B,2,3]`` of the type of ``matrix``: target to source, unit squares.
     """
-    inverse = torch.linalg.inv(matrix.double())
+    inverse = torch.linalg.inv(matrix)
     to_pixels = inverse.new_tensor([[target_size[1], 0, -0.5], [0, target_size[0], -0.5], [0, 0, 1]])
     to_unit = inverse.new_tensor(
         [[1 / source_size[1], 0, 0.5 / source_size[1]], [0, 1 / source_size[0], 0.5 / source_size[0]]]
     )
     to_source: Tensor = to_unit @ inverse @ to_pixels
-    return to_source.to(matrix.dtype)
+    return to_source
 
 
 def location_grid(to_source: Tensor, size: int) -> Tensor:

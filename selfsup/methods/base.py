@@ -65,6 +65,7 @@ class Method(pl.LightningModule, ABC):
         self.seed = parts.seed
         #: Goes into every checkpoint: what is needed to build the network, and the run, again.
         self.checkpoint_info: dict[str, Any] = {}
+        self.finite: Tensor
         self.register_buffer("finite", torch.ones((), dtype=torch.bool), persistent=False)
 
     @abstractmethod

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import timm
-import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
@@ -85,7 +84,9 @@ def build_backbone(config: BackboneConfig, in_channels: int, normalization: Norm
         network: nn.Module = _narrow_resnet(config.width, config.blocks, in_channels)
     else:
         if not timm.is_model(config.name):
-            raise UserError(f"backbone.name: timm has no network '{config.name}'.{nearest(config.name, timm.list_models())}")
+            raise UserError(
+                f"backbone.name: timm has no network '{config.name}'.{nearest(config.name, timm.list_models())}"
+            )
         network = timm.create_model(config.name, num_classes=0, in_chans=in_channels, **config.kwargs)
     if config.small_stem and isinstance(network, ResNet):
         _shrink_stem(network, config.stem_stride)

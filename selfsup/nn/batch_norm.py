@@ -55,7 +55,7 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
     """
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
-            split = SplitBatchNorm2d(child.num_features, splits, child.eps, child.momentum)
+            split = SplitBatchNorm2d(child.num_features, splits, child.eps, cast(float, child.momentum))
             split.load_state_dict(child.state_dict())
             setattr(module, name, split)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 
 
@@ -20,7 +22,7 @@ def projection_head(
     """
     layers: list[nn.Module] = []
     last = len(dims) - 2
-    for depth, (wide_in, wide_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for depth, (wide_in, wide_out) in enumerate(itertools.pairwise(dims)):
         layers.append(nn.Linear(wide_in, wide_out, bias=bias))
         if depth < last:
             if batch_norm:

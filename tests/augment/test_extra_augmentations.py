@@ -63,8 +63,10 @@ def test_an_empty_list_adds_nothing():
         ({"name": "AugmentationBase2D"}, "no 2D augmentation"),
         ({"name": "RandomErasing", "params": {"sclae": 0.5}}, r"params: RandomErasing refuses them: .*sclae"),
         ({"name": "RandomRotation"}, "params: RandomRotation refuses them: .*degrees"),
-        ({"params": {}}, "it takes 'name'"),
-        ({"name": "RandomErasing", "p": 0.5}, "it takes 'name'"),
+        ({"params": {}}, "it takes the keys 'name'"),
+        ({"name": "RandomErasing", "p": 0.5}, "it takes the keys 'name'"),
+        ("RandomErasing", "it takes the keys 'name'"),
+        ({"name": "RandomErasing", "params": 0.5}, "params is 0.5"),
     ],
 )
 def test_mistakes_in_extra_are_named(entry, message):

@@ -45,7 +45,8 @@ def reference_view(image, recipe, draws, row, size):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_views_equal_torchvisions_operations(name):
+def test_views_equal_torchvisions_operations(name, monkeypatch):
+    monkeypatch.setattr("selfsup.augment.generator.CACHED_VALUES", 20_000)  # two images at a time
     recipes = [dataclasses.replace(recipe, solarize_p=0.5) for group in RECIPES[name] for recipe in group]
     size = 51
     images = photographs()
@@ -172,3 +173,14 @@ def test_wrong_inputs_are_refused(images, index, message):
 def test_an_empty_batch_gives_empty_views():
     views = two_crop("byol", 16)(torch.zeros(0, 3, 8, 8))
     assert [tuple(view.image.shape) for view in views] == [(0, 3, 16, 16)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_views_on_cuda_equal_those_on_the_cpu():
+    images = photographs()
+    generator = two_crop("byol", 40)
+    for ours, expected in zip(generator(images.cuda(), seed=2), generator(images, seed=2), strict=True):
+        assert ours.image.is_cuda
+        assert torch.equal(ours.to_source.cpu(), expected.to_source)
+        torch.testing.assert_close(ours.image.cpu(), expected.image, rtol=0, atol=1e-4)

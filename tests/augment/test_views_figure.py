@@ -39,11 +39,8 @@ def test_the_crop_is_drawn_where_it_was_taken(tmp_path, monkeypatch):
     images = torch.rand(1, 3, 20, 40)
     views = two_crop("simclr", 16)(images, seed=3)
     save_views_figure(images, views, tmp_path / "views.png", Normalization((0.5,), (0.2,)))
-    x, y = lines[0]  # the outline of the first view; pixel edges lie at -0.5, 0.5, …
-    to_source = views[0].to_source[0]
-    assert sorted({round(float(v), 3) for v in x}) == pytest.approx(
-        sorted([to_source[0, 2] * 40 - 0.5, (to_source[0, 0] + to_source[0, 2]) * 40 - 0.5]), abs=1e-3
-    )
-    assert sorted({round(float(v), 3) for v in y}) == pytest.approx(
-        sorted([to_source[1, 2] * 20 - 0.5, (to_source[1, 1] + to_source[1, 2]) * 20 - 0.5]), abs=1e-3
-    )
+    x, y = lines[0]  # the outline of the first view; the outer edges of the image lie at -0.5 and 39.5, 19.5
+    (width, _, left), (_, height, top) = views[0].to_source[0].double().tolist()
+    assert (x.min(), x.max()) == pytest.approx(sorted([left * 40 - 0.5, (left + width) * 40 - 0.5]), abs=1e-4)
+    assert (y.min(), y.max()) == pytest.approx([top * 20 - 0.5, (top + height) * 20 - 0.5], abs=1e-4)
+    assert (x[0], y[0]) == pytest.approx([left * 40 - 0.5, top * 20 - 0.5], abs=1e-4)

@@ -1,0 +1,160 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from selfsup.data.base import Splits
+from selfsup.data.resident import ResidentDataset
+from selfsup.errors import UserError
+from selfsup.eval import (
+    EvalConfig,
+    evaluate_all,
+    evaluate_knn,
+    evaluate_linear_probe,
+    extract_splits,
+    knn,
+    pixel_splits,
+    raw_pixels,
+    read_results,
+)
+from selfsup.types import Normalization
+
+CONFIG = EvalConfig(
+    knn_k=[5, 3],
+    temperatures=[0.1, 0.5],
+    probe_learning_rates=[0.1, 0.01],
+    probe_weight_decays=[0.0],
+    probe_epochs=3,
+    batch_size=16,
+    figures=False,
+)
+
+
+def splits(test=True, labels=True, holdout=True):
+    generator = torch.Generator().manual_seed(0)
+    which = torch.randint(0, 3, (90,), generator=generator)
+    images = torch.randint(0, 120, (90, 1, 6, 6), generator=generator)
+    images += 60 * (which[:, None, None, None] == torch.arange(6)[:, None] // 2)
+    data = ResidentDataset(
+        images.to(torch.uint8),
+        which if labels else None,
+        name="stripes",
+        split="train",
+        image_size=6,
+        normalization=Normalization((0.3,), (0.2,)),
+        classes=("up", "middle", "down"),
+    )
+    part = torch.arange(90).split([50, 20, 20])
+    held = data.subset(part[1] if holdout else part[1][:0])
+    return Splits(data.subset(part[0]), data.subset(part[0]), held, data.subset(part[2]) if test else None)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(36, 8)
+        self.images = 0
+
+    def forward(self, images):
+        self.images += len(images)
+        return self.inner(images.flatten(1))
+
+
+def test_knn_records_name_their_protocol():
+    features = pixel_splits(splits())
+    records = evaluate_knn(features, CONFIG, epoch=7, seed=1)
+    assert [(r["k"], r["temperature"]) for r in records] == [(5, 0.1), (5, 0.5), (3, 0.1), (3, 0.5)]
+    assert [r["primary"] for r in records] == [True, False, False, False]
+    expected = knn(raw_pixels(splits().train), raw_pixels(splits().test), k=(5, 3), temperature=0.5)
+    assert {r["k"]: r["value"] for r in records if r["temperature"] == 0.5} == expected
+    first = records[0]
+    details = {"protocol": "knn", "split": "test", "metric": "top1", "data": "stripes", "image_size": 6, "dim": 36}
+    details |= {"train_images": 50, "holdout_images": 20, "test_images": 20, "epoch": 7, "seed": 1}
+    assert {name: first[name] for name in details} == details
+    assert first["seconds"] >= 0
+    assert first["peak_memory_mb"] > 0
+
+
+def test_the_probe_record_says_how_the_setting_was_chosen():
+    (record,) = evaluate_linear_probe(pixel_splits(splits()), CONFIG, epoch=7, seed=1, progress=False)
+    assert record["split"] == "test"
+    assert record["selected_on"] == "holdout"
+    assert record["grid"]["learning_rates"] == [0.1, 0.01]
+    assert record["chosen"] in record["settings"]
+    assert len(record["settings"]) == 2
+    assert set(record["per_class"]) == {"0", "1", "2"}
+
+
+def test_without_test_images_the_holdout_is_scored_and_not_chosen_on():
+    features = pixel_splits(splits(test=False))
+    records = evaluate_knn(features, CONFIG)
+    assert {record["split"] for record in records} == {"holdout"}
+    expected = knn(features.train, features.holdout, k=5, temperature=0.1)
+    assert records[0]["value"] == expected[5]
+    (probe,) = evaluate_linear_probe(features, CONFIG, progress=False)
+    assert probe["split"] == "holdout"
+    assert probe["selected_on"] == "10% of train (5 images)"
+
+
+def test_without_a_holdout_the_choice_is_made_on_training_images():
+    (probe,) = evaluate_linear_probe(pixel_splits(splits(holdout=False)), CONFIG, progress=False)
+    assert (probe["split"], probe["selected_on"]) == ("test", "10% of train (5 images)")
+    with pytest.raises(UserError, match=r"data\.holdout"):
+        evaluate_knn(pixel_splits(splits(holdout=False, test=False)), CONFIG)
+
+
+def test_all_protocols_on_one_extraction(tmp_path):
+    network = Network()
+    records = evaluate_all(network, splits(), CONFIG, run_dir=tmp_path, epoch=2, progress=False)
+    assert network.images == 90
+    assert {(r["protocol"], r["metric"]) for r in records} == {
+        ("knn", "top1"),
+        ("linear_probe", "top1"),
+        ("diagnostics", "uniformity"),
+        ("diagnostics", "rank_me"),
+        ("diagnostics", "feature_std"),
+    }
+    assert read_results(tmp_path) == records
+    again = evaluate_all(network, splits(), CONFIG, run_dir=tmp_path, epoch=2, progress=False)
+    assert network.images == 90, "the second evaluation reads the cache"
+    assert len(read_results(tmp_path)) == len(records)
+    assert [r["value"] for r in again] == [r["value"] for r in records]
+
+
+def test_no_cache_when_it_is_off(tmp_path):
+    network = Network()
+    for _ in range(2):
+        evaluate_all(network, splits(), replace(CONFIG, cache=False), run_dir=tmp_path, progress=False)
+    assert network.images == 180
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_diverged_setting_is_still_json(tmp_path):
+    config = replace(CONFIG, probe_learning_rates=[1e30, 0.1], probe_weight_decays=[1.0])
+    evaluate_all(None, splits(), config, run_dir=tmp_path, progress=False)
+    (probe,) = [r for r in read_results(tmp_path) if r["protocol"] == "linear_probe"]
+    assert probe["settings"][0]["holdout_loss"] is None
+    assert probe["chosen"]["learning_rate"] == 0.1
+
+
+def test_images_without_labels_get_the_diagnostics(tmp_path):
+    with pytest.warns(UserWarning, match="no labels"):
+        records = evaluate_all(
+            Network(), splits(labels=False), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False
+        )
+    assert {record["protocol"] for record in records} == {"diagnostics"}
+    assert (tmp_path / "figures" / "neighbours.png").exists()
+    with pytest.raises(UserError, match="no label"):
+        evaluate_knn(pixel_splits(splits(labels=False)), CONFIG)
+
+
+def test_figures_are_drawn_into_the_run(tmp_path):
+    evaluate_all(None, splits(), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["feature_map.png", "neighbours.png"]
+
+
+def test_features_of_the_parts_are_kept_by_name(tmp_path):
+    extract_splits(Network(), splits(), cache_dir=tmp_path, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["holdout.pt", "test.pt", "train.pt"]
