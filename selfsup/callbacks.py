@@ -47,6 +47,7 @@ class SaveLast(pl.Callback):
         self.path = run_dir / "checkpoints" / "last.ckpt"
         self.every_epochs, self.every_steps = every_epochs, every_steps
         self.received = 0
+        self._stopping = False
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -74,7 +75,10 @@ class SaveLast(pl.Callback):
         stop = any_rank(bool(self.received), module.device)
         if stop or (self.every_steps and trainer.global_step % self.every_steps == 0):
             self._save(trainer, module)
-        if stop:
+        self._stopping = stop
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._stopping:  # only now has Lightning logged the step that was saved
             raise Interrupted(self.received or signal.SIGTERM, self.path)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -152,9 +156,10 @@ class ViewsFigure(pl.Callback):
 
 
 def first_images(dataset: ImageDataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the first images of a dataset and their indices, on ``device``."""
+    """Return the first images of a dataset that can be decoded and their indices, on ``device``."""
     positions = torch.arange(min(count, len(dataset)))
-    return dataset.read(positions).to(device), dataset.index[positions].to(device)
+    images, decoded = dataset.read_decodable(positions)
+    return images[decoded].to(device), dataset.index[positions[decoded]].to(device)
 
 
 class OnlineEvaluation(pl.Callback):
@@ -179,7 +184,7 @@ class OnlineEvaluation(pl.Callback):
         if trainer.is_global_zero:
             values = self.look(module)
             for logger in trainer.loggers:
-                logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)
+                logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
             collapsed = values["health/std"] < 0.02 or values["health/rank"] < 1.5
         if any_rank(collapsed and self.config.stop_on_collapse, module.device):
             raise UserError(
@@ -213,7 +218,7 @@ class MetricsCsv(CSVLogger):
     """Lightning's CSV logger for a run that may be resumed: rows up to the resumed step stay, later ones go."""
 
     def __init__(self, run_dir: Path, resumed_step: int = 0) -> None:
-        super().__init__(save_dir=run_dir, name="", version="")
+        super().__init__(save_dir=run_dir, name="", version="", flush_logs_every_n_steps=1)
         self._resumed_step = resumed_step
 
     @property

@@ -86,7 +86,7 @@ def _train(arguments: Arguments) -> int:
         return _sweep([a for a in arguments if a not in ("--multirun", "-m")])
     _refuse_options(arguments)
     from selfsup.config import load_config
-    from selfsup.train import load_resumed_config
+    from selfsup.training import load_resumed_config
 
     if any(a.startswith("resume=") and a != "resume=null" for a in arguments):
         return _run_training(load_resumed_config(arguments))
@@ -95,7 +95,7 @@ def _train(arguments: Arguments) -> int:
 
 def _run_training(config: Any) -> int:
     from selfsup.callbacks import Interrupted
-    from selfsup.train import train
+    from selfsup.training import train
 
     try:
         run_dir = train(config)
@@ -166,7 +166,7 @@ def _run_evaluation(
         return _help(command, "evaluate", ("data", "backbone"))
     _refuse_options(arguments)
     from selfsup.eval import PROTOCOLS
-    from selfsup.evaluate import evaluate, load_evaluate_config
+    from selfsup.evaluation import evaluate, load_evaluate_config
 
     for record in evaluate(load_evaluate_config(arguments), protocols or PROTOCOLS):
         details = ", ".join(f"{key}={record[key]}" for key in ("k", "temperature", "selected_on") if key in record)

@@ -209,6 +209,10 @@ def finish(config: DictConfig) -> Any:
         if hasattr(composed, group):
             value = getattr(composed, group)
             plain = registry[value.name].config  # Hydra composed a subclass that also held its defaults list
+            if not isinstance(value, plain):
+                raise UserError(
+                    f"{group}.name={value.name} does not change the {group}; choose it by {group}={value.name}."
+                )
             values = {f.name: getattr(value, f.name) for f in dataclasses.fields(plain)}
             setattr(composed, group, plain(**values))
     return composed

@@ -16,10 +16,12 @@ T = TypeVar("T")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean …?" for the nearest known word, else the list of what there is."""
+    """Return " Did you mean …?" for the nearest known word, else the list of what there is when it is short."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" There are: {', '.join(known)}." if len(known) <= 40 else ""
 
 
 @dataclass(frozen=True)

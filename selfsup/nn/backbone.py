@@ -47,7 +47,8 @@ class Backbone(nn.Module):
     def __init__(self, network: nn.Module, in_channels: int, normalization: Normalization | None = None) -> None:
         super().__init__()
         self.network = network
-        self.dim = int(cast(int, network.num_features))
+        # some networks (MobileNetV3, VGG) have a layer between the map they pool and the feature
+        self.dim = int(cast(int, getattr(network, "head_hidden_size", network.num_features)))
         self.in_channels = in_channels
         self.normalization = normalization
 
@@ -58,12 +59,14 @@ class Backbone(nn.Module):
     def forward_dense(self, images: Tensor) -> Tensor:
         """Return the feature map: float ``[B,C,H,W]`` to ``[B,D,S,S]``.
 
-        Its spatial mean is ``forward`` for networks that pool by the mean. Tokens of a transformer are laid out on
-        their grid; class and register tokens are left out.
+        Its spatial mean is ``forward`` for networks that pool by the mean. Networks with a hidden layer between the
+        map and the pooled feature have ``network.num_features`` channels here instead of ``D``. Tokens of a
+        transformer are laid out on their grid; class and register tokens are left out.
         """
         features = cast(Tensor, self.network.forward_features(images))  # type: ignore[operator]
         if features.ndim == 4:
-            channels_last = features.shape[1] != self.dim and features.shape[3] == self.dim
+            width = self.network.num_features
+            channels_last = features.shape[1] != width and features.shape[3] == width
             return features.permute(0, 3, 1, 2) if channels_last else features
         patches = features[:, int(getattr(self.network, "num_prefix_tokens", 0)) :]
         side = round(patches.shape[1] ** 0.5)
@@ -76,18 +79,25 @@ def build_backbone(config: BackboneConfig, in_channels: int, normalization: Norm
     """Build the network of a config, with random weights.
 
     Raises:
-        UserError: No such network, or the small stem asked for on a network that is no ResNet.
+        UserError: No such network, arguments that it does not take, or a ``resnet`` without four stages.
     """
     from selfsup.registry import nearest
 
     if config.name == "resnet":
+        if len(config.blocks) != 4:
+            raise UserError(
+                f"backbone.blocks={config.blocks} must give the blocks of four stages, such as [1, 1, 1, 1]."
+            )
         network: nn.Module = _narrow_resnet(config.width, config.blocks, in_channels)
     else:
         if not timm.is_model(config.name):
             raise UserError(
                 f"backbone.name: timm has no network '{config.name}'.{nearest(config.name, timm.list_models())}"
             )
-        network = timm.create_model(config.name, num_classes=0, in_chans=in_channels, **config.kwargs)
+        try:
+            network = timm.create_model(config.name, num_classes=0, in_chans=in_channels, **config.kwargs)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f"backbone.kwargs: '{config.name}' cannot be built with these settings: {error}") from error
     if config.small_stem and isinstance(network, ResNet):
         _shrink_stem(network, config.stem_stride)
     return Backbone(network, in_channels, normalization)

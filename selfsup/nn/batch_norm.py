@@ -51,13 +51,18 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
     """Replace every ``BatchNorm2d`` inside ``module`` by a :class:`SplitBatchNorm2d` with the same state.
 
     Layers that carry more than normalisation (timm's fused norm-activation layers) keep their type: they are
-    subclasses with another forward, and are left alone.
+    subclasses with another forward, and are left alone. Raises ValueError for a layer without momentum, scales or
+    running statistics.
     """
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
-            split = SplitBatchNorm2d(child.num_features, splits, child.eps, cast(float, child.momentum))
-            split.load_state_dict(child.state_dict())
-            setattr(module, name, split)
+            if child.momentum is None or not (child.affine and child.track_running_stats):
+                raise ValueError(f"{child} cannot be split: it needs a momentum, scales and running statistics")
+            split = SplitBatchNorm2d(child.num_features, splits, child.eps, child.momentum)
+            # the very tensors, so that device, precision and what is frozen stay as they are
+            for key, tensor in (*child.named_parameters(), *child.named_buffers()):
+                setattr(split, key, tensor)
+            setattr(module, name, split.train(child.training))
         else:
             split_batch_norm(child, splits)
 

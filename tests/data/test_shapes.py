@@ -66,10 +66,11 @@ def test_only_the_object_depends_on_the_class(monkeypatch):
     empty, same_labels, no_masks = draw_scenes(torch.arange(200), 0, 32)
     assert torch.equal(labels, same_labels)
     assert not no_masks.any()
-    # A thin tip may tint a pixel or two beyond the last one whose centre it covers
-    near = torch.nn.functional.max_pool2d((masks > 0).float()[:, None], 5, 1, 2)[:, 0] > 0
     difference = (images.int() - empty.int()).abs().amax(1)
-    assert difference[~near].max() <= 4
+    crescent = CLASSES.index("crescent")  # its tips run on for a few pixels that they only tint
+    for rows, margin in ((labels != crescent, 2), (labels == crescent, 4)):
+        near = torch.nn.functional.max_pool2d((masks[rows] > 0).float(), 2 * margin + 1, 1, margin) > 0
+        assert (difference[rows][~near] == 0).all()
     assert (difference[masks > 0] > 20).float().mean() > 0.97  # the object stands out from what it covers
 
 

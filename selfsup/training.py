@@ -134,7 +134,7 @@ def _check_resume(config: TrainConfig, checkpoint: dict[str, Any]) -> int:
     ):
         if now != then:
             raise UserError(f"resume: the checkpoint has {name}={then}, not {now}; a run goes on as it began.")
-    if int(checkpoint["epoch"]) >= config.trainer.max_epochs:
+    if int(checkpoint[INFO]["epochs_done"]) >= config.trainer.max_epochs:
         raise UserError(f"resume: this run has already trained its {config.trainer.max_epochs} epochs.")
     return int(checkpoint["global_step"])
 

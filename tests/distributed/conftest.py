@@ -1,0 +1,12 @@
+from collections.abc import Iterator
+
+import pytest
+from gloo import Ranks
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two gloo processes that all tests share."""
+    ranks = Ranks(2, tmp_path_factory.mktemp("gloo"))
+    yield ranks
+    ranks.stop()

@@ -1,0 +1,153 @@
+"""A run that was stopped and resumed is, bit for bit, the run that was never stopped."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, TINY_METHOD
+
+from selfsup.callbacks import Interrupted
+from selfsup.checkpoint import read_checkpoint
+from selfsup.config import load_config
+from selfsup.errors import UserError
+from selfsup.registry import methods
+from selfsup.training import load_resumed_config, train
+
+NOT_STATE = ("callbacks", "selfsup", "loops")  # seconds, settings (another run_dir), and Lightning's own bookkeeping
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Return the paths at which two nested states differ; tensors must be equal to the bit."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        same = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return [] if same else [path]
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = [f"{path}.{k} in one only" for k in a.keys() ^ b.keys()]
+        return found + [d for k in a.keys() & b.keys() for d in differences(a[k], b[k], f"{path}.{k}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]")]
+    return [] if a == b else [path]
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    a, b = (read_checkpoint(run) for run in (one, other))
+    for key in NOT_STATE:
+        a.pop(key), b.pop(key)
+    assert a["optimizer_states"][0]["state"], "the optimiser has state to compare"
+    assert differences(a, b) == []
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Send this process SIGTERM in the middle of a step, as a cluster would."""
+    from selfsup.methods import Method
+
+    original = Method.training_step
+    sent = False
+
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        nonlocal sent
+        if self.trainer.global_step == steps - 1 and not sent:
+            sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Method, "training_step", step)
+
+
+@pytest.mark.parametrize("method", list(methods))
+@pytest.mark.parametrize("steps", [2, 4, 6], ids=["mid-first-epoch", "end-of-epoch", "mid-second-epoch"])
+def test_resumed_equals_uninterrupted(
+    method: str, steps: int, tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny_config(method, run="whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config(method, run="parts"))
+    assert stopped.value.signal == signal.SIGTERM
+    parts = stopped.value.checkpoint.parent.parent
+    assert read_checkpoint(parts)["global_step"] == steps
+    train(load_resumed_config([f"resume={parts}"]))
+    assert_same_state(whole, parts)
+    logged = [[row for row in csv.DictReader((run / "metrics.csv").open())] for run in (whole, parts)]
+    assert logged[0] == logged[1]
+    assert len({row["step"] for row in logged[0]}) == 8  # four steps in each of two epochs
+
+
+def test_the_comparison_notices_a_difference(tiny_config: Callable[..., Any]) -> None:
+    one, other = train(tiny_config("moco", run="a")), train(tiny_config("moco", "seed=1", run="b"))
+    with pytest.raises(AssertionError):
+        assert_same_state(one, other)
+
+
+def test_accumulation_dropout_and_extra_augmentations_resume(
+    tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [
+        "backbone=resnet18",
+        "backbone.kwargs.drop_path_rate=0.5",
+        "backbone.kwargs.channels=[4,8,8,8]",
+        "trainer.accumulate=2",
+        "optimizer=adamw",
+        "augment.extra=[{name: RandomErasing, params: {p: 0.5}}]",
+    ]
+    whole = train(tiny_config("simclr", *settings, run="whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config("simclr", *settings, run="parts"))
+    parts = stopped.value.checkpoint.parent.parent
+    assert read_checkpoint(parts)["global_step"] == 1  # never in the middle of an accumulated step
+    train(load_resumed_config([f"resume={parts}"]))
+    assert_same_state(whole, parts)
+
+
+def test_the_saved_configuration_starts_the_same_run(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
+    first = train(tiny_config("moco", run="first"))
+    again = load_config([f"run_dir={tmp_path / 'again'}"], file=first / "config.yaml")
+    assert_same_state(first, train(again))
+
+
+def test_a_finished_run_does_not_go_on(tiny_config: Callable[..., Any]) -> None:
+    run = train(tiny_config())
+    with pytest.raises(UserError, match="already trained"):
+        train(load_resumed_config([f"resume={run}"]))
+
+
+@pytest.mark.parametrize("override", ["method=moco", "method.name=moco", "backbone.name=resnet18", "data.name=digits"])
+def test_resume_refuses_another_run(override: str, tiny_config: Callable[..., Any]) -> None:
+    run = train(tiny_config("simclr", "trainer.max_epochs=1"))
+    with pytest.raises(UserError):
+        train(load_resumed_config([f"resume={run}", override]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_command_leave_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["method=moco", *TINY_METHOD["moco"], *TINY, "trainer.max_epochs=100000", f"run_dir={run}"]
+    command = [sys.executable, "-m", "selfsup.cli", "train", *settings]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 90
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert f"resume={run}" in errors
+    assert "Traceback" not in errors
+    assert read_checkpoint(run)["global_step"] > 0

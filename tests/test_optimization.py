@@ -1,0 +1,241 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from selfsup.errors import UserError
+from selfsup.optimization import OptimizerConfig, build_optimizer, decay_groups, scaled_lr, warmup_cosine
+
+OPTIMIZERS = ["momentum", "sgd", "lars", "adamw", "lamb", "lion"]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double()
+
+
+def build(module, lr=0.1, **values):
+    config = OptimizerConfig(**values)
+    return build_optimizer(decay_groups(module, config.weight_decay, config.exclude_1d), config, lr)
+
+
+def backward(module, seed=0):
+    module.zero_grad()
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    loss = module(x).square().mean()
+    loss.backward()
+    return loss.item()
+
+
+def snapshot(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+# learning rate
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "expected"),
+    [
+        ("linear", 256, 0.3),
+        ("linear", 4096, 4.8),  # SimCLR's
+        ("linear", 64, 0.075),
+        ("sqrt", 1024, 0.6),
+        ("sqrt", 64, 0.15),
+        ("none", 4096, 0.3),
+    ],
+)
+def test_the_learning_rate_follows_the_batch(scaling, batch, expected):
+    assert scaled_lr(OptimizerConfig(lr=0.3, scaling=scaling), batch) == pytest.approx(expected)
+
+
+def test_the_reference_batch_is_a_setting():
+    assert scaled_lr(OptimizerConfig(lr=0.06, reference_batch=512), 128) == pytest.approx(0.015)
+
+
+def test_unknown_scaling_brings_the_nearest():
+    with pytest.raises(UserError, match=r"optimizer\.scaling.*'linaer'.*'linear'"):
+        scaled_lr(OptimizerConfig(scaling="linaer"), 256)
+
+
+# schedule
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.0), (5, 0.5), (9, 0.9), (10, 1.0), (60, 0.5), (110, 0.0), (200, 0.0), (10 + 25, (1 + math.sqrt(0.5)) / 2)],
+)
+def test_warmup_then_half_a_cosine(step, expected):
+    assert warmup_cosine(step, 10, 110) == pytest.approx(expected, abs=1e-15)
+    assert warmup_cosine(step, 10, 110, final=0.1) == pytest.approx(
+        expected if step < 10 else 0.1 + 0.9 * expected, abs=1e-15
+    )
+
+
+def test_schedules_without_warmup_or_without_anything_else():
+    assert warmup_cosine(0, 0, 100) == 1.0
+    assert warmup_cosine(50, 0, 100) == pytest.approx(0.5)
+    assert warmup_cosine(3, 4, 4) == 0.75
+    assert warmup_cosine(4, 4, 4) == 1.0
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 20), st.integers(1, 40), st.floats(0, 1))
+def test_the_factor_rises_to_one_and_falls_to_the_final_value(warmup, cosine, final):
+    total = warmup + cosine
+    factors = [warmup_cosine(step, warmup, total, final) for step in range(total + 1)]
+    assert factors[warmup] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(final, abs=1e-12)
+    assert factors[: warmup + 1] == sorted(factors[: warmup + 1])
+    assert all(a >= b - 1e-12 for a, b in zip(factors[warmup:], factors[warmup + 1 :], strict=False))
+
+
+# groups
+
+
+def test_vectors_do_not_decay_and_frozen_parameters_are_left_out():
+    module = network()
+    module[1].bias.requires_grad_(False)
+    names = {id(p): name for name, p in module.named_parameters()}
+    decayed, excluded = decay_groups(module, 0.01, exclude_1d=True)
+    assert [names[id(p)] for p in decayed["params"]] == ["0.weight", "2.weight"]
+    assert [names[id(p)] for p in excluded["params"]] == ["0.bias", "1.weight", "2.bias"]
+    assert (decayed["weight_decay"], excluded["weight_decay"]) == (0.01, 0.0)
+
+
+def test_everything_decays_in_one_group_without_exclusion():
+    module = network()
+    (group,) = decay_groups(module, 0.01, exclude_1d=False)
+    assert len(group["params"]) == 6
+    assert group["weight_decay"] == 0.01
+
+
+def test_no_group_is_empty():
+    (group,) = decay_groups(nn.Linear(3, 2, bias=False), 0.01, exclude_1d=True)
+    assert group["weight_decay"] == 0.01
+    (group,) = decay_groups(nn.BatchNorm1d(3), 0.01, exclude_1d=True)
+    assert group["weight_decay"] == 0.0
+
+
+# optimisers
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_step_moves_all_weights_downhill(name):
+    module = network()
+    optimizer = build(module, lr=1e-3, name=name)
+    before, loss = snapshot(module), backward(module)
+    gradients = {key: p.grad.clone() for key, p in module.named_parameters()}
+    optimizer.step()
+    for key, p in module.named_parameters():
+        if gradients[key].abs().max() > 1e-12:  # BatchNorm takes the gradient of the bias before it
+            assert not torch.equal(p, before[key]), key
+    assert backward(module) < loss
+
+
+@pytest.mark.parametrize("name", ["momentum", "sgd", "adamw", "lion"])
+def test_only_the_decaying_group_shrinks(name):
+    module = network()
+    optimizer = build(module, name=name, lr=0.1, weight_decay=0.02)
+    before = snapshot(module)
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    nesterov = 1.9 if name == "sgd" else 1.0  # decay is part of the gradient there
+    for key, p in module.named_parameters():
+        factor = 1 - 0.1 * 0.02 * nesterov if p.ndim > 1 else 1.0
+        torch.testing.assert_close(p.detach(), factor * before[key], rtol=1e-12, atol=0, msg=key)
+
+
+def loop_direction(name, weight, gradient, decay, momentum, buffer, trust=1e-3, eps=1e-8):
+    """One parameter, element by element: what is subtracted, over the learning rate, and the new buffer.
+
+    LARS is equation 6 of You et al., "Large Batch Training of Convolutional Networks", 2017, in timm's arrangement:
+    momentum over scaled gradients, and neither scale nor decay for a group without decay.
+    """
+    ratio = 1.0
+    if name == "lars" and decay > 0:
+        weight_norm, gradient_norm = math.hypot(*weight), math.hypot(*gradient)
+        ratio = trust * weight_norm / (gradient_norm + decay * weight_norm + eps)
+    gradient = [ratio * (g + decay * w) for g, w in zip(gradient, weight, strict=True)]
+    buffer = gradient if buffer is None else [momentum * b + g for b, g in zip(buffer, gradient, strict=True)]
+    step = [g + momentum * b for g, b in zip(gradient, buffer, strict=True)] if name == "sgd" else buffer
+    return step, buffer
+
+
+@pytest.mark.parametrize("name", ["momentum", "sgd", "lars"])
+@pytest.mark.parametrize(("decay", "momentum"), [(1e-6, 0.9), (0.1, 0.9), (0.01, 0.5)])
+def test_three_steps_are_the_formula(name, decay, momentum):
+    module = network()
+    optimizer = build(module, name=name, lr=0.3, weight_decay=decay, momentum=momentum)
+    buffers = dict.fromkeys(snapshot(module))
+    for step in range(3):
+        backward(module, seed=step)
+        before = snapshot(module)
+        optimizer.step()
+        for key, p in module.named_parameters():
+            weight, gradient = before[key].flatten().tolist(), p.grad.flatten().tolist()
+            own_decay = decay if p.ndim > 1 else 0.0
+            move, buffers[key] = loop_direction(name, weight, gradient, own_decay, momentum, buffers[key])
+            expected = torch.tensor([w - 0.3 * m for w, m in zip(weight, move, strict=True)], dtype=torch.float64)
+            torch.testing.assert_close(p.detach().flatten(), expected, rtol=1e-12, atol=1e-15, msg=f"{key} {step}")
+
+
+def test_lars_is_the_arrangement_of_the_self_supervised_papers_at_their_small_decay():
+    # theirs takes the norm of gradient plus decay; by the triangle inequality the steps differ by this much at most
+    module, decay = network(), 1e-6
+    optimizer = build(module, name="lars", lr=0.3, weight_decay=decay)
+    backward(module)
+    before = snapshot(module)
+    optimizer.step()
+    for key, p in module.named_parameters():
+        if p.ndim > 1:
+            direction = p.grad + decay * before[key]
+            theirs = 0.3 * 1e-3 * before[key].norm() * direction / direction.norm()
+            bound = (2 * decay * before[key].norm() + 1e-8) / direction.norm()
+            assert (before[key] - p.detach() - theirs).norm() <= 1.01 * bound * theirs.norm()
+
+
+def test_the_first_step_of_adamw_and_lion_is_the_sign_of_the_gradient():
+    for name in ("adamw", "lion"):
+        module = network()
+        optimizer = build(
+            module, name=name, lr=0.01, weight_decay=0.1, kwargs={"eps": 1e-16} if name == "adamw" else {}
+        )
+        backward(module)
+        before = snapshot(module)
+        optimizer.step()
+        for key in ("0.weight", "2.weight", "2.bias"):
+            p = module.get_parameter(key)
+            decay = 0.1 if p.ndim > 1 else 0.0
+            expected = before[key] * (1 - 0.01 * decay) - 0.01 * p.grad.sign()
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-8, atol=1e-10, msg=f"{name} {key}")
+
+
+def test_arguments_reach_the_optimiser():
+    module = network()
+    optimizer = build(module, name="lars", kwargs={"trust_coeff": 0.02})
+    assert optimizer.param_groups[0]["trust_coeff"] == 0.02
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(("name", "near"), [("larss", "lars"), ("adamww", "adamw")])
+def test_an_unknown_optimiser_brings_the_nearest(name, near):
+    with pytest.raises(UserError, match=rf"optimizer\.name.*'{name}'.*'{near}'"):
+        build(network(), name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("momentum", {"nonsense": 1}), ("adamw", {"betas": (2.0, 0.9)}), ("lars", {"lr": 1.0})]
+)
+def test_arguments_it_does_not_take_are_a_users_error(name, kwargs):
+    with pytest.raises(UserError, match=f"optimizer: '{name}' cannot be built"):
+        build(network(), name=name, kwargs=kwargs)
+
+
+def test_a_negative_learning_rate_is_a_users_error():
+    with pytest.raises(UserError, match="learning rate"):
+        build(network(), lr=-0.1)
