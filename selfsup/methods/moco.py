@@ -95,7 +95,8 @@ class MoCo(Method):
             keys.append(self.encode_keys(key_view.image))
             query = self.head(self.backbone(query_view.image))
             losses.append(info_nce(query, keys[-1], self.queue.negatives(), self.temperature))
-        self.queue.enqueue(torch.cat(keys))
+        for view_keys in keys:  # one view after the other: the same order however many ranks there are
+            self.queue.enqueue(view_keys)
         return StepOutput(torch.stack(losses).mean())
 
     def after_optimizer_step(self) -> None:

@@ -23,7 +23,8 @@ class BackboneConfig:
         stem_stride: Stride of the small stem.
         width: Channels of the first stage of ``resnet``; each later stage has twice as many as the one before.
         blocks: Basic blocks of each stage of ``resnet``.
-        kwargs: Further arguments of ``timm.create_model``.
+        kwargs: Further arguments of ``timm.create_model``. The ResNet presets set ``zero_init_last: false``, as
+            torchvision and the authors' codes have it: residual branches that start at zero learn late in short runs.
     """
 
     name: str = "resnet18"
@@ -105,7 +106,9 @@ def build_backbone(config: BackboneConfig, in_channels: int, normalization: Norm
 
 def _narrow_resnet(width: int, blocks: list[int], in_channels: int) -> ResNet:
     channels = tuple(width * 2**stage for stage in range(len(blocks)))
-    network = ResNet(BasicBlock, tuple(blocks), num_classes=0, in_chans=in_channels, channels=channels)
+    network = ResNet(
+        BasicBlock, tuple(blocks), num_classes=0, in_chans=in_channels, channels=channels, zero_init_last=False
+    )
     # timm fixes the stem at 64 channels; on a narrow network that would be most of the cost
     network.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
     network.bn1 = nn.BatchNorm2d(width)

@@ -43,8 +43,8 @@ class FeatureQueue(nn.Module):
         Raises:
             ValueError: More keys than the queue holds.
         """
-        keys = gather(F.normalize(keys.float(), dim=1), world())
         store, pointer = cast(Tensor, self.keys), cast(Tensor, self.pointer)
+        keys = gather(F.normalize(keys.to(store.dtype), dim=1), world())
         size = len(store)
         if len(keys) > size:
             raise ValueError(f"a queue of {size} keys cannot take {len(keys)} at once")

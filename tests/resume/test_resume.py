@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, TINY_METHOD
+from tiny import TINY, TINY_METHOD
 
 from selfsup.callbacks import Interrupted
 from selfsup.checkpoint import read_checkpoint
@@ -79,7 +79,7 @@ def test_resumed_equals_uninterrupted(
     assert read_checkpoint(parts)["global_step"] == steps
     train(load_resumed_config([f"resume={parts}"]))
     assert_same_state(whole, parts)
-    logged = [[row for row in csv.DictReader((run / "metrics.csv").open())] for run in (whole, parts)]
+    logged = [list(csv.DictReader((run / "metrics.csv").open())) for run in (whole, parts)]
     assert logged[0] == logged[1]
     assert len({row["step"] for row in logged[0]}) == 8  # four steps in each of two epochs
 

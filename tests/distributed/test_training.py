@@ -1,0 +1,103 @@
+"""Two processes train like one with all the images: loss, gradients, parameters after three steps, queue."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from gloo import Ranks
+from tiny import TINY, TINY_METHOD
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from selfsup.config import load_config
+from selfsup.data import TrainLoader, load_splits
+from selfsup.methods import Method
+from selfsup.training import build_method
+from selfsup.types import View
+
+STEPS = 3
+
+
+class _Step(nn.Module):
+    """Gives DDP a forward to wrap."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.method.training_step(batch, batch_idx)
+
+
+def train_steps(rank: int, world_size: int, name: str, overrides: list[str]) -> dict[str, Any]:
+    """Take three SGD steps in float64 and return losses, first gradients, parameters and buffers."""
+    config = load_config([f"method={name}", *TINY_METHOD.get(name, []), *TINY, *overrides])
+    pl.seed_everything(config.seed, verbose=False)
+    splits = load_splits(config.data)
+    method = build_method(config, splits, world_size)
+    if name == "simclr":
+        _remove_batch_norm(method)  # its statistics are per rank on a CPU, where torch has no SyncBatchNorm
+    method = method.double()
+    method.trainer = types.SimpleNamespace(  # type: ignore[assignment]
+        world_size=world_size, global_rank=rank, current_epoch=0, global_step=0, barebones=False
+    )
+    method.log = lambda *_, **__: None  # type: ignore[method-assign]
+    method.views.register_forward_hook(
+        lambda module, args, views: tuple(View(view.image.double(), view.to_source) for view in views)
+    )
+    step: nn.Module = _Step(method)
+    if world_size > 1:
+        step = DistributedDataParallel(step, broadcast_buffers=False)
+    loader = TrainLoader(splits.pretrain, config.batch_size, config.seed, rank, world_size)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1, momentum=0.9)
+    losses, gradients = [], {}
+    for number, batch in zip(range(STEPS), loader, strict=False):
+        optimizer.zero_grad()
+        loss = step(batch, number)
+        loss.backward()
+        if number == 0:
+            gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+        optimizer.step()
+        method.after_optimizer_step()
+        losses.append(loss.detach())
+    state = {n: p.detach() for n, p in method.named_parameters()}
+    queue = {n: b for n, b in method.named_buffers() if n.startswith("queue.")}
+    return {"losses": torch.stack(losses), "gradients": gradients, "parameters": state, "queue": queue}
+
+
+def _remove_batch_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+        else:
+            _remove_batch_norm(child)
+
+
+CASES = [
+    ("simclr", []),
+    ("moco", ["method.bn_groups=2"]),
+    ("moco", ["method.bn_groups=4", "method.symmetric=true"]),
+    ("moco", ["method.bn_groups=2", "method.queue_size=37"]),  # wraps in the middle of a batch
+]
+
+
+@pytest.mark.parametrize(("name", "overrides"), CASES)
+def test_two_processes_equal_one(name: str, overrides: list[str], two_ranks: Ranks) -> None:
+    """With BatchNorm too: groups are the same images however many processes share them out."""
+    one = train_steps(0, 1, name, overrides)
+    two = two_ranks.run(train_steps, 2, name, overrides)
+    torch.testing.assert_close(torch.stack([r["losses"] for r in two]).mean(0), one["losses"], rtol=1e-9, atol=1e-9)
+    assert float(one["losses"].std()) > 0
+    for rank in two:
+        assert rank["gradients"].keys() == one["gradients"].keys()
+        for part in ("gradients", "parameters"):
+            for key, value in one[part].items():
+                torch.testing.assert_close(rank[part][key], value, rtol=1e-7, atol=1e-9, msg=f"{part} {key}")
+        assert rank["queue"].keys() == one["queue"].keys()
+        for key, value in one["queue"].items():
+            # keys are stored in float32 precision
+            torch.testing.assert_close(rank["queue"][key], value, rtol=0, atol=1e-6, msg=key)

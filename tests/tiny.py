@@ -1,0 +1,21 @@
+"""Settings of runs that take a second."""
+
+#: A run of a few seconds: 16 images a step, four steps an epoch, a network of four channels.
+TINY = [
+    "data.train_size=72",
+    "data.test_size=40",
+    "backbone=resnet_tiny",
+    "backbone.width=4",
+    "batch_size=16",
+    "trainer.max_epochs=2",
+    "trainer.progress=false",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.log_every_steps=1",
+    "online.every_epochs=1",
+    "online.bank=40",
+    "online.queries=8",
+]
+
+#: What a method needs beyond TINY.
+TINY_METHOD = {"moco": ["method.queue_size=48", "method.bn_groups=4"]}
