@@ -105,7 +105,7 @@ def test_moco_reads_contrasts_then_enqueues(tiny_config: Callable[..., Any]) -> 
     assert int(method.queue.pointer) == count
 
     # a loss that saw its own keys among the negatives would change when they are not enqueued
-    twin.queue.enqueue = lambda keys: None
+    twin.trainer, twin.queue.enqueue = method.trainer, lambda keys: None
     assert torch.equal(twin.training_step(batch, 0), loss)
 
 
