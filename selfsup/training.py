@@ -23,6 +23,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from torch import nn
 
 from selfsup.augment import build_views
 from selfsup.callbacks import MetricsCsv, OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure, WatchLoss
@@ -34,8 +35,8 @@ from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
 from selfsup.eval.results import Record, peak_memory_mb
 from selfsup.methods import Method, Parts
-from selfsup.nn import build_backbone
-from selfsup.optimization import scaled_lr
+from selfsup.nn import Backbone, build_backbone
+from selfsup.optimization import build_optimizer, scaled_lr
 from selfsup.registry import methods
 
 
@@ -61,6 +62,8 @@ def train(config: TrainConfig) -> Path:
     data = _Data(splits, config)
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
     method = build_method(config, splits, trainer.world_size)
+    # mistakes in the optimiser's settings, too, are found before a folder is made; Lightning builds its own later
+    build_optimizer(method.param_groups(), config.optimizer, scaled_lr(config.optimizer, config.batch_size))
     if trainer.is_global_zero:
         if checkpoint is None:
             _start_run_dir(run_dir, config)
@@ -84,8 +87,8 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
             f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}."
         )
     backbone = build_backbone(config.backbone, data.channels, data.normalization)
-    # convolutions on a CPU and on tensor cores are faster with the channels innermost; the values are the same
-    backbone.to(memory_format=torch.channels_last)
+    if _fills_vectors(backbone):
+        backbone.to(memory_format=torch.channels_last)
     views = build_views(config.augment, config.data.image_size, data.normalization)
     parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed)
     method: Method = methods[config.method.name].target(config.method, parts)
@@ -96,6 +99,14 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
         "std": list(data.normalization.std),
     }
     return method
+
+
+def _fills_vectors(backbone: Backbone) -> bool:
+    """Whether convolutions gain from having the channels innermost, on a CPU and on tensor cores.
+
+    Below a vector's width they do not, and oneDNN's backward pass for such narrow layers has been seen to crash.
+    """
+    return all(m.out_channels % 16 == 0 for m in backbone.modules() if isinstance(m, nn.Conv2d))
 
 
 class _Data(pl.LightningDataModule):
