@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+NOW := $(shell date +%Y%m%d-%H%M%S)
+DEMO := runs/demo-$(NOW)
+FASHION := runs/fashion-$(NOW)
+QUICK := eval.probe_epochs=30
 # the environment is keyed by what it is made from, so that a changed dependency is always installed
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)
@@ -26,13 +29,22 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=shapes run_dir=$(DEMO)/raw_pixels
-	$(BIN)/selfsup evaluate checkpoint=untrained data=shapes backbone=resnet_tiny run_dir=$(DEMO)/untrained
-	$(BIN)/selfsup train experiment=demo method=simclr run_dir=$(DEMO)/simclr
-	$(BIN)/selfsup evaluate checkpoint=$(DEMO)/simclr
-	$(BIN)/selfsup train experiment=demo method=moco run_dir=$(DEMO)/moco
-	$(BIN)/selfsup evaluate checkpoint=$(DEMO)/moco
+	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=shapes run_dir=$(DEMO)/raw_pixels $(QUICK)
+	$(BIN)/selfsup evaluate checkpoint=untrained data=shapes backbone=convnet run_dir=$(DEMO)/untrained $(QUICK)
+	$(BIN)/selfsup train experiment=demo run_dir=$(DEMO)/simclr
+	$(BIN)/selfsup evaluate checkpoint=$(DEMO)/simclr $(QUICK)
+	$(BIN)/selfsup train experiment=demo_moco run_dir=$(DEMO)/moco
+	$(BIN)/selfsup evaluate checkpoint=$(DEMO)/moco $(QUICK)
 	$(BIN)/selfsup compare $(DEMO)/raw_pixels $(DEMO)/untrained $(DEMO)/simclr $(DEMO)/moco --out $(DEMO)/comparison
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/views.py
+	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=fashion_mnist data.limit=10000 run_dir=$(FASHION)/raw_pixels
+	$(BIN)/selfsup train experiment=fashion_mnist run_dir=$(FASHION)/simclr
+	$(BIN)/selfsup evaluate checkpoint=$(FASHION)/simclr
+	$(BIN)/selfsup evaluate checkpoint=untrained data=fashion_mnist data.limit=10000 backbone=convnet \
+	    backbone.width=32 backbone.blocks=[2,2,2,2] run_dir=$(FASHION)/untrained
+	$(BIN)/selfsup compare $(FASHION)/raw_pixels $(FASHION)/untrained $(FASHION)/simclr --out $(FASHION)/comparison
 
 test: $(INSTALLED) lint
 	$(BIN)/pytest

@@ -123,7 +123,7 @@ def _draw(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     labels = dice.uniform(0, len(CLASSES)).long()
     radius = dice.uniform(0.24, 0.425)
     turn = dice.uniform(0, 2 * math.pi)
-    room = 0.65 * (0.5 - radius) + 0.08
+    room = (0.5 - radius) + 0.1
     jitter = dice.uniform(-1, 1, 2) * room[:, None]
 
     centres = (torch.arange(size, dtype=torch.float32) + 0.5) / size
@@ -193,11 +193,15 @@ def _paint(image: Tensor, colour: Tensor, coverage: Tensor) -> Tensor:
 
 
 def _background(dice: _Dice, centres: Tensor) -> Tensor:
-    """Return soft colour noise with a few blurred blobs and strokes: float ``[n,3,S,S]``."""
-    grey = _noise(dice, 1, 5, centres, 0.3)
-    image = 0.45 + grey + _noise(dice, 3, 4, centres, 0.12) + _noise(dice, 3, 9, centres, 0.1)
+    """Return a tint with fine noise and a few small blobs and strokes: float ``[n,3,S,S]``.
+
+    The noise is fine on purpose. Coarse noise is a pattern that two crops share too, and then tells an image from
+    others more easily than the object does.
+    """
+    tint = dice.uniform(0.35, 0.6, 3).float()[:, :, None, None]
+    image = tint + _noise(dice, 1, 16, centres, 0.25) + _noise(dice, 3, 16, centres, 0.12)
     x, y = centres[None, None, :], centres[None, :, None]
-    for softness, width, reach in ((0.10, 0.09, 0.1), (0.10, 0.09, 0.1), (0.02, 0.012, 0.2), (0.02, 0.012, 0.2)):
+    for softness, width, reach in ((0.06, 0.05, 0.05), (0.06, 0.05, 0.05), (0.02, 0.012, 0.15), (0.02, 0.012, 0.15)):
         middle = dice.uniform(0, 1, 2)
         angle = dice.uniform(0, math.pi)
         half = dice.uniform(0.5 * reach, reach)

@@ -18,11 +18,12 @@ class BackboneConfig:
     """Which network is trained.
 
     Attributes:
-        name: A timm model name, or ``resnet`` for the ResNet that ``width`` and ``blocks`` describe.
+        name: A timm model name, or one of the networks that ``width`` and ``blocks`` describe: ``resnet``, and
+            ``convnet``, a plain stack of convolutions, which learns more than a ResNet in the first minutes.
         small_stem: ResNets only: 3×3 convolution and no max-pool in place of 7×7, stride 2 and max-pool.
         stem_stride: Stride of the small stem.
-        width: Channels of the first stage of ``resnet``; each later stage has twice as many as the one before.
-        blocks: Basic blocks of each stage of ``resnet``.
+        width: Channels of the first stage; each later stage has twice as many as the one before.
+        blocks: Basic blocks of each stage of ``resnet`` (four stages), convolutions of each stage of ``convnet``.
         kwargs: Further arguments of ``timm.create_model``. The ResNet presets set ``zero_init_last: false``, as
             torchvision and the authors' codes have it: residual branches that start at zero learn late in short runs.
     """
@@ -76,6 +77,37 @@ class Backbone(nn.Module):
         return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
 
 
+class ConvNet(nn.Module):
+    """3×3 convolutions, each with BatchNorm and ReLU; every stage after the first halves the side.
+
+    Args:
+        width: Channels of the first stage; they double from stage to stage.
+        convolutions: Number of convolutions of each stage.
+        in_channels: Channels of the images.
+    """
+
+    def __init__(self, width: int, convolutions: list[int], in_channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for stage, count in enumerate(convolutions):
+            for position in range(count):
+                wider = width * 2**stage
+                stride = 2 if stage and position == 0 else 1
+                layers += [nn.Conv2d(channels, wider, 3, stride, 1, bias=False), nn.BatchNorm2d(wider), nn.ReLU(True)]
+                channels = wider
+        self.layers = nn.Sequential(*layers)
+        self.num_features = channels
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the last feature map ``[B,D,S,S]``."""
+        return cast(Tensor, self.layers(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return its spatial mean ``[B,D]``."""
+        return self.forward_features(images).mean(dim=(2, 3))
+
+
 def build_backbone(config: BackboneConfig, in_channels: int, normalization: Normalization | None = None) -> Backbone:
     """Build the network of a config, with random weights.
 
@@ -84,6 +116,8 @@ def build_backbone(config: BackboneConfig, in_channels: int, normalization: Norm
     """
     from selfsup.registry import nearest
 
+    if config.name == "convnet":
+        return Backbone(ConvNet(config.width, config.blocks, in_channels), in_channels, normalization)
     if config.name == "resnet":
         if len(config.blocks) != 4:
             raise UserError(

@@ -86,7 +86,7 @@ def test_raw_pixels_do_not_give_the_class_away():
     test, labels, _ = draw_scenes(torch.arange(TEST_START, TEST_START + 500), 0, 32)
     distances = torch.cdist(test.flatten(1).float(), train.flatten(1).float())
     correct = (train_labels[distances.argmin(1)] == labels).float().mean()
-    assert 0.1 < correct < 0.3
+    assert 0.1 < correct < 0.35
 
 
 def test_hash_is_splitmix64():
