@@ -17,13 +17,13 @@ from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 from torch import Tensor
 
 from selfsup.augment import save_views_figure
-from selfsup.augment.random import fold_in
 from selfsup.config import OnlineConfig
 from selfsup.data import ImageDataset, Splits
 from selfsup.distributed import any_rank
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.functional import alignment, feature_std, rank_me
+from selfsup.hashing import fold_in
 from selfsup.methods import Method
 
 

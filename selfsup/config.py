@@ -13,7 +13,7 @@ from typing import Any, cast
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -231,22 +231,18 @@ def explain(error: Exception, kind: str) -> str:
     if isinstance(error, MissingConfigException) and (found := re.search(r"'(\w+)/([^']+)'", text)):
         group, choice = found.groups()
         return f"There is no {group}={choice}.{nearest(choice, choices(group))}"
-    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", details)
-    if unknown and ("not in" in details or "Could not find" in details or "no override" in details.lower()):
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown is None and ("not in" in details):
+        unknown = re.search(r"full_key: (\S+)", details)
+    if unknown is not None:
         key = unknown.group(1)
+        if key in _keys(kind):
+            return f"'{key}' is no setting of the chosen {key.split('.')[0]}; selfsup methods and --help tell what is."
         return f"There is no setting '{key}'.{nearest(key, _keys(kind))}"
-    if found := re.search(r"Could not override '([^']+)'\.? No match", text):
-        return f"There is no setting '{found.group(1)}'.{nearest(found.group(1), _keys(kind))}"
     if isinstance(error, OverrideParseException):
         return f"An override could not be read: {text}"
-    if (
-        isinstance(error, ConfigCompositionException | OmegaConfBaseException)
-        and (key_at := details.find("full_key")) > 0
-    ):
-        key = details[key_at:].split()[1]
-        reason = details[:key_at].strip().removeprefix(f"Error merging override {key}").strip()
-        reason = reason.split("Error merging override")[-1].strip()
-        return f"{key}: {reason}"
+    if found := re.search(r"(Value .*?) full_key: (\S+)", details):
+        return f"{found.group(2)}: {found.group(1)}"
     return text
 
 

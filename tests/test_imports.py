@@ -14,7 +14,7 @@ FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-NEUTRAL = {"types", "errors", "registry", "distributed"}
+NEUTRAL = {"types", "errors", "registry", "distributed", "hashing"}
 
 #: Parts of selfsup, and other packages, that a part may import. The standard library and itself always.
 RULES = {

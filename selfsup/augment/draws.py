@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfsup.augment.random import uniform
 from selfsup.augment.recipes import ViewRecipe
+from selfsup.hashing import uniform
 
 _TRIES = 10
 # A slot never changes its meaning: an image's crop does not move when another field of the recipe does.

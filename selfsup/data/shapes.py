@@ -23,6 +23,7 @@ from tqdm import tqdm
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
+from selfsup.hashing import fold_in, uniform
 from selfsup.registry import sources
 from selfsup.types import Normalization
 
@@ -145,30 +146,16 @@ def _draw(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Dice:
-    """Uniform numbers of each image, hashed from (seed, image, how many were drawn before)."""
+    """Uniform numbers of each image, a function of (seed, image, how often it was rolled before)."""
 
     def __init__(self, index: Tensor, seed: int) -> None:
-        start = _mix(torch.tensor(seed, dtype=torch.int64) * _ODD + 1)
-        self._key = _mix(start + index.to(torch.int64) * _ODD)
-        self._drawn = 0
+        self._index, self._seed, self._rolls = index.to(torch.int64), seed, 0
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Return float64 ``[n,*shape]`` in ``[low, high)``."""
-        count = math.prod(shape)
-        counter = torch.arange(self._drawn + 1, self._drawn + 1 + count)
-        self._drawn += count
-        bits = _mix(self._key[:, None] + counter * _ODD) >> 11 & (2**53 - 1)
-        return (low + (high - low) * (bits.double() / 2**53)).reshape(len(self._key), *shape)
-
-
-_ODD = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number: 2**64 over the golden ratio
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Scramble int64 by the finaliser of SplitMix64 (Steele, Lea and Flood 2014); the shifts are unsigned."""
-    x = (x ^ (x >> 30 & (2**34 - 1))) * -4658895280553007687
-    x = (x ^ (x >> 27 & (2**37 - 1))) * -7723592293110705685
-    return x ^ (x >> 31 & (2**33 - 1))
+        self._rolls += 1
+        numbers = uniform(fold_in(self._seed, self._rolls), self._index, math.prod(shape))
+        return (low + (high - low) * numbers).reshape(len(self._index), *shape)
 
 
 def _plane(values: Tensor) -> Tensor:
@@ -193,13 +180,15 @@ def _paint(image: Tensor, colour: Tensor, coverage: Tensor) -> Tensor:
 
 
 def _background(dice: _Dice, centres: Tensor) -> Tensor:
-    """Return a tint with fine noise and a few small blobs and strokes: float ``[n,3,S,S]``.
+    """Return a tint, lit from one side, with fine noise and a few small blobs and strokes: float ``[n,3,S,S]``.
 
     The noise is fine on purpose. Coarse noise is a pattern that two crops share too, and then tells an image from
     others more easily than the object does.
     """
-    tint = dice.uniform(0.35, 0.6, 3).float()[:, :, None, None]
-    image = tint + _noise(dice, 1, 16, centres, 0.25) + _noise(dice, 3, 16, centres, 0.12)
+    tint = dice.uniform(0.25, 0.7, 3).float()[:, :, None, None]
+    slope = dice.uniform(-0.4, 0.4, 2).float()[:, :, None, None]
+    light = slope[:, :1] * (centres[None, None, None, :] - 0.5) + slope[:, 1:] * (centres[None, None, :, None] - 0.5)
+    image = tint + light + _noise(dice, 1, 16, centres, 0.25) + _noise(dice, 3, 16, centres, 0.12)
     x, y = centres[None, None, :], centres[None, :, None]
     for softness, width, reach in ((0.06, 0.05, 0.05), (0.06, 0.05, 0.05), (0.02, 0.012, 0.15), (0.02, 0.012, 0.15)):
         middle = dice.uniform(0, 1, 2)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from selfsup.augment import ViewGenerator
-from selfsup.augment.random import fold_in
 from selfsup.checkpoint import INFO
+from selfsup.hashing import fold_in
 from selfsup.nn import Backbone
 from selfsup.optimization import OptimizerConfig, build_optimizer, decay_groups, scaled_lr, warmup_cosine
 from selfsup.types import Batch, StepOutput, View

@@ -9,8 +9,8 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
 from selfsup.augment.draws import crop_boxes, draw
-from selfsup.augment.random import uniform
 from selfsup.augment.recipes import ViewRecipe
+from selfsup.hashing import uniform
 
 RATIO = (3 / 4, 4 / 3)
 

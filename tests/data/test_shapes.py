@@ -67,8 +67,9 @@ def test_only_the_object_depends_on_the_class(monkeypatch):
     assert torch.equal(labels, same_labels)
     assert not no_masks.any()
     difference = (images.int() - empty.int()).abs().amax(1)
-    crescent = CLASSES.index("crescent")  # its tips run on for a few pixels that they only tint
-    for rows, margin in ((labels != crescent, 2), (labels == crescent, 4)):
+    # thin tips run on for a few pixels that they only tint
+    pointed = (labels == CLASSES.index("crescent")) | (labels == CLASSES.index("star"))
+    for rows, margin in ((~pointed, 2), (pointed, 4)):
         near = torch.nn.functional.max_pool2d((masks[rows] > 0).float(), 2 * margin + 1, 1, margin) > 0
         assert (difference[rows][~near] == 0).all()
     assert (difference[masks > 0] > 20).float().mean() > 0.97  # the object stands out from what it covers
@@ -87,17 +88,6 @@ def test_raw_pixels_do_not_give_the_class_away():
     distances = torch.cdist(test.flatten(1).float(), train.flatten(1).float())
     correct = (train_labels[distances.argmin(1)] == labels).float().mean()
     assert 0.1 < correct < 0.35
-
-
-def test_hash_is_splitmix64():
-    def reference(x: int) -> int:
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
-        return x ^ (x >> 31)
-
-    values = [0, 1, -1, 2**63 - 1, -(2**63), 123456789012345678, -987654321]
-    mixed = shapes._mix(torch.tensor(values)).tolist()
-    assert [value % 2**64 for value in mixed] == [reference(value % 2**64) for value in values]
 
 
 # Areas and corners are worked out here from plane geometry, in the units of the outlines

@@ -148,3 +148,19 @@ def test_an_unknown_name_brings_the_nearest():
 def test_unknown_arguments_of_the_network_are_named():
     with pytest.raises(UserError, match=r"backbone\.kwargs.*nonsense"):
         build(name="resnet18", kwargs={"nonsense": 1})
+
+
+def test_convnet_stacks_what_its_settings_say():
+    backbone = build_backbone(BackboneConfig(name="convnet", width=8, blocks=[1, 2, 1]), 3)
+    convolutions = [m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions] == [
+        (3, 8, 1),
+        (8, 16, 2),
+        (16, 16, 1),
+        (16, 32, 2),
+    ]
+    images = torch.rand(2, 3, 20, 20)
+    dense = backbone.eval().forward_dense(images)
+    assert dense.shape == (2, 32, 5, 5)
+    assert backbone.dim == 32
+    torch.testing.assert_close(dense.mean((2, 3)), backbone(images))
