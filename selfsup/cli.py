@@ -95,7 +95,7 @@ def _train(arguments: Arguments) -> int:
 
 def _run_training(config: Any) -> int:
     from selfsup.callbacks import Interrupted
-    from selfsup.training import train
+    from selfsup.training import is_first_process, train
 
     try:
         run_dir = train(config)
@@ -103,7 +103,8 @@ def _run_training(config: Any) -> int:
         run_dir = stop.checkpoint.parent.parent
         print(f"\nStopped. Everything up to here is saved; go on with: selfsup train resume={run_dir}", file=sys.stderr)
         return 128 + stop.signal
-    print(f"\nTrained: {run_dir}\nnext: selfsup evaluate checkpoint={run_dir}")
+    if is_first_process():
+        print(f"\nTrained: {run_dir}\nnext: selfsup evaluate checkpoint={run_dir}")
     return 0
 
 

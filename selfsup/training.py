@@ -221,7 +221,7 @@ def _loggers(config: TrainConfig, run_dir: Path, resumed_step: int) -> list[Logg
 def _choose_run_dir(config: TrainConfig) -> Path:
     if config.run_dir is not None:
         run_dir = Path(config.run_dir)
-        if run_dir.exists() and _is_first_process():
+        if run_dir.exists() and is_first_process():
             raise UserError(
                 f"run_dir: {run_dir} exists and is not overwritten; choose another, or go on with resume={run_dir}."
             )
@@ -233,8 +233,8 @@ def _choose_run_dir(config: TrainConfig) -> Path:
     )
 
 
-def _is_first_process() -> bool:
-    """Whether this is rank 0: the others are started by it, when it has already made the folder."""
+def is_first_process() -> bool:
+    """Whether this is rank 0, which starts the others when it has already made the run folder."""
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
@@ -311,6 +311,7 @@ def _quieten() -> None:
         ".*GPU available.*",
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
+        ".*broadcast_buffers.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -1,0 +1,32 @@
+"""The command itself, on two processes through Lightning's DDP, trains what it trains on one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from tiny import TINY, TINY_METHOD
+
+from selfsup.checkpoint import read_checkpoint
+
+
+def run(folder: Path, name: str, *settings: str) -> dict[str, torch.Tensor]:
+    command = [sys.executable, "-m", "selfsup.cli", "train", "method=moco", *TINY_METHOD["moco"], *TINY]
+    done = subprocess.run(
+        [*command, f"run_dir={name}", *settings], cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    state: dict[str, torch.Tensor] = read_checkpoint(folder / name)["state_dict"]
+    return state
+
+
+def test_two_devices_train_what_one_does(tmp_path: Path) -> None:
+    one = run(tmp_path, "one")
+    two = run(tmp_path, "two", "trainer.devices=2", "trainer.strategy=ddp")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if "running_" in key:  # each rank has the statistics of its own share
+            continue
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
