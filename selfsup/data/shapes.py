@@ -1,8 +1,8 @@
 """Drawn scenes: one of ten shapes over a cluttered background, with the mask of its pixels; nothing to download.
 
 The task is made for self-supervised learning at a small scale. The object is what two crops of an image share:
-it covers much of the image, and its outline is crisp. The background is soft noise whose
-statistics are the same in every image, so that it says little about which image a crop is from. Colour, texture,
+it covers much of the image, and its outline is crisp. The background is a lit
+tint with fine noise, so that it says little about which image a crop is from. Colour, texture,
 position, size and rotation are drawn apart from the class, so that raw pixels say little about the class.
 
 Every scene is a function of (seed, index) alone and is described in the unit square, so that image ``i`` is the same

@@ -87,7 +87,7 @@ def test_raw_pixels_do_not_give_the_class_away():
     test, labels, _ = draw_scenes(torch.arange(TEST_START, TEST_START + 500), 0, 32)
     distances = torch.cdist(test.flatten(1).float(), train.flatten(1).float())
     correct = (train_labels[distances.argmin(1)] == labels).float().mean()
-    assert 0.1 < correct < 0.35
+    assert 0.1 < correct < 0.3
 
 
 # Areas and corners are worked out here from plane geometry, in the units of the outlines
