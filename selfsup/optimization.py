@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,12 @@ class OptimizerConfig:
             them either).
         momentum: For optimisers that have one.
         warmup_epochs: Epochs over which the learning rate rises linearly from zero; at most half of the training.
+        schedule: After the warm-up: ``cosine``, ``constant``, or ``steps``, which multiplies the rate by ``drop`` at
+            every one of ``milestones``.
         final_lr: Learning rate at the end of the cosine, as a fraction of the scaled one.
+        milestones: Epochs of the drops.
+        drop: Factor of a drop.
+        final_weight_decay: Decay that ``weight_decay`` moves to along a cosine; None keeps it (DINO moves it).
         kwargs: Further arguments of the timm optimiser.
     """
 
@@ -41,7 +47,11 @@ class OptimizerConfig:
     exclude_1d: bool = True
     momentum: float = 0.9
     warmup_epochs: float = 0.0
+    schedule: str = "cosine"
     final_lr: float = 0.0
+    milestones: list[float] = field(default_factory=list)
+    drop: float = 0.1
+    final_weight_decay: float | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,12 +68,38 @@ def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
     return config.lr * factors[config.scaling]
 
 
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:
-    """Return the factor on the learning rate: linear from 0 to 1, then a half cosine down to ``final``."""
-    if step < warmup_steps:
-        return step / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+def cosine_schedule(start: float, end: float, fraction: float) -> float:
+    """Return the value at ``fraction`` in [0, 1] of a half cosine from ``start`` to ``end``."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def learning_rate_factors(
+    config: OptimizerConfig, steps: int, epochs: int, optimizer: torch.optim.Optimizer
+) -> list[Callable[[int], float]]:
+    """Return, for each parameter group, the factor on its learning rate as a function of the step.
+
+    Args:
+        config: The schedule; its epochs become steps here.
+        steps, epochs: Length of the training.
+        optimizer: Groups that have ``constant_lr`` set keep the factor 1.
+
+    Raises:
+        UserError: Unknown schedule.
+    """
+    warmup = min(round(config.warmup_epochs * steps / epochs), steps // 2)
+    drops = [round(epoch * steps / epochs) for epoch in config.milestones]
+    after: dict[str, Callable[[int], float]] = {
+        "cosine": lambda step: cosine_schedule(1, config.final_lr, min(1, (step - warmup) / max(1, steps - warmup))),
+        "steps": lambda step: config.drop ** sum(step >= at for at in drops),
+        "constant": lambda step: 1.0,
+    }
+    if config.schedule not in after:
+        raise UserError(f"optimizer.schedule: there is no '{config.schedule}'.{nearest(config.schedule, after)}")
+
+    def factor(step: int) -> float:
+        return step / warmup if step < warmup else after[config.schedule](step)
+
+    return [(lambda step: 1.0) if group.get("constant_lr") else factor for group in optimizer.param_groups]
 
 
 def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> list[dict[str, Any]]:
@@ -79,7 +115,7 @@ def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> li
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """Build the timm optimiser over parameter groups.
+    """Build the timm optimiser over parameter groups, see ``Method.param_groups``.
 
     Raises:
         UserError: Unknown name, or arguments that it does not take.
@@ -87,6 +123,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: f
     known = timm.optim.list_optimizers()
     if config.name not in known:
         raise UserError(f"optimizer.name: timm has no optimiser '{config.name}'.{nearest(config.name, known)}")
+    groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
     try:
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             groups, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, **config.kwargs

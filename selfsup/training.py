@@ -36,7 +36,7 @@ from selfsup.eval.figures import training_curves
 from selfsup.eval.results import Record, peak_memory_mb
 from selfsup.methods import Method, Parts
 from selfsup.nn import Backbone, build_backbone
-from selfsup.optimization import build_optimizer, scaled_lr
+from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
 
 
@@ -63,7 +63,8 @@ def train(config: TrainConfig) -> Path:
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
     method = build_method(config, splits, trainer.world_size)
     # mistakes in the optimiser's settings, too, are found before a folder is made; Lightning builds its own later
-    build_optimizer(method.param_groups(), config.optimizer, scaled_lr(config.optimizer, config.batch_size))
+    optimizer = build_optimizer(method.param_groups(), config.optimizer, scaled_lr(config.optimizer, config.batch_size))
+    learning_rate_factors(config.optimizer, 1, 1, optimizer)
     if trainer.is_global_zero:
         if checkpoint is None:
             _start_run_dir(run_dir, config)
@@ -90,7 +91,8 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
     views = build_views(config.augment, config.data.image_size, data.normalization)
-    parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed)
+    labelled = data.labels is not None
+    parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled)
     method: Method = methods[config.method.name].target(config.method, parts)
     method.checkpoint_info = {
         "config": dataclasses.asdict(config),

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from selfsup.errors import UserError
-from selfsup.optimization import OptimizerConfig, build_optimizer, decay_groups, scaled_lr, warmup_cosine
+from selfsup.optimization import (
+    OptimizerConfig,
+    build_optimizer,
+    cosine_schedule,
+    decay_groups,
+    learning_rate_factors,
+    scaled_lr,
+)
 
 OPTIMIZERS = ["momentum", "sgd", "lars", "adamw", "lamb", "lion"]
 
@@ -64,33 +71,84 @@ def test_unknown_scaling_brings_the_nearest():
 # schedule
 
 
+def factor(step, steps, epochs=None, group=0, **values):
+    """The factor of one step; an epoch is a step unless ``epochs`` says otherwise."""
+    optimizer = build(network(), **values)
+    return learning_rate_factors(OptimizerConfig(**values), steps, epochs or steps, optimizer)[group](step)
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [(0, 0.0), (5, 0.5), (9, 0.9), (10, 1.0), (60, 0.5), (110, 0.0), (200, 0.0), (10 + 25, (1 + math.sqrt(0.5)) / 2)],
 )
 def test_warmup_then_half_a_cosine(step, expected):
-    assert warmup_cosine(step, 10, 110) == pytest.approx(expected, abs=1e-15)
-    assert warmup_cosine(step, 10, 110, final=0.1) == pytest.approx(
+    assert factor(step, 110, warmup_epochs=10) == pytest.approx(expected, abs=1e-15)
+    assert factor(step, 110, warmup_epochs=10, final_lr=0.1) == pytest.approx(
         expected if step < 10 else 0.1 + 0.9 * expected, abs=1e-15
     )
 
 
-def test_schedules_without_warmup_or_without_anything_else():
-    assert warmup_cosine(0, 0, 100) == 1.0
-    assert warmup_cosine(50, 0, 100) == pytest.approx(0.5)
-    assert warmup_cosine(3, 4, 4) == 0.75
-    assert warmup_cosine(4, 4, 4) == 1.0
+def test_epochs_become_steps_and_the_warmup_takes_at_most_half():
+    assert factor(5, 110, epochs=11, warmup_epochs=1) == pytest.approx(0.5)
+    assert factor(3, 8, warmup_epochs=100) == 0.75
+    assert factor(4, 8, warmup_epochs=100) == 1.0
+    assert factor(0, 100) == 1.0
+    assert factor(50, 100) == pytest.approx(0.5)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.integers(0, 20), st.integers(1, 40), st.floats(0, 1))
+@given(st.integers(0, 20), st.integers(20, 40), st.floats(0, 1))
 def test_the_factor_rises_to_one_and_falls_to_the_final_value(warmup, cosine, final):
     total = warmup + cosine
-    factors = [warmup_cosine(step, warmup, total, final) for step in range(total + 1)]
+    factors = [factor(step, total, warmup_epochs=warmup, final_lr=final) for step in range(total + 1)]
     assert factors[warmup] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(final, abs=1e-12)
     assert factors[: warmup + 1] == sorted(factors[: warmup + 1])
     assert all(a >= b - 1e-12 for a, b in zip(factors[warmup:], factors[warmup + 1 :], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 1), (1199, 1), (1200, 0.1), (1599, 0.1), (1600, 0.01), (1999, 0.01)]
+)
+def test_steps_drop_the_rate_at_the_milestones(step, expected):
+    """MoCo v1: a tenth at epochs 120 and 160 of 200."""
+    values = {"schedule": "steps", "milestones": [120, 160]}
+    assert factor(step, 2000, epochs=200, **values) == pytest.approx(expected)
+    assert factor(step, 2000, epochs=200, drop=0.2, **values) == pytest.approx(expected ** math.log10(5))
+
+
+def test_a_constant_schedule_still_warms_up():
+    assert [factor(step, 8, warmup_epochs=2, schedule="constant") for step in (0, 1, 2, 8)] == [0, 0.5, 1, 1]
+
+
+def test_unknown_schedule_brings_the_nearest():
+    with pytest.raises(UserError, match=r"optimizer\.schedule.*'cosin'.*'cosine'"):
+        factor(0, 1, schedule="cosin")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_group_may_have_its_own_rate_and_keep_it(name):
+    module = network()
+    groups = [
+        {"params": list(module[0].parameters()), "lr_scale": 0.25},
+        {"params": list(module[2].parameters()), "constant_lr": True},
+    ]
+    config = OptimizerConfig(name=name)
+    optimizer = build_optimizer(groups, config, 0.4)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.4])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factors(config, 4, 4, optimizer))
+    for _ in range(2):
+        backward(module)
+        optimizer.step()
+        schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.4])
+
+
+def test_a_half_cosine_between_two_values():
+    """Momentum from .99 to 1 is .99, .995, 1; weight decay from .04 to .4 rises the same way."""
+    assert [cosine_schedule(0.99, 1.0, x) for x in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1.0])
+    assert [cosine_schedule(0.04, 0.4, x) for x in (0, 0.5, 1)] == pytest.approx([0.04, 0.22, 0.4])
+    assert cosine_schedule(1.0, 0.0, 0.25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
 
 
 # groups

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsup.augment import ViewGenerator
 from selfsup.checkpoint import INFO
+from selfsup.errors import UserError
 from selfsup.hashing import fold_in
 from selfsup.nn import Backbone
-from selfsup.optimization import OptimizerConfig, build_optimizer, decay_groups, scaled_lr, warmup_cosine
+from selfsup.optimization import (
+    OptimizerConfig,
+    build_optimizer,
+    cosine_schedule,
+    decay_groups,
+    learning_rate_factors,
+    scaled_lr,
+)
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -36,6 +46,7 @@ class Parts:
         batch_size: Images a step over all ranks.
         world_size: Number of ranks.
         seed: Seed of everything random in training.
+        labelled: Whether the training images have labels.
     """
 
     backbone: Backbone
@@ -44,6 +55,7 @@ class Parts:
     batch_size: int
     world_size: int = 1
     seed: int = 0
+    labelled: bool = True
 
 
 class Method(pl.LightningModule, ABC):
@@ -55,14 +67,21 @@ class Method(pl.LightningModule, ABC):
 
     #: Whether BatchNorm statistics are shared over ranks when there are several on GPUs.
     sync_batchnorm = True
+    #: Fewest and most views that ``step`` takes; None is any number.
+    view_count: tuple[int, int | None] = (2, 2)
+    #: Whether ``step`` reads ``batch.label``.
+    needs_labels = False
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
+        self._check(parts)
         self.backbone = parts.backbone
         self.views = parts.views
         self.optimizer_config = parts.optimizer
         self.batch_size = parts.batch_size
         self.seed = parts.seed
+        #: Optimiser steps of the whole training; Lightning tells when training starts.
+        self.total_steps = 1
         #: Goes into every checkpoint: what is needed to build the network, and the run, again.
         self.checkpoint_info: dict[str, Any] = {}
         self.finite: Tensor
@@ -75,9 +94,33 @@ class Method(pl.LightningModule, ABC):
     def after_optimizer_step(self) -> None:
         """Follow the weights that just moved (momentum encoders, prototypes)."""
 
+    def frozen_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters that the present step must leave as they are; their gradients are dropped."""
+        return ()
+
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups; ``weight_decay`` in a group overrides the optimiser's."""
+        """Return parameter groups for the optimiser.
+
+        A group may hold ``weight_decay`` in place of the optimiser's, ``lr_scale``, a factor on the learning rate, and
+        ``constant_lr``, which keeps it out of the schedule.
+        """
         return decay_groups(self, self.optimizer_config.weight_decay, self.optimizer_config.exclude_1d)
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the optimiser steps that are done, in [0, 1]: what schedules are functions of."""
+        return min(1.0, self.trainer.global_step / self.total_steps)
+
+    def encode(self, views: Sequence[View]) -> Tensor:
+        """Return the features ``[V,N,D]`` of views.
+
+        Neighbouring views of one size go through the network in one pass and share BatchNorm statistics.
+        """
+        features = []
+        for _, same in itertools.groupby(views, key=lambda view: view.image.shape[-2:]):
+            images = [view.image for view in same]
+            features.append(self.backbone(torch.cat(images)).unflatten(0, (len(images), -1)))
+        return torch.cat(features)
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -107,13 +150,16 @@ class Method(pl.LightningModule, ABC):
         optimizer = build_optimizer(
             self.param_groups(), config, scaled_lr(config, self.batch_size * trainer.accumulate_grad_batches)
         )
-        total = int(trainer.estimated_stepping_batches)
-        epochs = max(1, trainer.max_epochs or 1)
-        warmup = min(round(config.warmup_epochs * total / epochs), total // 2)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, warmup, total, config.final_lr)
-        )
+        self.total_steps = int(trainer.estimated_stepping_batches)
+        factors = learning_rate_factors(config, self.total_steps, max(1, trainer.max_epochs or 1), optimizer)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @final
+    def on_after_backward(self) -> None:
+        """Drop the gradients of what is frozen. (Without them no optimiser decays or moves it.)"""
+        for parameter in self.frozen_parameters():
+            parameter.grad = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""
@@ -123,5 +169,23 @@ class Method(pl.LightningModule, ABC):
     @final
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Move the weights, then what follows them."""
+        config = self.optimizer_config
+        if config.final_weight_decay is not None:
+            decay = cosine_schedule(config.weight_decay, config.final_weight_decay, self.progress)
+            for group in self.trainer.optimizers[0].param_groups:
+                if group["weight_decay"]:  # what is exempt stays exempt
+                    group["weight_decay"] = decay
         super().optimizer_step(*args, **kwargs)
         self.after_optimizer_step()
+
+    def _check(self, parts: Parts) -> None:
+        fewest, most = self.view_count
+        count = len(parts.views.sizes)
+        if count < fewest or (most is not None and count > most):
+            wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
+            raise UserError(
+                f"augment.counts asks for {count} view(s) and {type(self).__name__} takes {wanted}; choose another "
+                "augment= or set augment.counts."
+            )
+        if self.needs_labels and not parts.labelled:
+            raise UserError(f"{type(self).__name__} learns from labels and these images have none; choose other data.")

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from selfsup.distributed import world
 from selfsup.functional import nt_xent
 from selfsup.methods.base import Method, MethodConfig, Parts
@@ -49,12 +47,10 @@ class SimCLR(Method):
         dim = self.backbone.dim
         hidden = [config.hidden_dim or dim] * (config.head_layers - 1)
         self.head = projection_head(
-            [dim, *hidden, config.output_dim], bias=False, batch_norm=True, last_batch_norm=True
+            [dim, *hidden, config.output_dim], bias=False, batch_norm=True, last_norm="scale"
         )
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
         """Return NT-Xent of the two views."""
-        first, second = views
-        features = self.backbone(torch.cat([first.image, second.image]))
-        z1, z2 = self.head(features).chunk(2)
+        z1, z2 = self.head(self.encode(views).flatten(0, 1)).chunk(2)
         return StepOutput(nt_xent(z1, z2, self.temperature, group=world()))

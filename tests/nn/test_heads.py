@@ -20,10 +20,10 @@ L, B, R = nn.Linear, nn.BatchNorm1d, nn.ReLU
         ([8, 4], {}, [L]),
         ([8, 6, 4], {}, [L, R, L]),
         ([8, 4], {"batch_norm": True}, [L]),
-        ([8, 4], {"last_batch_norm": True}, [L, B]),
+        ([8, 4], {"last_norm": "scale"}, [L, B]),
         ([8, 6, 4], {"batch_norm": True}, [L, B, R, L]),
-        ([8, 6, 4], {"last_batch_norm": True}, [L, R, L, B]),
-        ([8, 6, 5, 4], {"batch_norm": True, "last_batch_norm": True}, [L, B, R, L, B, R, L, B]),
+        ([8, 6, 4], {"last_norm": "scale"}, [L, R, L, B]),
+        ([8, 6, 5, 4], {"batch_norm": True, "last_norm": "scale"}, [L, B, R, L, B, R, L, B]),
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
@@ -39,7 +39,7 @@ def test_layers_and_widths(dims, settings, expected, bias):
 
 
 def test_everything_trains_but_the_offset_of_the_last_norm():
-    head = projection_head([8, 6, 4], bias=False, batch_norm=True, last_batch_norm=True)
+    head = projection_head([8, 6, 4], bias=False, batch_norm=True, last_norm="scale")
     frozen = [name for name, p in head.named_parameters() if not p.requires_grad]
     assert frozen == ["4.bias"]
     assert torch.equal(head[4].bias, torch.zeros(4))
@@ -66,7 +66,25 @@ def test_output_is_the_perceptron_and_not_normalised():
 
 def test_last_norm_centres_each_output():
     torch.manual_seed(0)
-    head = projection_head([5, 7, 3], bias=False, batch_norm=True, last_batch_norm=True).double()
+    head = projection_head([5, 7, 3], bias=False, batch_norm=True, last_norm="scale").double()
     out = head(torch.randn(32, 5, dtype=torch.float64))
     torch.testing.assert_close(out.mean(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(out.var(0, correction=0), torch.ones(3, dtype=torch.float64), rtol=1e-2, atol=0)
+
+
+def test_fixed_last_norm_has_nothing_to_learn():
+    head = projection_head([5, 7, 3], bias=False, batch_norm=True, last_norm="fixed")
+    assert list(head[4].parameters()) == []
+    assert all(p.requires_grad for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("bias", "last_bias", "expected"), [(True, False, [True, False]), (False, True, [False, True])]
+)
+def test_the_last_bias_is_a_choice_of_its_own(bias, last_bias, expected):
+    head = projection_head([5, 7, 3], bias=bias, last_bias=last_bias)
+    assert [layer.bias is not None for layer in head if isinstance(layer, L)] == expected
+
+
+def test_the_activation_is_a_choice():
+    assert layout(projection_head([5, 7, 6, 3], activation=nn.GELU)) == [L, nn.GELU, L, nn.GELU, L]
