@@ -1,4 +1,4 @@
-"""Two processes train like one with all the images: loss, gradients, parameters after three steps, queue."""
+"""Two processes train like one with all the images: loss, gradients, parameters after three steps, queues."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
+from selfsup.distributed import world
+from selfsup.functional.collectives import gather
 from selfsup.methods import Method
 from selfsup.training import build_method
 from selfsup.types import View
@@ -39,12 +41,14 @@ def train_steps(rank: int, world_size: int, name: str, overrides: list[str]) -> 
     pl.seed_everything(config.seed, verbose=False)
     splits = load_splits(config.data)
     method = build_method(config, splits, world_size)
-    if name == "simclr":
-        _remove_batch_norm(method)  # its statistics are per rank on a CPU, where torch has no SyncBatchNorm
+    if method.sync_batchnorm:
+        share_batch_norm(method)
     method = method.double()
-    method.trainer = types.SimpleNamespace(  # type: ignore[assignment]
+    trainer = types.SimpleNamespace(
         world_size=world_size, global_rank=rank, current_epoch=0, global_step=0, barebones=False
     )
+    method.trainer = trainer  # type: ignore[assignment]
+    method.total_steps = STEPS
     method.log = lambda *_, **__: None  # type: ignore[method-assign]
     method.views.register_forward_hook(
         lambda module, args, views: tuple(View(view.image.double(), view.to_source) for view in views)
@@ -59,22 +63,42 @@ def train_steps(rank: int, world_size: int, name: str, overrides: list[str]) -> 
         optimizer.zero_grad()
         loss = step(batch, number)
         loss.backward()
+        method.on_after_backward()
         if number == 0:
             gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
         optimizer.step()
         method.after_optimizer_step()
+        trainer.global_step += 1
         losses.append(loss.detach())
     state = {n: p.detach() for n, p in method.named_parameters()}
-    queue = {n: b for n, b in method.named_buffers() if n.startswith("queue.")}
-    return {"losses": torch.stack(losses), "gradients": gradients, "parameters": state, "queue": queue}
+    # running statistics of BatchNorm are per rank: no loss reads them
+    kept = {n: b for n, b in method.named_buffers() if not n.endswith(("running_mean", "running_var"))}
+    return {"losses": torch.stack(losses), "gradients": gradients, "parameters": state, "buffers": kept}
 
 
-def _remove_batch_norm(module: nn.Module) -> None:
+class GlobalBatchNorm(nn.Module):
+    """BatchNorm with the statistics of all ranks, as SyncBatchNorm has them, which torch offers on GPUs only."""
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        everything = gather(x, world())
+        over = [d for d in range(x.ndim) if d != 1]
+        shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
+        mean, variance = everything.mean(over), everything.var(over, correction=0)
+        out = (x - mean.view(shape)) / (variance.view(shape) + self.eps).sqrt()
+        return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
+
+
+def share_batch_norm(module: nn.Module) -> None:
+    """Let every BatchNorm below ``module`` see the images of all ranks."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            setattr(module, name, nn.Identity())
+            setattr(module, name, GlobalBatchNorm(child))
         else:
-            _remove_batch_norm(child)
+            share_batch_norm(child)
 
 
 CASES = [
@@ -87,7 +111,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)
 def test_two_processes_equal_one(name: str, overrides: list[str], two_ranks: Ranks) -> None:
-    """With BatchNorm too: groups are the same images however many processes share them out."""
+    """With BatchNorm too: its groups, or its global statistics, are of the same images for any number of processes."""
     one = train_steps(0, 1, name, overrides)
     two = two_ranks.run(train_steps, 2, name, overrides)
     torch.testing.assert_close(torch.stack([r["losses"] for r in two]).mean(0), one["losses"], rtol=1e-9, atol=1e-9)
@@ -97,7 +121,7 @@ def test_two_processes_equal_one(name: str, overrides: list[str], two_ranks: Ran
         for part in ("gradients", "parameters"):
             for key, value in one[part].items():
                 torch.testing.assert_close(rank[part][key], value, rtol=1e-7, atol=1e-9, msg=f"{part} {key}")
-        assert rank["queue"].keys() == one["queue"].keys()
-        for key, value in one["queue"].items():
-            # keys are stored in float32 precision
-            torch.testing.assert_close(rank["queue"][key], value, rtol=0, atol=1e-6, msg=key)
+        assert rank["buffers"].keys() == one["buffers"].keys()
+        for key, value in one["buffers"].items():
+            # queues store float32
+            torch.testing.assert_close(rank["buffers"][key], value, rtol=0, atol=1e-6, msg=key)

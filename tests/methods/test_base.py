@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_weight_decay_follows_its_cosine_and_spares_the_exempt(tiny_config: Call
     assert [d[1] for d in decays] == [0.0] * 8
     assert decays[0][0] == pytest.approx(0.04)
     assert decays[4][0] == pytest.approx(0.22)
-    assert all(a[0] < b[0] < 0.4 for a, b in zip(decays, decays[1:], strict=False))
+    assert all(a[0] < b[0] < 0.4 for a, b in itertools.pairwise(decays))
 
 
 @pytest.mark.parametrize("counts", ["[1]", "[3]"])
