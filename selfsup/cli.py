@@ -207,6 +207,7 @@ def _methods(arguments: Arguments) -> int:
         return _help(_methods)
     _refuse_options(arguments)
     import selfsup.methods  # noqa: F401 - fills the registry
+    from selfsup.config import choices
     from selfsup.registry import methods
 
     if not arguments:
@@ -222,6 +223,11 @@ def _methods(arguments: Arguments) -> int:
     default = entry.config()
     for key, value in vars(default).items():
         print(f"  method.{key}={value}")
+    presets = [name for name in sorted(choices("experiment")) if name.endswith(f"/{arguments[0]}")]
+    if presets:
+        print("\nPresets:")
+    for name in presets:
+        print(f"  selfsup train experiment={name}")
     return 0
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
@@ -249,9 +250,18 @@ def explain(error: Exception, kind: str) -> str:
 def choices(group: str) -> set[str]:
     """Return the names that ``group=`` takes: registered ones and YAML files."""
     registered = {"method": methods, "data": sources}.get(group)
-    folder = files("selfsup.configs") / group
-    yaml = {Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml")} if folder.is_dir() else set()
-    return yaml | (set(registered) if registered is not None else set())
+    return _yaml_names(files("selfsup.configs") / group) | (set(registered) if registered is not None else set())
+
+
+def _yaml_names(folder: Traversable, prefix: str = "") -> set[str]:
+    """Return the files of a group, those in folders as ``folder/name``."""
+    names: set[str] = set()
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir():
+            names |= _yaml_names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            names.add(f"{prefix}{Path(entry.name).stem}")
+    return names
 
 
 def open_dicts(overrides: Sequence[str], kind: str = "train") -> list[str]:
