@@ -125,14 +125,17 @@ class EvaluateConfig:
     """Everything that ``selfsup probe``, ``knn`` and ``evaluate`` need.
 
     Attributes:
-        checkpoint: A run folder, a checkpoint, ``untrained`` (the network of ``backbone``, random weights) or
-            ``raw_pixels`` (no network).
+        checkpoint: A run folder, a checkpoint, ``timm:NAME``, ``module:FILE.py:NAME`` or ``module:PACKAGE.NAME`` (code
+            that returns a network), a file of weights for the network of ``backbone`` (keys as timm's or torchvision's
+            ResNets), ``untrained`` (the network of ``backbone``, random weights) or ``raw_pixels`` (no network).
+        pretrained: Of ``timm:NAME``: its published weights; false draws random ones.
         run_dir: Folder that receives ``results.json`` and figures; None is the checkpoint's own run.
         seed: Of the probe, and of the weights of ``untrained``.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
 
     checkpoint: str = "???"
+    pretrained: bool = True
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -209,8 +212,9 @@ def finish(config: DictConfig) -> Any:
     for group, registry in (("method", methods), ("data", sources)):
         if hasattr(composed, group):
             value = getattr(composed, group)
-            plain = registry[value.name].config  # Hydra composed a subclass that also held its defaults list
-            if not isinstance(value, plain):
+            plain = registry[value.name].config
+            # Hydra composes a subclass that also holds a defaults list; a method may build on another's settings
+            if plain not in (type(value), *type(value).__bases__[:1]):
                 raise UserError(
                     f"{group}.name={value.name} does not change the {group}; choose it by {group}={value.name}."
                 )

@@ -18,4 +18,9 @@ TINY = [
 ]
 
 #: What a method needs beyond TINY.
-TINY_METHOD = {"moco": ["method.queue_size=48", "method.bn_groups=4"]}
+TINY_METHOD = {
+    "moco": ["method.queue_size=48", "method.bn_groups=4"],
+    "moco_v1": ["method.queue_size=48", "method.bn_groups=4"],
+    "moco_v3": ["method.hidden_dim=16", "method.output_dim=8"],
+    "nnclr": ["method.queue_size=48", "method.hidden_dim=16", "method.output_dim=8", "method.predictor_dim=16"],
+}

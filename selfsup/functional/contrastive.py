@@ -1,4 +1,4 @@
-"""Contrastive losses: NT-Xent and InfoNCE."""
+"""Contrastive losses: NT-Xent, InfoNCE against a queue or the other view, and the supervised one."""
 
 from __future__ import annotations
 
@@ -80,3 +80,126 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
         negative = query @ negatives.to(query.dtype).T
         logits = torch.cat([positive, negative], dim=1) / temperature
         return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def cross_view_nce(query: Tensor, key: Tensor, temperature: float, group: dist.ProcessGroup | None = None) -> Tensor:
+    r"""InfoNCE of one view against the other: a query finds its own key among the keys of the batch.
+
+    .. math:: \ell_i = -\log \frac{\exp(q_i \cdot k_i / \tau)}{\sum_j \exp(q_i \cdot k_j / \tau)}
+
+    Only keys are candidates; queries are never compared with each other. The sum runs over the keys of all ranks.
+
+    Args:
+        query, key: ``[N,D]``, row ``i`` of both from image ``i``; L2-normalised here. Gradients reach what carries
+            them: pass keys (MoCo v3) or queries (NNCLR) without. Float16 and bfloat16 become float32.
+        temperature: :math:`\tau > 0`.
+        group: Process group to gather keys over; None for a single process. Every rank has the same N.
+
+    Returns:
+        Scalar, averaged over this rank's queries. With DDP's mean over ranks, value and gradient are those of one
+        process with all images.
+
+    Raises:
+        ValueError: The tensors differ in shape or are not ``[N,D]``.
+
+    Source:
+        Chen et al., "An Empirical Study of Training Self-Supervised Vision Transformers", 2021, equation 1 and
+        algorithm 1; Dwibedi et al., "With a Little Help from My Friends", 2021, section 3.
+    """
+    if query.shape != key.shape or query.ndim != 2:
+        raise ValueError(
+            f"cross_view_nce needs query and key [N,D] of one shape, got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = F.normalize(full_precision(query), dim=1), F.normalize(full_precision(key), dim=1)
+        logits = query @ gather(key, group).T / temperature
+        own = torch.arange(len(query), device=query.device) + rank_of(group) * len(query)
+        return F.cross_entropy(logits, own)
+
+
+def supervised_contrastive(
+    features: Tensor,
+    positives: Tensor,
+    temperature: float,
+    base_temperature: float | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""Supervised contrastive loss: every anchor attracts all its positives and repels the rest of the batch.
+
+    .. math:: \ell_i = \frac{\tau}{\tau_b} \cdot \frac{-1}{|P(i)|} \sum_{p \in P(i)}
+              \log \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \ne i} \exp(z_i \cdot z_a / \tau)}
+
+    The mean over the positives stands outside the logarithm. The candidates ``a`` are all other embeddings of all
+    views and ranks. An anchor without a positive is left out of the mean; without any such anchor the loss is zero.
+    With two views and labels that all differ this is NT-Xent.
+
+    Args:
+        features: Embeddings ``[V,N,D]`` of V views of N images, or ``[N,D]``; L2-normalised here. Float16 and bfloat16
+            become float32.
+        positives: int64 labels ``[N]``: images of one label are each other's positives, and so are the views of one
+            image; a negative label stands for none, and leaves an image only its own other views. Or a bool mask
+            ``[N,B]`` over the ``B`` images of all ranks in rank order: row ``i`` marks the images whose embeddings are
+            positives of image ``i``, itself included if its other views are. It need not be symmetric.
+        temperature: :math:`\tau > 0`.
+        base_temperature: :math:`\tau_b`. None leaves the factor out, as the paper's formula does; the authors' code
+            has 0.07. It scales the loss, and with it the learning rate of optimisers that do not adapt.
+        group: Process group to gather candidates over; None for a single process. Every rank has the same N.
+
+    Returns:
+        Scalar. With DDP's mean over ranks, value and gradient are those of one process with all images.
+
+    Raises:
+        ValueError: Shapes or types that do not fit.
+
+    Source:
+        Khosla et al., "Supervised Contrastive Learning", 2020, equation 2, averaged over the anchors.
+    """
+    if features.ndim not in (2, 3):
+        raise ValueError(f"supervised_contrastive needs features [N,D] or [V,N,D], got {tuple(features.shape)}")
+    views = features if features.ndim == 3 else features[None]
+    local = views.shape[1]
+    offset, ranks = rank_of(group) * local, 1 if group is None else dist.get_world_size(group)
+    wanted = (local, local * ranks) if positives.dtype == torch.bool else (local,)
+    if tuple(positives.shape) != wanted or positives.is_floating_point():
+        raise ValueError(
+            f"supervised_contrastive needs integer labels [{local}] or a bool mask [{local},{local * ranks}], got "
+            f"{positives.dtype} {tuple(positives.shape)}"
+        )
+    with torch.autocast(features.device.type, enabled=False), torch.no_grad():
+        image = torch.arange(local, device=features.device) + offset
+        if positives.dtype != torch.bool:
+            known = positives[:, None] >= 0
+            positives = (positives[:, None] == gather(positives, group)) & known
+            positives = positives.scatter(1, image[:, None], True)
+    with torch.autocast(features.device.type, enabled=False):
+        views = F.normalize(full_precision(views), dim=-1)
+        candidates = gather(views.transpose(0, 1), group).transpose(0, 1)  # [V,B,D]
+        logits = views.flatten(0, 1) @ candidates.flatten(0, 1).T / temperature  # [V*N, V*B]
+        count = len(views)
+        itself = (torch.arange(count, device=logits.device)[:, None] * candidates.shape[1] + image).reshape(-1, 1)
+        weight = positives.to(logits.dtype).repeat(count, count).scatter(1, itself, 0.0)
+        number = weight.sum(dim=1)
+        others = logits.scatter(1, itself, float("-inf"))
+        loss = others.logsumexp(dim=1) - (weight * logits).sum(dim=1) / number.clamp_min(1)
+        has_positive = number > 0
+        anchors = gather(has_positive.sum().to(logits.dtype)[None], group).sum().clamp_min(1) / ranks
+        loss = torch.where(has_positive, loss, 0.0).sum() / anchors
+        return loss if base_temperature is None else loss * (temperature / base_temperature)
+
+
+@torch.no_grad()
+def nearest_neighbor(query: Tensor, candidates: Tensor) -> Tensor:
+    """Return for each query the candidate of the greatest cosine similarity; no gradient flows.
+
+    Args:
+        query: ``[N,D]``, of any length.
+        candidates: ``[K,D]``; L2-normalised here. The search runs in float32 (or the query's higher precision): in a
+            lower one near neighbours tie.
+
+    Returns:
+        ``[N,D]``: rows of ``candidates`` as they were passed.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query = full_precision(query)
+        similarity = query @ F.normalize(candidates.to(query.dtype), dim=1).T
+        return candidates[similarity.argmax(dim=1)]

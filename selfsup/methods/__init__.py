@@ -1,7 +1,25 @@
 """Methods. Importing this package registers all of them."""
 
 from selfsup.methods.base import Method, MethodConfig, Parts
-from selfsup.methods.moco import MoCo, MoCoConfig
+from selfsup.methods.moco import MoCo, MoCoConfig, MoCoV1Config
+from selfsup.methods.moco_v3 import MoCoV3, MoCoV3Config
+from selfsup.methods.nnclr import NNCLR, NNCLRConfig
 from selfsup.methods.simclr import SimCLR, SimCLRConfig
+from selfsup.methods.supcon import SupCon, SupConConfig
 
-__all__ = ["Method", "MethodConfig", "MoCo", "MoCoConfig", "Parts", "SimCLR", "SimCLRConfig"]
+__all__ = [
+    "NNCLR",
+    "Method",
+    "MethodConfig",
+    "MoCo",
+    "MoCoConfig",
+    "MoCoV1Config",
+    "MoCoV3",
+    "MoCoV3Config",
+    "NNCLRConfig",
+    "Parts",
+    "SimCLR",
+    "SimCLRConfig",
+    "SupCon",
+    "SupConConfig",
+]

@@ -1,4 +1,4 @@
-"""MoCo v2: a query finds the key of its own image among a queue of keys of earlier batches.
+"""MoCo v1 and v2: a query finds the key of its own image among a queue of keys of earlier batches.
 
 Keys come from a slowly moving average of the query network, so the queue stays consistent and the number of negatives
 does not depend on the batch. The key images are shuffled so that BatchNorm statistics cannot give a key away. He et
@@ -36,7 +36,8 @@ class MoCoConfig(MethodConfig):
         temperature: τ of the loss.
         queue_size: Number of keys kept, at least one batch.
         momentum: Share of the old key encoder that a step keeps.
-        hidden_dim: Width of the head's hidden layer; None is the width of the backbone's feature.
+        head_layers: Linear layers of the head: 2 in v2, 1 in v1.
+        hidden_dim: Width of the head's hidden layers; None is the width of the backbone's feature.
         output_dim: Width of query and key.
         symmetric: Let each view be the query once; the two losses are averaged and both views' keys are enqueued.
         bn_groups: Parts of the whole batch with BatchNorm statistics of their own. Each rank has its share of them,
@@ -47,15 +48,26 @@ class MoCoConfig(MethodConfig):
     temperature: float = 0.2
     queue_size: int = 65536
     momentum: float = 0.999
+    head_layers: int = 2
     hidden_dim: int | None = None
     output_dim: int = 128
     symmetric: bool = False
     bn_groups: int = 8
 
 
+@dataclass
+class MoCoV1Config(MoCoConfig):
+    """The settings of MoCo v1: another temperature and a head of one linear layer; see :class:`MoCoConfig`."""
+
+    name: str = "moco_v1"
+    temperature: float = 0.07
+    head_layers: int = 1
+
+
+@methods.register("moco_v1", MoCoV1Config, optimizer="sgd", augment="moco_v1")
 @methods.register("moco", MoCoConfig, optimizer="sgd", augment="moco_v2")
 class MoCo(Method):
-    """Find the momentum encoder's key of the same image among a queue of earlier keys (InfoNCE); MoCo v2."""
+    """Find the momentum encoder's key of the same image among a queue of earlier keys; MoCo v1 and v2."""
 
     sync_batchnorm = False  # ShuffleBN needs statistics per rank
 
@@ -75,7 +87,8 @@ class MoCo(Method):
             )
         self.temperature, self.momentum, self.symmetric = config.temperature, config.momentum, config.symmetric
         dim = self.backbone.dim
-        self.head = projection_head([dim, config.hidden_dim or dim, config.output_dim])
+        hidden = [config.hidden_dim or dim] * (config.head_layers - 1)
+        self.head = projection_head([dim, *hidden, config.output_dim])
         if groups > 1:
             split_batch_norm(self.backbone, groups)
         self.key_encoder = MomentumEncoder(nn.Sequential(self.backbone, self.head))

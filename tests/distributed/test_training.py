@@ -106,6 +106,12 @@ CASES = [
     ("moco", ["method.bn_groups=2"]),
     ("moco", ["method.bn_groups=4", "method.symmetric=true"]),
     ("moco", ["method.bn_groups=2", "method.queue_size=37"]),  # wraps in the middle of a batch
+    ("moco_v1", ["method.bn_groups=2"]),
+    ("moco_v3", []),
+    ("moco_v3", ["method.head=vit", "method.temperature=0.2"]),
+    ("nnclr", []),
+    ("nnclr", ["method.queue_size=37"]),
+    ("supcon", []),
 ]
 
 
