@@ -11,11 +11,14 @@ class AugmentConfig:
     """Which views a batch is turned into.
 
     Attributes:
-        recipe: Name of a recipe (``simclr``, ``moco_v1``, ``moco_v2``, ``byol``, ``swav``, or one with ``_small``).
+        recipe: Name of a recipe (``simclr``, ``moco_v1``, ``moco_v2``, ``byol``, ``swav``, ``dino``, …, or one with
+            ``_small``).
         small: Use the recipe's version for small images; None decides by ``data.image_size`` (at most 64).
-        sizes: Side of the views, one entry per group; None is ``[data.image_size]``.
+        sizes: Side of the views, one entry per group; None is ``data.image_size`` for the first group and 3/7 of it
+            for a second (96 of 224).
         counts: Number of views of each size.
         override: Recipe values to replace in every view, by field name of ``ViewRecipe`` (``{blur_p: 0.0}``).
+        local_override: The same for the views of the second size, over ``override`` (``{scale: [0.1, 0.3]}``).
         extra: Kornia augmentations inserted before normalisation: ``[{name: RandomErasing, params: {p: 0.5}}]``.
     """
 
@@ -24,4 +27,5 @@ class AugmentConfig:
     sizes: list[int] | None = None
     counts: list[int] = field(default_factory=lambda: [2])
     override: dict[str, Any] = field(default_factory=dict)
+    local_override: dict[str, Any] = field(default_factory=dict)
     extra: list[dict[str, Any]] = field(default_factory=list)

@@ -22,6 +22,7 @@ from selfsup.types import Normalization, View
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_IMAGE = 64  # largest side that takes a recipe's small version by itself
+LOCAL_SIDE = 3 / 7  # of the image's side: SwAV's and DINO's 96 of 224
 CACHED_VALUES = 2**18  # numbers that an operation works on at a time on a CPU: 1 MiB
 _COLOR_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     operations.adjust_brightness,
@@ -122,15 +123,16 @@ def build_views(config: AugmentConfig, image_size: int, normalization: Normaliza
 
     Args:
         config: See ``AugmentConfig``.
-        image_size: ``data.image_size``: the default size of the views; at most 64 selects the recipe's ``_small``
-            version unless the config decides.
+        image_size: ``data.image_size``, from which the default sizes of the views follow; at most 64 selects the
+            recipe's ``_small`` version unless the config decides.
         normalization: Statistics of the data.
 
     Raises:
         UserError: A setting that does not exist or does not fit.
     """
-    sizes = list(config.sizes) if config.sizes is not None else [image_size]
     counts = list(config.counts)
+    default_sizes = [image_size, round(image_size * LOCAL_SIDE)][: len(counts)]
+    sizes = list(config.sizes) if config.sizes is not None else default_sizes
     if len(sizes) != len(counts):
         raise UserError(f"augment.sizes has {len(sizes)} entries and augment.counts {len(counts)}; give one per size.")
     if not sizes or min(sizes) < 2 or min(counts) < 1:
@@ -138,7 +140,7 @@ def build_views(config: AugmentConfig, image_size: int, normalization: Normaliza
     small = image_size <= SMALL_IMAGE if config.small is None else config.small
     small_name = f"{config.recipe}_small"
     name = small_name if small and small_name in RECIPES else config.recipe
-    recipes = view_recipes(name, counts, config.override)
+    recipes = view_recipes(name, counts, config.override, config.local_override)
     view_sizes = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
     return ViewGenerator(recipes, view_sizes, normalization, config.extra)
 

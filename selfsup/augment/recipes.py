@@ -1,8 +1,8 @@
 """What each paper does to an image before the network sees it.
 
 Sources: google-research/simclr, facebookresearch/moco and its CIFAR notebook, deepmind-research/byol,
-facebookresearch/swav, and solo-learn's CIFAR configurations. Where an author's code measures the strength in PIL terms,
-the torchvision argument of the same meaning is given.
+facebookresearch/swav and dino, and solo-learn's CIFAR configurations. Where an author's code measures the strength in
+PIL terms, the torchvision argument of the same meaning is given.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ _SIMCLR = ViewRecipe(
 _MOCO_V1 = ViewRecipe(scale=(0.2, 1.0), jitter_p=1.0, hue=0.4, gray_before_jitter=True)
 _MOCO_V2 = ViewRecipe(scale=(0.2, 1.0), blur_p=0.5)
 _BYOL = ViewRecipe(interpolation="bicubic", saturation=0.2, blur_p=1.0)
+# Global crops as BYOL's; the local ones are smaller and half of them blurred.
+_DINO = replace(_BYOL, scale=(0.4, 1.0))
 _SWAV = ViewRecipe(scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=0.5)
 
 # SimCLR's CIFAR setting (its README): half the strength and no blur.
@@ -97,9 +99,13 @@ _SIMCLR_SMALL = ViewRecipe(interpolation="bicubic")
 _MOCO_V2_SMALL = ViewRecipe()
 # solo-learn's BYOL on CIFAR: no blur, solarisation kept on the second view.
 _BYOL_SMALL = replace(_BYOL, blur_p=0.0)
+# Ours, after the small versions above: DINO without blur. The paper's crops suit any size.
+_DINO_SMALL = replace(_DINO, blur_p=0.0)
 # solo-learn's SwAV on CIFAR, which has no local crops. The local scale is ours: the paper's upper end, 0.14, would
 # leave 12 of 32 pixels.
 _SWAV_SMALL = replace(_SWAV, scale=(0.08, 1.0), interpolation="bicubic")
+# W-MSE on CIFAR, STL and Tiny ImageNet. Its authors change the colours before they crop; here the crop comes first.
+_WMSE_SMALL = replace(_SIMCLR_SMALL, scale=(0.2, 1.0), gray_p=0.1)
 
 RECIPES: dict[str, Recipe] = {
     "simclr": ((_SIMCLR,),),
@@ -107,21 +113,37 @@ RECIPES: dict[str, Recipe] = {
     "moco_v2": ((_MOCO_V2,),),
     "byol": ((_BYOL, replace(_BYOL, blur_p=0.1, solarize_p=0.2)),),
     "swav": ((_SWAV,), (replace(_SWAV, scale=(0.05, 0.14)),)),
+    "dino": (
+        (_DINO, replace(_DINO, blur_p=0.1, solarize_p=0.2)),
+        (replace(_DINO, scale=(0.05, 0.4), blur_p=0.5),),
+    ),
+    "wmse": ((_SIMCLR,),),  # on ImageNet-100
     "simclr_small": ((_SIMCLR_SMALL,),),
     "moco_v1_small": ((_MOCO_V1,),),  # has no blur, and the paper's crop suits any size
     "moco_v2_small": ((_MOCO_V2_SMALL,),),
+    "wmse_small": ((_WMSE_SMALL,),),
     "byol_small": ((_BYOL_SMALL, replace(_BYOL_SMALL, solarize_p=0.2)),),
+    "dino_small": (
+        (_DINO_SMALL, replace(_DINO_SMALL, solarize_p=0.2)),
+        (replace(_DINO_SMALL, scale=(0.05, 0.4)),),
+    ),
     "swav_small": ((_SWAV_SMALL,), (replace(_SWAV_SMALL, scale=(0.05, 0.3)),)),
 }
 
 
-def view_recipes(name: str, counts: Sequence[int], override: Mapping[str, Any] | None = None) -> list[ViewRecipe]:
+def view_recipes(
+    name: str,
+    counts: Sequence[int],
+    override: Mapping[str, Any] | None = None,
+    local_override: Mapping[str, Any] | None = None,
+) -> list[ViewRecipe]:
     """Return the recipe of each view.
 
     Args:
         name: A key of ``RECIPES``.
         counts: Number of views in each size group.
         override: Values that replace the recipe's in every view, by field name of ``ViewRecipe``.
+        local_override: The same for the views of the second size, over ``override``.
 
     Raises:
         UserError: No such recipe or field, a value out of range, or more size groups than the recipe describes.
@@ -135,14 +157,19 @@ def view_recipes(name: str, counts: Sequence[int], override: Mapping[str, Any] |
             f"augment.sizes: recipe '{name}' describes {len(groups)} size(s) of crop and {len(counts)} are asked for; "
             f"choose a recipe with more ({several}) or fewer sizes."
         )
-    fields = {field.name for field in dataclasses.fields(ViewRecipe)}
-    changes: dict[str, Any] = {}
-    for key, value in (override or {}).items():
-        if key not in fields:
-            raise UserError(f"augment.override: a recipe has no '{key}'.{nearest(key, fields)}")
-        changes[key] = tuple(value) if isinstance(value, list) else value
+    changes = _changes("override", override)
+    local_changes = {**changes, **_changes("local_override", local_override)}
     return [
-        replace(group[position % len(group)], **changes)
-        for group, count in zip(groups, counts, strict=False)
+        replace(group[position % len(group)], **(local_changes if number else changes))
+        for number, (group, count) in enumerate(zip(groups, counts, strict=False))
         for position in range(count)
     ]
+
+
+def _changes(setting: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return overrides as ``ViewRecipe`` takes them."""
+    fields = {field.name for field in dataclasses.fields(ViewRecipe)}
+    for key in values or {}:
+        if key not in fields:
+            raise UserError(f"augment.{setting}: a recipe has no '{key}'.{nearest(key, fields)}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in (values or {}).items()}

@@ -22,6 +22,11 @@ TABLE = {
         ((0.14, 1.0), "bilinear", (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0.0),
         ((0.05, 0.14), "bilinear", (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0.0),
     ],
+    "dino": [
+        ((0.4, 1.0), "bicubic", (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 1.0, 0.0),
+        ((0.4, 1.0), "bicubic", (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.1, 0.2),
+        ((0.05, 0.4), "bicubic", (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, 0.0),
+    ],
     "simclr_small": [((0.08, 1.0), "bicubic", (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0, 0.0)],
     "moco_v2_small": [((0.08, 1.0), "bilinear", (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0, 0.0)],
     "byol_small": [
@@ -72,6 +77,22 @@ def test_the_image_size_selects_the_small_version(config, image_size, expected):
     assert views.sizes == (image_size, image_size)
 
 
+@pytest.mark.parametrize(("image_size", "local"), [(224, 96), (32, 14), (112, 48)])
+@pytest.mark.parametrize("recipe", ["swav", "dino"])
+def test_local_crops_are_three_sevenths_of_the_image(recipe, image_size, local):
+    views = build_views(AugmentConfig(recipe, counts=[2, 3]), image_size, GRAY_STATISTICS)
+    assert views.sizes == (image_size, image_size, local, local, local)
+    one_size = build_views(AugmentConfig(recipe, counts=[2]), image_size, GRAY_STATISTICS)
+    assert one_size.sizes == (image_size, image_size)
+
+
+def test_local_override_reaches_the_second_size_only():
+    """And wins over ``override`` there."""
+    recipes = view_recipes("swav", [2, 3], {"hue": 0.1, "scale": [0.5, 1.0]}, {"scale": [0.1, 0.3]})
+    assert [recipe.scale for recipe in recipes] == [(0.5, 1.0)] * 2 + [(0.1, 0.3)] * 3
+    assert {recipe.hue for recipe in recipes} == {0.1}
+
+
 def test_override_replaces_values_in_every_view():
     views = build_views(
         AugmentConfig("swav", False, [64, 32], [2, 2], {"blur_p": 0, "ratio": [0.5, 2.0]}), 64, GRAY_STATISTICS
@@ -87,6 +108,7 @@ def test_override_replaces_values_in_every_view():
         (AugmentConfig("simcrl"), "Did you mean 'simclr'"),
         (AugmentConfig(override={"blurp": 0.0}), "Did you mean 'blur_p'"),
         (AugmentConfig(override={"blur_p": 1.5}), "blur_p is 1.5"),
+        (AugmentConfig(local_override={"scales": [0.1, 0.2]}), r"augment\.local_override.*'scale'"),
         (AugmentConfig(override={"hue": 0.6}), "hue is 0.6"),
         (AugmentConfig(override={"hue": "much"}), "hue is 'much'"),
         (AugmentConfig(override={"scale": [0.5]}), "scale is"),
@@ -97,6 +119,7 @@ def test_override_replaces_values_in_every_view():
         (AugmentConfig(sizes=[], counts=[]), "augment.sizes"),
         (AugmentConfig(counts=[0]), "at least 1"),
         (AugmentConfig("simclr", sizes=[32, 16], counts=[2, 2]), "swav"),
+        (AugmentConfig("swav", counts=[2, 2, 2]), "one per size"),
     ],
 )
 def test_mistakes_are_named(config, message):
