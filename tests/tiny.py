@@ -19,6 +19,9 @@ TINY = [
 
 #: What a method needs beyond TINY.
 TINY_METHOD = {
+    "barlow_twins": ["method.hidden_dim=16", "method.output_dim=8"],
+    "vicreg": ["method.hidden_dim=16", "method.output_dim=8"],
+    "wmse": ["method.hidden_dim=16", "method.output_dim=4", "method.subbatch_size=8", "method.iterations=2"],
     "moco": ["method.queue_size=48", "method.bn_groups=4"],
     "moco_v1": ["method.queue_size=48", "method.bn_groups=4"],
     "moco_v3": ["method.hidden_dim=16", "method.output_dim=8"],

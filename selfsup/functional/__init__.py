@@ -8,9 +8,12 @@ from selfsup.functional.diagnostics import (
     uniformity,
 )
 from selfsup.functional.geometry import location_grid
+from selfsup.functional.redundancy import barlow_twins_loss, vicreg_loss
+from selfsup.functional.whitening import whiten, whitening_mse
 
 __all__ = [
     "alignment",
+    "barlow_twins_loss",
     "cross_view_nce",
     "feature_std",
     "info_nce",
@@ -20,4 +23,7 @@ __all__ = [
     "rank_me",
     "supervised_contrastive",
     "uniformity",
+    "vicreg_loss",
+    "whiten",
+    "whitening_mse",
 ]

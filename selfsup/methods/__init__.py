@@ -1,14 +1,20 @@
 """Methods. Importing this package registers all of them."""
 
+from selfsup.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from selfsup.methods.base import Method, MethodConfig, Parts
 from selfsup.methods.moco import MoCo, MoCoConfig, MoCoV1Config
 from selfsup.methods.moco_v3 import MoCoV3, MoCoV3Config
 from selfsup.methods.nnclr import NNCLR, NNCLRConfig
 from selfsup.methods.simclr import SimCLR, SimCLRConfig
 from selfsup.methods.supcon import SupCon, SupConConfig
+from selfsup.methods.vicreg import VICReg, VICRegConfig
+from selfsup.methods.wmse import WMSE, WMSEConfig
 
 __all__ = [
     "NNCLR",
+    "WMSE",
+    "BarlowTwins",
+    "BarlowTwinsConfig",
     "Method",
     "MethodConfig",
     "MoCo",
@@ -22,4 +28,7 @@ __all__ = [
     "SimCLRConfig",
     "SupCon",
     "SupConConfig",
+    "VICReg",
+    "VICRegConfig",
+    "WMSEConfig",
 ]

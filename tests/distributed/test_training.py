@@ -103,6 +103,10 @@ def share_batch_norm(module: nn.Module) -> None:
 
 CASES = [
     ("simclr", []),
+    ("barlow_twins", []),
+    ("vicreg", []),
+    ("wmse", []),  # sub-batches across the ranks
+    ("wmse", ["method.subbatch_size=16", "augment.counts=[3]", "method.normalize=false"]),  # larger than a rank's share
     ("moco", ["method.bn_groups=2"]),
     ("moco", ["method.bn_groups=4", "method.symmetric=true"]),
     ("moco", ["method.bn_groups=2", "method.queue_size=37"]),  # wraps in the middle of a batch

@@ -1,0 +1,104 @@
+"""Losses that keep the dimensions of an embedding from saying the same: Barlow Twins and VICReg."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.functional.collectives import gather
+from selfsup.functional.contrastive import full_precision
+
+
+def barlow_twins_loss(
+    z1: Tensor, z2: Tensor, redundancy_weight: float = 0.0051, eps: float = 1e-5, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    r"""Barlow Twins: the cross-correlation of two views is drawn to the identity.
+
+    .. math:: \sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2, \qquad C = \frac{1}{N} \bar z_1^T \bar z_2
+
+    with each dimension of :math:`\bar z` standardised over the images, as BatchNorm does: biased variance plus ``eps``.
+    Sums, not means, over the dimensions, as in the authors' code.
+
+    Args:
+        z1, z2: Embeddings of the two views ``[N,D]``. Float16 and bfloat16 become float32.
+        redundancy_weight: :math:`\lambda`.
+        eps: Added to each variance.
+        group: Statistics and C are over the images of all its ranks; None for a single process.
+
+    Returns:
+        Scalar. Every rank has the whole loss, and DDP's mean gives the single-process gradient.
+
+    Raises:
+        ValueError: The views differ in shape, are not ``[N,D]``, or there is one image only.
+
+    Source:
+        Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", 2021, equations 1 and 2.
+    """
+    _check("barlow_twins_loss", z1, z2, group)
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = (gather(full_precision(z), group) for z in (z1, z2))
+        z1, z2 = ((z - z.mean(0)) * (z.var(0, correction=0) + eps).rsqrt() for z in (z1, z2))
+        correlation = z1.T @ z2 / len(z1)
+        on_diagonal = (1 - correlation.diagonal()).square().sum()
+        return on_diagonal + redundancy_weight * _off_diagonal_square(correlation)
+
+
+def vicreg_loss(
+    z1: Tensor,
+    z2: Tensor,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+    eps: float = 1e-4,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""VICReg: views agree, every dimension keeps its spread, and dimensions are uncorrelated.
+
+    .. math:: \lambda \frac{1}{ND} \lVert z_1 - z_2 \rVert^2
+              + \mu \frac{1}{2} \sum_v \frac{1}{D} \sum_d \max(0, 1 - \sqrt{\mathrm{Var}(z_{v,d}) + \varepsilon})
+              + \nu \sum_v \frac{1}{D} \sum_{i \ne j} \mathrm{Cov}(z_v)_{ij}^2
+
+    Variance and covariance divide by N - 1. The half in the second term and the mean over D in the first are the
+    authors' code; the paper's text has neither.
+
+    Args:
+        z1, z2: Embeddings of the two views ``[N,D]``, not normalised. Float16 and bfloat16 become float32.
+        invariance_weight, variance_weight, covariance_weight: :math:`\lambda, \mu, \nu`.
+        eps: :math:`\varepsilon`; keeps the square root's gradient finite when a dimension has collapsed.
+        group: Variance and covariance are over the images of all its ranks; None for a single process.
+
+    Returns:
+        Scalar. With DDP's mean over ranks, value and gradient are those of one process with all images.
+
+    Raises:
+        ValueError: The views differ in shape, are not ``[N,D]``, or there is one image only.
+
+    Source:
+        Bardes et al., "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", 2022,
+        equations 1 to 6.
+    """
+    _check("vicreg_loss", z1, z2, group)
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = full_precision(z1), full_precision(z2)
+        loss = invariance_weight * F.mse_loss(z1, z2)  # of this rank's own images
+        for z in (gather(z1, group), gather(z2, group)):
+            centred = z - z.mean(0)
+            covariance = centred.T @ centred / (len(z) - 1)
+            spread = (covariance.diagonal() + eps).sqrt()
+            loss = loss + variance_weight * F.relu(1 - spread).mean() / 2
+            loss = loss + covariance_weight * _off_diagonal_square(covariance) / z.shape[1]
+        return loss
+
+
+def _off_diagonal_square(matrix: Tensor) -> Tensor:
+    """Return the sum of squares off the diagonal; without subtracting, which would lose what is small."""
+    return matrix.square().fill_diagonal_(0).sum()
+
+
+def _check(name: str, z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> None:
+    if z1.shape != z2.shape or z1.ndim != 2:
+        raise ValueError(f"{name} needs two [N,D] tensors of one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    if len(z1) * (1 if group is None else dist.get_world_size(group)) < 2:
+        raise ValueError(f"{name} needs at least two images: its statistics are over the batch")

@@ -1,0 +1,82 @@
+"""Barlow Twins: the dimensions of two views' embeddings correlate with their counterparts and with nothing else.
+
+The cross-correlation matrix of the two views, taken over the batch, is drawn to the identity: its diagonal makes views
+agree, the rest removes redundancy and so prevents collapse. There are no negatives, no stop-gradient and no momentum
+encoder; wide embeddings help. Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", 2021.
+
+Each view passes the networks apart, with BatchNorm statistics of its own, as in the authors' code.
+
+Deviations: with W ranks the authors' gradient is 1/W of the true one (their sum over ranks has no backward pass); here
+it is exact. LARS cancels such a factor for the weights that it adapts, not for biases and BatchNorm scales, so their
+``bias_lr_scale`` on W ranks corresponds to ``bias_lr_scale`` / W here. The correlation divides by the images there are,
+theirs by the nominal batch. The standardisation keeps no running statistics, which nothing reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from selfsup.distributed import world
+from selfsup.errors import UserError
+from selfsup.functional import barlow_twins_loss
+from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.nn import projection_head
+from selfsup.registry import methods
+from selfsup.types import Batch, StepOutput, View
+
+
+@dataclass
+class BarlowTwinsConfig(MethodConfig):
+    """Barlow Twins' settings, with the defaults of the authors' code.
+
+    Attributes:
+        redundancy_weight: λ of the terms off the diagonal.
+        hidden_dim: Width of the head's hidden layers.
+        output_dim: Width of the embedding.
+        head_layers: Linear layers of the head.
+        bias_lr_scale: Learning rate of biases and BatchNorm scales as a fraction of the weights' (0.0048 of 0.2).
+    """
+
+    name: str = "barlow_twins"
+    redundancy_weight: float = 0.0051
+    hidden_dim: int = 8192
+    output_dim: int = 8192
+    head_layers: int = 3
+    bias_lr_scale: float = 0.024
+
+
+@methods.register("barlow_twins", BarlowTwinsConfig, optimizer="barlow_twins", augment="byol")
+class BarlowTwins(Method):
+    """Draw the cross-correlation matrix of two views' embeddings to the identity (Barlow Twins)."""
+
+    def __init__(self, config: BarlowTwinsConfig, parts: Parts) -> None:
+        super().__init__(parts)
+        if config.head_layers < 1:
+            raise UserError(f"method.head_layers={config.head_layers} leaves no head; set it to at least 1.")
+        if config.redundancy_weight < 0 or config.bias_lr_scale < 0:
+            raise UserError(
+                f"method.redundancy_weight={config.redundancy_weight} and method.bias_lr_scale={config.bias_lr_scale} "
+                "cannot be negative; set them to at least 0."
+            )
+        self.redundancy_weight, self.bias_lr_scale = config.redundancy_weight, config.bias_lr_scale
+        hidden = [config.hidden_dim] * (config.head_layers - 1)
+        self.head = projection_head([self.backbone.dim, *hidden, config.output_dim], bias=False, batch_norm=True)
+
+    def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
+        """Return the distance of the views' cross-correlation from the identity."""
+        z1, z2 = (self.head(self.backbone(view.image)) for view in views)
+        return StepOutput(barlow_twins_loss(z1, z2, self.redundancy_weight, group=world()))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return weights, and biases and BatchNorm scales with a learning rate of their own."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        decay = self.optimizer_config.weight_decay
+        return [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+            {
+                "params": [p for p in parameters if p.ndim <= 1],
+                "weight_decay": 0.0 if self.optimizer_config.exclude_1d else decay,
+                "lr_scale": self.bias_lr_scale,
+            },
+        ]

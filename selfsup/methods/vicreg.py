@@ -1,0 +1,68 @@
+"""VICReg: views of an image agree while every dimension keeps its spread and says something of its own.
+
+Three terms act on the embeddings: invariance (mean squared error between the views), variance (a hinge that keeps each
+dimension's standard deviation at 1 or above) and covariance (the off-diagonal entries go to 0). Variance and covariance
+regard each view by itself, so nothing ties the two branches but the first term. Bardes et al., "VICReg:
+Variance-Invariance-Covariance Regularization for Self-Supervised Learning", 2022.
+
+Each view passes the networks apart, with BatchNorm statistics of its own, as in the authors' code.
+
+Deviations: the covariance divides by the images there are; the authors' divides by the nominal batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfsup.distributed import world
+from selfsup.errors import UserError
+from selfsup.functional import vicreg_loss
+from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.nn import projection_head
+from selfsup.registry import methods
+from selfsup.types import Batch, StepOutput, View
+
+
+@dataclass
+class VICRegConfig(MethodConfig):
+    """VICReg's settings, with the defaults of the authors' code.
+
+    Attributes:
+        invariance_weight: λ, of the distance between the views.
+        variance_weight: μ, of the hinge on the standard deviations.
+        covariance_weight: ν, of the off-diagonal covariances.
+        hidden_dim: Width of the head's hidden layers.
+        output_dim: Width of the embedding.
+        head_layers: Linear layers of the head.
+    """
+
+    name: str = "vicreg"
+    invariance_weight: float = 25.0
+    variance_weight: float = 25.0
+    covariance_weight: float = 1.0
+    hidden_dim: int = 8192
+    output_dim: int = 8192
+    head_layers: int = 3
+
+
+@methods.register("vicreg", VICRegConfig, optimizer="barlow_twins", augment="byol")
+class VICReg(Method):
+    """Make views agree under a floor on each dimension's variance and a penalty on covariances (VICReg)."""
+
+    def __init__(self, config: VICRegConfig, parts: Parts) -> None:
+        super().__init__(parts)
+        if config.head_layers < 1:
+            raise UserError(f"method.head_layers={config.head_layers} leaves no head; set it to at least 1.")
+        self.weights = (config.invariance_weight, config.variance_weight, config.covariance_weight)
+        if min(self.weights) < 0:
+            raise UserError(
+                "method.invariance_weight, variance_weight and covariance_weight are "
+                f"{self.weights}; none may be negative."
+            )
+        hidden = [config.hidden_dim] * (config.head_layers - 1)
+        self.head = projection_head([self.backbone.dim, *hidden, config.output_dim], last_bias=False, batch_norm=True)
+
+    def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
+        """Return the weighted sum of invariance, variance and covariance."""
+        z1, z2 = (self.head(self.backbone(view.image)) for view in views)
+        return StepOutput(vicreg_loss(z1, z2, *self.weights, group=world()))
