@@ -26,4 +26,18 @@ TINY_METHOD = {
     "moco_v1": ["method.queue_size=48", "method.bn_groups=4"],
     "moco_v3": ["method.hidden_dim=16", "method.output_dim=8"],
     "nnclr": ["method.queue_size=48", "method.hidden_dim=16", "method.output_dim=8", "method.predictor_dim=16"],
+    "swav": [
+        "augment.counts=[2,2]",
+        "method.prototypes=24",
+        "method.hidden_dim=16",
+        "method.output_dim=8",
+        "method.queue_size=40",
+        "method.queue_start_epoch=0",
+    ],
+    "dino": [
+        "augment.counts=[2,2]",
+        "method.output_dim=24",
+        "method.hidden_dim=16",
+        "method.bottleneck_dim=8",
+    ],
 }

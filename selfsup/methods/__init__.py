@@ -2,19 +2,23 @@
 
 from selfsup.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.dino import DINO, DINOConfig
 from selfsup.methods.moco import MoCo, MoCoConfig, MoCoV1Config
 from selfsup.methods.moco_v3 import MoCoV3, MoCoV3Config
 from selfsup.methods.nnclr import NNCLR, NNCLRConfig
 from selfsup.methods.simclr import SimCLR, SimCLRConfig
 from selfsup.methods.supcon import SupCon, SupConConfig
+from selfsup.methods.swav import SwAV, SwAVConfig
 from selfsup.methods.vicreg import VICReg, VICRegConfig
 from selfsup.methods.wmse import WMSE, WMSEConfig
 
 __all__ = [
+    "DINO",
     "NNCLR",
     "WMSE",
     "BarlowTwins",
     "BarlowTwinsConfig",
+    "DINOConfig",
     "Method",
     "MethodConfig",
     "MoCo",
@@ -28,6 +32,8 @@ __all__ = [
     "SimCLRConfig",
     "SupCon",
     "SupConConfig",
+    "SwAV",
+    "SwAVConfig",
     "VICReg",
     "VICRegConfig",
     "WMSEConfig",

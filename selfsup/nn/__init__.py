@@ -2,15 +2,19 @@
 
 from selfsup.nn.backbone import Backbone, BackboneConfig, build_backbone
 from selfsup.nn.batch_norm import SplitBatchNorm2d, shuffle, split_batch_norm, unshuffle
+from selfsup.nn.dino_head import DINOHead
 from selfsup.nn.heads import projection_head
 from selfsup.nn.momentum import MomentumEncoder
+from selfsup.nn.prototypes import Prototypes
 from selfsup.nn.queue import FeatureQueue
 
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "DINOHead",
     "FeatureQueue",
     "MomentumEncoder",
+    "Prototypes",
     "SplitBatchNorm2d",
     "build_backbone",
     "projection_head",

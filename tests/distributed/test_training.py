@@ -116,6 +116,11 @@ CASES = [
     ("nnclr", []),
     ("nnclr", ["method.queue_size=37"]),
     ("supcon", []),
+    ("swav", ["method.queue_size=0"]),
+    ("swav", ["method.queue_size=16", "method.freeze_prototypes_epochs=0"]),
+    ("swav", ["method.queue_size=17", "method.freeze_prototypes_epochs=0"]),  # shares of the queue differ by one
+    ("dino", []),
+    ("dino", ["method.freeze_last_layer_epochs=0", "method.momentum=0.9"]),
 ]
 
 
