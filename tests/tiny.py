@@ -26,6 +26,9 @@ TINY_METHOD = {
     "moco_v1": ["method.queue_size=48", "method.bn_groups=4"],
     "moco_v3": ["method.hidden_dim=16", "method.output_dim=8"],
     "nnclr": ["method.queue_size=48", "method.hidden_dim=16", "method.output_dim=8", "method.predictor_dim=16"],
+    "densecl": ["method.queue_size=48", "method.bn_groups=4", "method.hidden_dim=16", "method.output_dim=8"],
+    "pixpro": ["method.hidden_dim=16", "method.output_dim=8"],
+    "pixcontrast": ["method.hidden_dim=16", "method.output_dim=8"],
     "swav": [
         "augment.counts=[2,2]",
         "method.prototypes=24",

@@ -2,10 +2,13 @@
 
 from selfsup.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.densecl import DenseCL, DenseCLConfig
 from selfsup.methods.dino import DINO, DINOConfig
 from selfsup.methods.moco import MoCo, MoCoConfig, MoCoV1Config
 from selfsup.methods.moco_v3 import MoCoV3, MoCoV3Config
 from selfsup.methods.nnclr import NNCLR, NNCLRConfig
+from selfsup.methods.pixcontrast import PixContrast, PixContrastConfig
+from selfsup.methods.pixpro import PixPro, PixProConfig
 from selfsup.methods.simclr import SimCLR, SimCLRConfig
 from selfsup.methods.supcon import SupCon, SupConConfig
 from selfsup.methods.swav import SwAV, SwAVConfig
@@ -19,6 +22,8 @@ __all__ = [
     "BarlowTwins",
     "BarlowTwinsConfig",
     "DINOConfig",
+    "DenseCL",
+    "DenseCLConfig",
     "Method",
     "MethodConfig",
     "MoCo",
@@ -28,6 +33,10 @@ __all__ = [
     "MoCoV3Config",
     "NNCLRConfig",
     "Parts",
+    "PixContrast",
+    "PixContrastConfig",
+    "PixPro",
+    "PixProConfig",
     "SimCLR",
     "SimCLRConfig",
     "SupCon",

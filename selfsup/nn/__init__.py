@@ -2,6 +2,7 @@
 
 from selfsup.nn.backbone import Backbone, BackboneConfig, build_backbone
 from selfsup.nn.batch_norm import SplitBatchNorm2d, shuffle, split_batch_norm, unshuffle
+from selfsup.nn.dense import DenseEncoder, PixelPropagation, check_dense, dense_head
 from selfsup.nn.dino_head import DINOHead
 from selfsup.nn.heads import projection_head
 from selfsup.nn.momentum import MomentumEncoder
@@ -12,11 +13,15 @@ __all__ = [
     "Backbone",
     "BackboneConfig",
     "DINOHead",
+    "DenseEncoder",
     "FeatureQueue",
     "MomentumEncoder",
+    "PixelPropagation",
     "Prototypes",
     "SplitBatchNorm2d",
     "build_backbone",
+    "check_dense",
+    "dense_head",
     "projection_head",
     "shuffle",
     "split_batch_norm",

@@ -111,6 +111,10 @@ CASES = [
     ("moco", ["method.bn_groups=4", "method.symmetric=true"]),
     ("moco", ["method.bn_groups=2", "method.queue_size=37"]),  # wraps in the middle of a batch
     ("moco_v1", ["method.bn_groups=2"]),
+    ("densecl", ["method.bn_groups=2"]),
+    ("densecl", ["method.bn_groups=4", "method.queue_size=37"]),
+    ("pixpro", ["method.instance_weight=1"]),
+    ("pixcontrast", []),
     ("moco_v3", []),
     ("moco_v3", ["method.head=vit", "method.temperature=0.2"]),
     ("nnclr", []),

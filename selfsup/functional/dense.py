@@ -1,0 +1,180 @@
+"""Losses between the cells of two feature maps, and which cells belong together.
+
+A map ``[B,D,S,S]`` has S² cells, numbered row by row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsup.functional.contrastive import full_precision, info_nce
+from selfsup.functional.geometry import location_grid
+
+
+@torch.no_grad()
+def dense_match(features_q: Tensor, features_k: Tensor) -> Tensor:
+    """Return, for each cell of the query's map, the cell of the key's map that is most like it.
+
+    ``argmax_j cos(q_i, k_j)`` within each image, in float32 at least; the first of several equal ones.
+
+    Args:
+        features_q, features_k: Maps ``[B,D,S,S]``; L2-normalised over D here.
+
+    Returns:
+        int64 ``[B,S²]``.
+
+    Raises:
+        ValueError: The shapes differ or are not maps.
+
+    Source:
+        Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", 2021, section 3.4.
+    """
+    _check("dense_match", features_q, features_k)
+    return _cosines(features_q, features_k).argmax(dim=2)
+
+
+def dense_info_nce(query: Tensor, key: Tensor, match: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """InfoNCE over cells: each cell of the query has its matched cell of the key as the positive.
+
+    The mean over all B·S² cells of :func:`info_nce`. The logits are ``[B·S², K+1]``, which is what limits the batch:
+    411 MB in float32 for 32 images, S = 7 and K = 65536.
+
+    Args:
+        query, key: Maps ``[B,D,S,S]``; L2-normalised over D here. Gradients reach both.
+        match: int64 ``[B,S²]``: the key's cell for each cell of the query, see :func:`dense_match`.
+        negatives: ``[K,D]``, used as they are stored.
+        temperature: τ > 0.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+
+    Source:
+        Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", 2021, section 3.3.
+    """
+    _check("dense_info_nce", query, key)
+    cells, candidates = _cells(query), _cells(key)
+    if match.shape != cells.shape[:2]:
+        raise ValueError(f"dense_info_nce needs match {tuple(cells.shape[:2])}, got {tuple(match.shape)}")
+    positives = candidates.gather(1, match[:, :, None].expand_as(candidates))
+    return info_nce(cells.flatten(0, 1), positives.flatten(0, 1), negatives, temperature)
+
+
+def pixpro_mask(to_source_q: Tensor, to_source_k: Tensor, size: int, threshold: float = 0.7) -> Tensor:
+    r"""Return which cells of two views of an image show the same place.
+
+    .. math:: A_{ij} = \left[ \lVert c_i - c'_j \rVert < t \max(d, d') \right]
+
+    with c the centres of the cells in the source image, in units of its sides, and d the diagonal of a view's cell
+    there. A mirrored view has the diagonal it had before, a turned one too. A view without a map (NaN) matches nothing.
+
+    The authors' code divides pixel positions by ``W - 1`` and ends a box at its last pixel; here the outer edges of
+    the source are 0 and 1 and a box ends at its outer edge (see ``View.to_source``), so that equal crops of an image
+    match alike at any resolution. The paper allows equality, the code and this function do not.
+
+    Args:
+        to_source_q, to_source_k: ``[B,2,3]``, the maps of the two views.
+        size: Cells along a side, S.
+        threshold: t.
+
+    Returns:
+        bool ``[B,S²,S²]``: cells of the first view by cells of the second.
+
+    Source:
+        Xie et al., "Propagate Yourself: Exploring Pixel-Level Consistency for Unsupervised Visual Representation
+        Learning", 2021, equation 1.
+    """
+    centre_q, centre_k = (location_grid(to_source, size).flatten(1, 2) for to_source in (to_source_q, to_source_k))
+    distance = torch.linalg.vector_norm(centre_q[:, :, None] - centre_k[:, None], dim=-1)
+    # of the two edges of a cell this is the hypotenuse: |d| without a look at signs or at a rotation
+    diagonal_q, diagonal_k = (
+        torch.linalg.matrix_norm(to_source[:, :, :2]) / size for to_source in (to_source_q, to_source_k)
+    )
+    near: Tensor = distance / torch.maximum(diagonal_q, diagonal_k)[:, None, None] < threshold
+    return near
+
+
+def pixpro_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    r"""Pixel-to-propagation consistency of PixPro, one direction; from -2 to 2.
+
+    .. math:: -\frac{2}{B} \sum_b \frac{\sum_{ij} A_{bij} \cos(y_{bi}, x'_{bj})}{\sum_{ij} A_{bij}}
+
+    An image whose views do not overlap adds 0 and stays in the mean. The factor 2 is the authors' code's; the paper
+    has none. Their code adds 1e-6 to the denominator, which here is at least 1 instead: the same where there is no
+    match, exact where there is.
+
+    Args:
+        prediction: y, the propagated map ``[B,D,S,S]``; L2-normalised over D here.
+        target: x', the other view's map ``[B,D,S,S]``; normalised too. Gradients reach both: pass a target that
+            carries none. Float16 and bfloat16 become float32.
+        mask: A, bool ``[B,S²,S²]``: cells of the prediction by cells of the target.
+
+    Returns:
+        Scalar. A mean over a rank's own images, so that DDP's mean over ranks is the whole batch's.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+
+    Source:
+        Xie et al., "Propagate Yourself: Exploring Pixel-Level Consistency for Unsupervised Visual Representation
+        Learning", 2021, equation 5.
+    """
+    _check("pixpro_loss", prediction, target, mask)
+    similarity = _cosines(prediction, target)
+    matches = mask.sum(dim=(1, 2)).clamp_min(1)
+    return -2 * ((similarity * mask).sum(dim=(1, 2)) / matches).mean()
+
+
+def pixcontrast_loss(query: Tensor, key: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    r"""PixContrast, one direction: cells of the other view that show the same place against all its cells.
+
+    .. math:: \ell_{bi} = -\log \frac{\sum_{j} A_{bij} \exp(\cos(x_{bi}, x'_{bj}) / \tau)}
+              {\sum_{j} \exp(\cos(x_{bi}, x'_{bj}) / \tau)}
+
+    averaged over the cells of an image that have a match, then over the images. An image without a match adds 0 and
+    stays in the mean: then the mean over ranks is the single process's, however the matches are spread.
+
+    Args:
+        query: x, map ``[B,D,S,S]``; L2-normalised over D here.
+        key: x', the other view's map ``[B,D,S,S]``; normalised too. Gradients reach both: pass keys that carry none.
+            Float16 and bfloat16 become float32.
+        mask: A, bool ``[B,S²,S²]``: cells of the query by cells of the key.
+        temperature: τ > 0.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+
+    Source:
+        Xie et al., "Propagate Yourself: Exploring Pixel-Level Consistency for Unsupervised Visual Representation
+        Learning", 2021, equation 2.
+    """
+    _check("pixcontrast_loss", query, key, mask)
+    logits = _cosines(query, key) / temperature
+    matched = mask.any(dim=2)
+    # a cell without a match takes all for its matches: its loss is 0, and no infinity meets the backward pass
+    positives = mask | ~matched[:, :, None]
+    cell_loss = logits.logsumexp(dim=2) - logits.masked_fill(~positives, float("-inf")).logsumexp(dim=2)
+    return ((cell_loss * matched).sum(dim=1) / matched.sum(dim=1).clamp_min(1)).mean()
+
+
+def _cells(features: Tensor) -> Tensor:
+    return features.flatten(2).transpose(1, 2)
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cosines ``[B,S²,S²]`` of the cells of two maps, in full precision."""
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = (F.normalize(_cells(full_precision(x)), dim=2) for x in (a, b))
+        return a @ b.transpose(1, 2)
+
+
+def _check(name: str, a: Tensor, b: Tensor, mask: Tensor | None = None) -> None:
+    if a.shape != b.shape or a.ndim != 4:
+        raise ValueError(f"{name} needs two maps [B,D,S,S] of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    cells = a.shape[2] * a.shape[3]
+    if mask is not None and mask.shape != (len(a), cells, cells):
+        raise ValueError(f"{name} needs a mask {(len(a), cells, cells)}, got {tuple(mask.shape)}")
