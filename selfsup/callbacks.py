@@ -194,21 +194,21 @@ class OnlineEvaluation(pl.Callback):
 
     def look(self, module: Method) -> dict[str, float]:
         """Return the metrics of the network as it is."""
-        device = module.device
-        bank = extract_features(module.backbone, self.bank, device=device, progress=False)
+        device, backbone = module.device, module.evaluated_backbone
+        bank = extract_features(backbone, self.bank, device=device, progress=False)
         values = {
             "health/std": float(feature_std(bank.features)) * bank.features.shape[1] ** 0.5,
             "health/rank": float(rank_me(bank.features)),
         }
         images, index = first_images(self.bank, 256, device)
         views = module.views(images, seed=fold_in(module.seed, 0), index=index)
-        mode = module.backbone.training
-        module.backbone.eval()
+        mode = backbone.training
+        backbone.eval()
         with torch.inference_mode():
-            values["health/alignment"] = float(alignment(*(module.backbone(v.image) for v in views[:2])))
-        module.backbone.train(mode)
+            values["health/alignment"] = float(alignment(*(backbone(v.image) for v in views[:2])))
+        backbone.train(mode)
         if bank.labels is not None and len(self.queries) and bool((bank.labels >= 0).all()):
-            queries = extract_features(module.backbone, self.queries, device=device, progress=False)
+            queries = extract_features(backbone, self.queries, device=device, progress=False)
             k = min(self.config.k, len(bank.features))
             values["online/knn"] = knn(bank, queries, k=(k,), temperature=self.config.temperature)[k]
         return values

@@ -115,7 +115,7 @@ def load_backbone(path: str | Path) -> Backbone:
     info = content[INFO]
     normalization = Normalization(tuple(info["mean"]), tuple(info["std"]))
     backbone = build_backbone(BackboneConfig(**info["config"]["backbone"]), info["in_channels"], normalization)
-    prefix = "backbone."
+    prefix = f"{info.get('backbone', 'backbone')}."
     state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     try:
         backbone.load_state_dict(state)

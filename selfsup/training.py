@@ -72,7 +72,8 @@ def train(config: TrainConfig) -> Path:
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         add_results(run_dir, [_training_record(config, splits, stopwatch.seconds)])
-        training_curves(run_dir / "metrics.csv", run_dir / "figures" / "training.png")
+        if (run_dir / "metrics.csv").exists():  # a short run may end before the first row
+            training_curves(run_dir / "metrics.csv", run_dir / "figures" / "training.png")
     return run_dir
 
 

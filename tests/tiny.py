@@ -43,4 +43,6 @@ TINY_METHOD = {
         "method.hidden_dim=16",
         "method.bottleneck_dim=8",
     ],
+    "byol": ["method.hidden_dim=16", "method.output_dim=8"],
+    "simsiam": ["method.hidden_dim=16", "method.output_dim=12", "method.predictor_dim=6"],
 }

@@ -94,6 +94,11 @@ class Method(pl.LightningModule, ABC):
     def after_optimizer_step(self) -> None:
         """Follow the weights that just moved (momentum encoders, prototypes)."""
 
+    @property
+    def evaluated_backbone(self) -> Backbone:
+        """The network that is judged while it trains and loaded from checkpoints: the trained one, or its average."""
+        return self.backbone
+
     def frozen_parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters that the present step must leave as they are; their gradients are dropped."""
         return ()
@@ -164,7 +169,8 @@ class Method(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""
         done = self.trainer.current_epoch + int(self.trainer.is_last_batch)
-        checkpoint[INFO] = {**self.checkpoint_info, "epochs_done": done}
+        evaluated = next(name for name, module in self.named_modules() if module is self.evaluated_backbone)
+        checkpoint[INFO] = {**self.checkpoint_info, "epochs_done": done, "backbone": evaluated}
 
     @final
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -10,13 +10,14 @@ teacher's outputs over all ranks; after the optimiser step the teacher follows.
 
 Deviations: the last layer's weight normalisation always has its scale fixed at 1 (an option of the authors'). Student
 and teacher are the same network, so a backbone with stochastic depth has it in the teacher too. Logits are float32
-under autocast. What a checkpoint holds as its backbone is the student; the authors publish the teacher.
+under autocast. The network that is evaluated is the teacher's, as in the paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from selfsup.errors import UserError
 from selfsup.functional import dino_loss
 from selfsup.functional.collectives import gather
 from selfsup.methods.base import Method, MethodConfig, Parts
-from selfsup.nn import DINOHead, MomentumEncoder
+from selfsup.nn import Backbone, DINOHead, MomentumEncoder
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
 from selfsup.types import Batch, StepOutput, View
@@ -86,6 +87,11 @@ class DINO(Method):
         self.teacher = MomentumEncoder(nn.Sequential(self.backbone, self.head))
         self.center: Tensor
         self.register_buffer("center", torch.zeros(config.output_dim))
+
+    @property
+    def evaluated_backbone(self) -> Backbone:
+        """The teacher's, which is the better one; the authors publish it."""
+        return cast(Backbone, cast(nn.Sequential, self.teacher.module)[0])
 
     @property
     def teacher_temperature(self) -> float:

@@ -46,9 +46,7 @@ class SimCLR(Method):
         self.temperature = config.temperature
         dim = self.backbone.dim
         hidden = [config.hidden_dim or dim] * (config.head_layers - 1)
-        self.head = projection_head(
-            [dim, *hidden, config.output_dim], bias=False, batch_norm=True, last_norm="scale"
-        )
+        self.head = projection_head([dim, *hidden, config.output_dim], bias=False, batch_norm=True, last_norm="scale")
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
         """Return NT-Xent of the two views."""

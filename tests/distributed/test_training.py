@@ -103,6 +103,8 @@ def share_batch_norm(module: nn.Module) -> None:
 
 CASES = [
     ("simclr", []),
+    ("byol", []),
+    ("simsiam", []),
     ("barlow_twins", []),
     ("vicreg", []),
     ("wmse", []),  # sub-batches across the ranks

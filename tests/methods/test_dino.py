@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_contract import prepared, twin_seed
 
+from selfsup.checkpoint import load_backbone, read_checkpoint
 from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.errors import UserError
@@ -157,3 +158,11 @@ def test_mistakes_are_named(override: str, message: str, tiny_config: Callable[.
     config = tiny_config("dino", override)
     with pytest.raises(UserError, match=message):
         build_method(config, load_splits(config.data))
+
+
+def test_the_teacher_is_what_is_evaluated_and_loaded(tiny_config: Callable[..., Any]) -> None:
+    run = train(tiny_config("dino", "method.momentum=0.5"))
+    state = read_checkpoint(run)["state_dict"]
+    loaded = load_backbone(run).state_dict()
+    assert all(torch.equal(value, state[f"teacher.module.0.{key}"]) for key, value in loaded.items())
+    assert not torch.equal(loaded["network.conv1.weight"], state["backbone.network.conv1.weight"])

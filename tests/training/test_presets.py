@@ -1,0 +1,48 @@
+"""Every preset composes, fits together and says how it is run."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pytest
+import torch
+
+from selfsup.augment import build_views
+from selfsup.config import choices, load_config
+from selfsup.methods import Parts
+from selfsup.nn import build_backbone
+from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
+from selfsup.registry import methods
+from selfsup.types import Normalization
+
+PRESETS = sorted(choices("experiment"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_composes_and_builds(preset: str) -> None:
+    """At its full size: on the meta device nothing is allocated."""
+    config = load_config([f"experiment={preset}", "data.root=/pictures"])
+    with torch.device("meta"):
+        backbone = build_backbone(config.backbone, 3)
+        views = build_views(config.augment, config.data.image_size, Normalization((0.5,) * 3, (0.2,) * 3))
+        parts = Parts(backbone, views, config.optimizer, config.batch_size)
+        method = methods[config.method.name].target(config.method, parts)
+        optimizer = build_optimizer(
+            method.param_groups(), config.optimizer, scaled_lr(config.optimizer, config.batch_size)
+        )
+    assert learning_rate_factors(config.optimizer, 100, config.trainer.max_epochs, optimizer)[0](100) < 1
+    if "/" in preset:  # imagenet/moco_v3_vit is MoCo v3 too
+        assert preset.split("/")[1].startswith(config.method.name)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_begins_with_its_command_and_evidence(preset: str) -> None:
+    text = (files("selfsup.configs") / "experiment" / f"{preset}.yaml").read_text("utf-8")
+    header = text[: text.index("defaults:")]
+    assert f"selfsup train experiment={preset}" in header
+    assert header.startswith("# @package _global_\n")
+
+
+@pytest.mark.parametrize("size", ["small", "imagenet"])
+def test_every_method_has_a_preset_of_each_size(size: str) -> None:
+    assert set(methods) <= {name.split("/")[1] for name in PRESETS if name.startswith(f"{size}/")}
