@@ -1,0 +1,99 @@
+"""What the attention and the token maps of a transformer look like: near or far, one map or many, smooth or rough."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def attention_distance(attention: Tensor, patch_size: float = 1.0) -> Tensor:
+    """Return how far the queries of each head look on average: ``[B,h]`` in the unit of ``patch_size``.
+
+    ``mean_q Σ_k A_qk · patch · ‖position_q - position_k‖`` (Dosovitskiy et al., arXiv:2010.11929; Park et al., "What Do
+    Self-Supervised Vision Transformers Learn?", arXiv:2305.00729).
+
+    Args:
+        attention: float ``[B,h,S²,S²]``: rows are queries and sum to 1, tokens lie on a square grid, row by row; see
+            :func:`patch_attention` for networks with class tokens.
+        patch_size: Side of a patch, in pixels or any unit.
+
+    Raises:
+        ValueError: The tokens do not lie on a square grid.
+    """
+    side = _side(attention)
+    x = torch.arange(side, device=attention.device, dtype=attention.dtype)
+    position = torch.cartesian_prod(x, x)
+    return patch_size * (attention * torch.cdist(position, position)).sum(3).mean(2)
+
+
+def attention_nmi(attention: Tensor) -> Tensor:
+    """Return the normalised mutual information of query and key position for each head: ``[B,h]`` in [0, 1].
+
+    ``I(q;k) / √(H(q) H(k))`` with ``p(q)`` uniform and ``p(k|q)`` the attention. 0 when every query sees the same map
+    (attention collapse), 1 when the map tells the query (arXiv:2305.00729). Where all queries see a single key there is
+    nothing to tell, and the value is 0.
+
+    Args:
+        attention: float ``[B,h,Q,K]``; rows are queries and sum to 1.
+    """
+    queries = attention.shape[2]
+    joint = attention / queries
+    keys = joint.sum(2)
+    key_entropy = -torch.special.xlogy(keys, keys).sum(2)
+    query_entropy = torch.log(torch.tensor(queries, dtype=attention.dtype, device=attention.device))
+    # I = H(q) + H(k) - H(q,k)
+    information = query_entropy + key_entropy + torch.special.xlogy(joint, joint).sum((2, 3))
+    scale = (query_entropy * key_entropy).clamp_min(0).sqrt()
+    flat = scale <= 8 * torch.finfo(attention.dtype).eps
+    return torch.where(flat, torch.zeros_like(scale), information.clamp_min(0) / scale.masked_fill(flat, 1.0))
+
+
+def patch_attention(attention: Tensor, prefix: int) -> Tensor:
+    """Return the attention among patches: class and register tokens dropped, rows summing to 1 again.
+
+    Args:
+        attention: float ``[B,h,prefix+P,prefix+P]``.
+        prefix: Number of tokens before the patches.
+
+    Returns:
+        float ``[B,h,P,P]``. A query that looks at prefix tokens alone is spread evenly.
+    """
+    patches = attention[:, :, prefix:, prefix:]
+    total = patches.sum(3, keepdim=True)
+    even = torch.full_like(patches, 1 / patches.shape[3])
+    return torch.where(total > 0, patches / total.clamp_min(torch.finfo(attention.dtype).tiny), even)
+
+
+def fourier_log_amplitude(features: Tensor) -> Tensor:
+    """Return the relative log amplitude of feature maps from the zero to the highest frequency: ``[B,S//2+1]``.
+
+    ``mean_d log |F_d(f, f)| - mean_d log |F_d(0, 0)|`` for the frequencies ``f = 0, 1/S, …, 1/2`` of the half diagonal
+    of the 2-D discrete Fourier transform ``F_d`` of channel ``d``, natural logarithm. Contrastive networks have little
+    at high frequencies, masked image models have much (arXiv:2305.00729). Amplitudes below the rounding error of
+    the map count as that.
+
+    Args:
+        features: float ``[B,D,S,S]``.
+
+    Raises:
+        ValueError: The maps are not square.
+    """
+    if features.ndim != 4 or features.shape[2] != features.shape[3]:
+        raise ValueError(f"feature maps of shape {list(features.shape)}; they must be [B,D,S,S]")
+    maps = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    side = maps.shape[2]
+    amplitude = torch.fft.fft2(maps).abs().diagonal(dim1=2, dim2=3)[..., : side // 2 + 1]
+    floor = maps.abs().sum((2, 3))[..., None] * torch.finfo(maps.dtype).eps
+    logarithm = amplitude.maximum(floor.clamp_min(torch.finfo(maps.dtype).tiny)).log()
+    relative: Tensor = (logarithm - logarithm[..., :1]).mean(1)
+    return relative
+
+
+def _side(attention: Tensor) -> int:
+    queries, keys = attention.shape[2:]
+    side = math.isqrt(queries)
+    if queries != keys or side * side != queries:
+        raise ValueError(f"attention of {queries} queries and {keys} keys is not that of a square grid of patches")
+    return side
