@@ -10,20 +10,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["augment", "eval", "evaluate", "functional", "load_backbone", "load_config", "load_evaluate_config", "train"]
+__all__ = [
+    "augment",
+    "embed",
+    "eval",
+    "evaluate",
+    "export",
+    "functional",
+    "load_backbone",
+    "load_config",
+    "load_embed_config",
+    "load_evaluate_config",
+    "load_external",
+    "read_embeddings",
+    "train",
+]
 
 if TYPE_CHECKING:
     from selfsup import augment, eval, functional
     from selfsup.checkpoint import load_backbone
     from selfsup.config import load_config
+    from selfsup.embedding import embed, load_embed_config, read_embeddings
     from selfsup.evaluation import evaluate, load_evaluate_config
+    from selfsup.exporting import export
+    from selfsup.external import load_external
     from selfsup.training import train
 
 _PLACES = {
+    "embed": "selfsup.embedding",
     "evaluate": "selfsup.evaluation",
+    "export": "selfsup.exporting",
     "load_backbone": "selfsup.checkpoint",
     "load_config": "selfsup.config",
+    "load_embed_config": "selfsup.embedding",
     "load_evaluate_config": "selfsup.evaluation",
+    "load_external": "selfsup.external",
+    "read_embeddings": "selfsup.embedding",
     "train": "selfsup.training",
 }
 

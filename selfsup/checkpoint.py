@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import tempfile
@@ -89,8 +90,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: It is missing, truncated, holds code (refused, not executed), or is not one of ours.
     """
     file = find_checkpoint(Path(path))
+    content = read_tensors(file)
+    if not isinstance(content, dict) or INFO not in content or "state_dict" not in content:
+        raise UserError(f"{file} is a file of tensors but no checkpoint of selfsup.")
+    return cast(dict[str, Any], content)
+
+
+def read_tensors(file: Path) -> Any:
+    """Read a file that ``torch.save`` wrote onto the CPU: tensors and plain values, nothing that would be executed.
+
+    Raises:
+        UserError: It is truncated, or holds code (refused, not executed).
+    """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        # Namespaces of command-line arguments lie in many published checkpoints; to make one again runs no code
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only" in str(error) or "Unsupported" in str(error):
             raise UserError(
@@ -100,9 +115,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} is not a checkpoint, or is truncated ({reason}).") from error
-    if not isinstance(content, dict) or INFO not in content or "state_dict" not in content:
-        raise UserError(f"{file} is a file of tensors but no checkpoint of selfsup.")
-    return cast(dict[str, Any], content)
 
 
 def load_backbone(path: str | Path) -> Backbone:

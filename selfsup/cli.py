@@ -28,8 +28,15 @@ selfsup {version}: learn visual representations without labels, and prove how go
                                           train every combination
   selfsup knn checkpoint=RUN              kNN accuracy of a checkpoint
   selfsup probe checkpoint=RUN            linear probe of a checkpoint
+  selfsup segmentation checkpoint=RUN     linear segmentation probe, for data with masks
   selfsup evaluate checkpoint=RUN         every protocol, with figures
+  selfsup neighbours checkpoint=RUN data=image_folder data.root=DIR
+                                          near-duplicates and probable label errors of a folder
   selfsup compare RUN RUN … [--out DIR]   one table and chart over runs
+  selfsup cka RUN RUN … [--layers]        how alike networks represent the same images
+  selfsup export RUN --format F --out FILE
+                                          the backbone for timm, torchvision, ONNX and others
+  selfsup embed RUN --out FILE data=…     features of a folder of images, as a file
   selfsup methods [NAME]                  the methods there are; the settings of one
 
 `selfsup COMMAND --help` tells more. A first run that takes two minutes on two cores:
@@ -135,13 +142,27 @@ def _sweep(arguments: Arguments) -> int:
 
 
 def _evaluate(arguments: Arguments) -> int:
-    """Run every protocol on a checkpoint: kNN, linear probe, diagnostics, figures.
+    """Run every protocol on a checkpoint: kNN, linear probe, segmentation where there are masks, diagnostics, figures.
 
-    selfsup evaluate checkpoint=RUN [key=value …]
+    selfsup evaluate checkpoint=RUN [--only PROTOCOL,PROTOCOL] [key=value …]
 
-    checkpoint is a run folder, a .ckpt file, or one of the two baselines: raw_pixels, untrained.
+    checkpoint is a run folder, a .ckpt file, timm:NAME, a file of weights with backbone=NAME, module:FILE.py:NAME, or
+    one of the two baselines: raw_pixels, untrained.
+
+    --only NAMES   run these protocols alone: diagnostics, knn, linear_probe, segmentation, layers (where information
+                   is lost), invariance (to each augmentation), attention (vision transformers)
     """
-    return _run_evaluation(arguments, _evaluate, None)
+    only, arguments = _option(arguments, "--only")
+    if only is None:
+        return _run_evaluation(arguments, _evaluate, None)
+    from selfsup.eval import PROTOCOLS
+    from selfsup.registry import nearest
+
+    names = tuple(only.split(","))
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UserError(f"--only: there is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+    return _run_evaluation(arguments, _evaluate, names)
 
 
 def _knn(arguments: Arguments) -> int:
@@ -160,20 +181,52 @@ def _probe(arguments: Arguments) -> int:
     return _run_evaluation(arguments, _probe, ("linear_probe",))
 
 
+def _segmentation(arguments: Arguments) -> int:
+    """Linear segmentation probe of a checkpoint: mean IoU on data with masks.
+
+    selfsup segmentation checkpoint=RUN [eval.segmentation_images=2000] [key=value …]
+    """
+    return _run_evaluation(arguments, _segmentation, ("segmentation",))
+
+
+def _neighbours(arguments: Arguments) -> int:
+    """Look through images for near-duplicates and probable label errors; write a table and a contact sheet.
+
+    selfsup neighbours checkpoint=RUN [data=image_folder data.root=DIR] [key=value …]
+
+    All images of the data are looked at, training and test together; without data= they are those of the run.
+    Two images whose features have a cosine similarity of eval.duplicate_similarity or more are near-duplicates. A label
+    is probably wrong when most of the votes of the nearest images (eval.knn_k, the first) are for other labels.
+    The findings go to neighbours/ in run_dir: by default the checkpoint's run, or runs/ where it has none.
+    """
+    if _asks_help(arguments):
+        return _help(_neighbours, "evaluate", ("data", "backbone"))
+    _refuse_options(arguments)
+    from selfsup.evaluation import find_neighbours, load_evaluate_config
+
+    found, table, sheet = find_neighbours(load_evaluate_config(arguments))
+    images = len({row for pair in found.duplicates for row in (pair.first, pair.second)})
+    print(f"near-duplicates        {len(found.duplicates)} pairs of {images} images")
+    print(f"probable label errors  {len(found.label_errors)}")
+    print(f"\nsaved: {table}, {sheet}")
+    return 0
+
+
 def _run_evaluation(
     arguments: Arguments, command: Callable[[Arguments], int], protocols: tuple[str, ...] | None
 ) -> int:
     if _asks_help(arguments):
         return _help(command, "evaluate", ("data", "backbone"))
     _refuse_options(arguments)
-    from selfsup.eval import PROTOCOLS
     from selfsup.evaluation import evaluate, load_evaluate_config
 
-    for record in evaluate(load_evaluate_config(arguments), protocols or PROTOCOLS):
-        details = ", ".join(f"{key}={record[key]}" for key in ("k", "temperature", "selected_on") if key in record)
-        accuracy = record["metric"] == "top1"
-        value = f"{100 * record['value']:.2f} %" if accuracy else f"{record['value']:.4g}"
-        what = record["protocol"] if accuracy else record["metric"]
+    for record in evaluate(load_evaluate_config(arguments), protocols):
+        approximate = ("index", "recall") if record.get("index", "flat") != "flat" else ()
+        told = ("layer", "operation", "k", "temperature", *approximate, "selected_on")
+        details = ", ".join(f"{key}={record[key]}" for key in told if key in record)
+        fraction = record["metric"] in ("top1", "miou")
+        value = f"{100 * record['value']:.2f} %" if fraction else f"{record['value']:.4g}"
+        what = record["protocol"] if fraction else record["metric"]
         print(f"{what:14s} {value:>9s}  on {record['split']}{f' ({details})' if details else ''}")
     return 0
 
@@ -194,6 +247,83 @@ def _compare(arguments: Arguments) -> int:
     output = folder or "runs/comparison"
     print(compare(runs, output))
     print(f"\nsaved: {output}/comparison.md, .csv, .png")
+    return 0
+
+
+def _cka(arguments: Arguments) -> int:
+    """Compare what networks make of the same images: linear CKA, 1 for features equal up to rotation and scale.
+
+    selfsup cka RUN RUN … [--layers] [--out DIR] [key=value …]
+
+    A RUN is whatever `selfsup evaluate` takes as checkpoint; the images are the first one's training images, unless
+    data= says otherwise.
+
+    --layers    compare every stage of every network, not the pooled features alone
+    --out DIR   folder for cka.csv and cka.png (default: runs/cka)
+    """
+    folder, rest = _option(arguments, "--out")
+    if _asks_help(rest):
+        return _help(_cka)
+    layers = "--layers" in rest
+    rest = [argument for argument in rest if argument != "--layers"]
+    _refuse_options(rest)
+    from selfsup.evaluation import compare_networks
+
+    runs = [argument for argument in rest if "=" not in argument]
+    table = compare_networks(runs, [argument for argument in rest if "=" in argument], layers=layers)
+    output = folder or "runs/cka"
+    table.save(output)
+    print(table)
+    print(f"\nlinear CKA, {table.images} images; saved: {output}/cka.csv, .png")
+    return 0
+
+
+def _export(arguments: Arguments) -> int:
+    """Write the backbone of a run for other programs; the file is read back and its features compared.
+
+    selfsup export RUN --format FORMAT --out PATH
+
+    --format FORMAT   timm, torchvision, detectron2 (state dicts under their keys), safetensors (a folder with a model
+                      card), onnx, torchscript, exported (with the computation)
+    --out PATH        file, or folder for safetensors, that does not exist yet
+    """
+    form, rest = _option(arguments, "--format")
+    out, rest = _option(rest, "--out")
+    if _asks_help(rest):
+        return _help(_export)
+    _refuse_options(rest)
+    if len(rest) != 1 or form is None or out is None:
+        raise UserError("Write: selfsup export RUN --format FORMAT --out PATH; --help lists the formats.")
+    from selfsup.exporting import export
+
+    path, code = export(rest[0], form, out)
+    print(f"saved: {path}; read back, it gives the same features. To use it:\n")
+    print(textwrap.indent(code, "    "))
+    return 0
+
+
+def _embed(arguments: Arguments) -> int:
+    """Save the features of images with their paths, as NumPy or Parquet.
+
+    selfsup embed RUN data=image_folder data.root=FOLDER --out features.npz [key=value …]
+
+    RUN is what checkpoint= takes: a run, timm:NAME and so on. Without data= the images are those of the run. Images
+    are brought to the size the run used unless data.image_size says otherwise.
+
+    --out FILE   ends in .npz or .parquet, and does not exist yet
+    """
+    out, rest = _option(arguments, "--out")
+    if _asks_help(rest):
+        return _help(_embed, "evaluate", ("data", "backbone"))
+    _refuse_options(rest)
+    named = [a for a in rest if "=" not in a or a.startswith(("timm:", "module:"))]
+    if len(named) > 1 or out is None:
+        raise UserError("Write: selfsup embed RUN data=image_folder data.root=FOLDER --out features.npz.")
+    from selfsup.embedding import embed, load_embed_config
+
+    settings = [*(f"checkpoint={name}" for name in named), *(a for a in rest if a not in named)]
+    path, count = embed(load_embed_config(settings), out)
+    print(f"saved: {path}, {count} images; read it with selfsup.read_embeddings({str(path)!r})")
     return 0
 
 
@@ -235,8 +365,13 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "train": _train,
     "probe": _probe,
     "knn": _knn,
+    "segmentation": _segmentation,
     "evaluate": _evaluate,
+    "neighbours": _neighbours,
     "compare": _compare,
+    "cka": _cka,
+    "export": _export,
+    "embed": _embed,
     "methods": _methods,
 }
 

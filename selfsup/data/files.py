@@ -175,6 +175,10 @@ class FileDataset(ImageDataset):
         part.labels = None if self.labels is None else self.labels[positions]
         return part
 
+    def path(self, position: int) -> Path:
+        """Return the file of the image at a position."""
+        return self.root / self._name(int(self.index[position]))
+
     def decode_all(self) -> ResidentDataset:
         """Decode every image in threads and keep them in memory; undecodable ones are left out.
 

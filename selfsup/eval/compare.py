@@ -24,10 +24,13 @@ COLUMNS = (
     "split",
     "kNN",
     "linear probe",
+    "mIoU",
     "RankMe",
     "seconds",
 )
-ACCURACIES = {"kNN": "knn", "linear probe": "linear_probe"}  # column: protocol
+#: Columns that hold accuracies: protocol and metric.
+ACCURACIES = {"kNN": ("knn", "top1"), "linear probe": ("linear_probe", "top1"), "mIoU": ("segmentation", "miou")}
+OPTIONAL = ("mIoU",)  # columns that are there only when a run has them
 SAME_PROTOCOL = ("data", "split", "image_size", "train_images", "test_images", "k", "temperature", "grid")
 
 
@@ -44,8 +47,8 @@ class Table:
 
     rows: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
-    columns: tuple[str, ...] = COLUMNS
-    accuracies: tuple[str, ...] = tuple(ACCURACIES)
+    columns: tuple[str, ...] = tuple(column for column in COLUMNS if column not in OPTIONAL)
+    accuracies: tuple[str, ...] = tuple(column for column in ACCURACIES if column not in OPTIONAL)
 
     def __str__(self) -> str:
         cells = [list(self.columns), *([self._text(row, column) for column in self.columns] for row in self.rows)]
@@ -103,25 +106,30 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
     names = _short_names(folders)
     rows, notes, used = [], [], {}
     for folder, name in zip(folders, names, strict=True):
-        row, found, missing = _row(folder, name)
+        row, used[name] = _row(folder, name)
         rows.append(row)
-        used[name] = found
+    absent = {column for column in OPTIONAL if not any(column in found for found in used.values())}
+    accuracies = tuple(column for column in ACCURACIES if column not in absent)
+    for folder, name in zip(folders, names, strict=True):
+        missing = [column for column in accuracies if column not in used[name]]
         if missing:
             notes.append(f"{name} has no {' and no '.join(missing)} result; run: selfsup evaluate checkpoint={folder}")
-    table = Table(rows, notes + _differences(used))
+    columns = tuple(column for column in COLUMNS if column not in absent)
+    rows = [{column: row[column] for column in columns} for row in rows]
+    table = Table(rows, notes + _differences(used), columns, accuracies)
     if output is not None:
         table.save(output)
     return table
 
 
-def _row(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Record], list[str]]:
-    """Return the row of a run, the records its accuracies come from, and the columns that have none."""
+def _row(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Record]]:
+    """Return the row of a run, and the records that its accuracies come from."""
     config_path = folder / "config.yaml"
     if not config_path.exists() and not (folder / FILE).exists():
         raise UserError(f"'{folder}' is no run: it has neither config.yaml nor {FILE}; name the folder of a run.")
     config = _read_config(config_path) if config_path.exists() else OmegaConf.create()
     records = read_results(folder) if (folder / FILE).exists() else []
-    found = {column: _pick(records, protocol) for column, protocol in ACCURACIES.items()}
+    found = {column: _pick(records, protocol, metric) for column, (protocol, metric) in ACCURACIES.items()}
     used = {column: record for column, record in found.items() if record is not None}
     rank, seconds = _pick(records, "diagnostics", "rank_me"), _pick(records, "training", "seconds")
     reported: Record = next(iter(used.values()), records[0] if records else {})
@@ -137,10 +145,10 @@ def _row(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Record], li
         "RankMe": rank["value"] if rank is not None else None,
         "seconds": seconds["value"] if seconds is not None else None,
     }
-    return row, used, [column for column, record in found.items() if record is None]
+    return row, used
 
 
-def _pick(records: Sequence[Record], protocol: str, metric: str = "top1") -> Record | None:
+def _pick(records: Sequence[Record], protocol: str, metric: str) -> Record | None:
     """Return the record to report: primary before others, test before hold-out, the latest epoch, the last written."""
     fitting = [(place, r) for place, r in enumerate(records) if (r["protocol"], r["metric"]) == (protocol, metric)]
     if not fitting:

@@ -91,10 +91,10 @@ def extract_features(
             return FeatureSet(content["features"], content["labels"], content["index"])
 
     normalization = getattr(backbone, "normalization", None) or dataset.normalization
-    channels = _input_channels(backbone, dataset)
+    channels = input_channels(backbone, dataset)
     chunks, labels, index = [], [], []
     with (
-        _frozen(backbone, device) as (where, dtype),
+        frozen(backbone, device) as (where, dtype),
         tqdm(
             total=len(dataset), desc=f"features of {dataset.name} {dataset.split}", unit="image", disable=not progress
         ) as bar,
@@ -202,7 +202,7 @@ def check_widths(train: FeatureSet, test: FeatureSet) -> None:
 
 
 @contextmanager
-def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[tuple[torch.device, torch.dtype]]:
+def frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[tuple[torch.device, torch.dtype]]:
     """Put the backbone in evaluation mode on a device; every submodule gets its own mode back."""
     first = next((p for p in backbone.parameters() if p.is_floating_point()), None)
     home = first.device if first is not None else torch.device("cpu")
@@ -222,7 +222,8 @@ def _frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[
             module.training = training
 
 
-def _input_channels(backbone: nn.Module, dataset: ImageDataset) -> int:
+def input_channels(backbone: nn.Module, dataset: ImageDataset) -> int:
+    """Return the number of channels of the images that a backbone takes."""
     channels = getattr(backbone, "in_channels", None)
     if isinstance(channels, int):
         return channels

@@ -183,6 +183,40 @@ def feature_map(
     return _save(figure, path)
 
 
+def segmentation_panels(
+    images: Tensor, truth: Tensor, predicted: Tensor, path: str | Path, *, classes: Sequence[str] | None = None
+) -> Path:
+    """Draw image, true mask and predicted mask of each image, one column an image, with the classes that occur.
+
+    Args:
+        images: float ``[N,C,S,S]`` in [0, 1].
+        truth, predicted: int64 ``[N,S,S]``.
+        path: The picture to write.
+        classes: Names of the values of the masks.
+    """
+    import matplotlib
+    from matplotlib.patches import Patch
+
+    known = sorted({*truth.flatten().tolist(), *predicted.flatten().tolist()})
+    last = max(1, max(known), len(classes or ()) - 1)
+    # the background is dark and the same in every picture, whatever else occurs
+    palette = torch.tensor([(0.15, 0.15, 0.15), *(_colour(c, last)[:3] for c in range(last))])
+    figure = _figure(1.5 * len(images) + 1.8, 4.8)
+    for row, (name, pictures) in enumerate(
+        (("image", images.permute(0, 2, 3, 1)), ("truth", palette[truth]), ("predicted", palette[predicted]))
+    ):
+        for column, picture in enumerate(pictures):
+            axes = figure.add_subplot(3, len(images), row * len(images) + column + 1)
+            axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0:
+                axes.set_ylabel(name)
+    patches = [Patch(color=matplotlib.colors.to_hex(palette[c].tolist()), label=_class_name(c, classes)) for c in known]
+    figure.legend(handles=patches, loc="outside right center", frameon=False)
+    return _save(figure, path)
+
+
 def comparison_chart(table: Table, path: str | Path) -> Path:
     """Draw the accuracies of a comparison as bars, one group of bars a run."""
     measures = [name for name in table.accuracies if any(row[name] is not None for row in table.rows)]
@@ -200,7 +234,7 @@ def comparison_chart(table: Table, path: str | Path) -> Path:
     axes.set_xticks(
         range(len(names)), names, rotation=25 if longest > 12 else 0, ha="right" if longest > 12 else "center"
     )
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel("accuracy or mIoU, %" if "mIoU" in measures else "accuracy, %")
     axes.set_ylim(0, 109)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)

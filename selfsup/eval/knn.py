@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
-from selfsup.eval.neighbours import search
+from selfsup.eval.neighbours import recall_of, search, search_others
 
 QUERIES_AT_ONCE = 1024  # bounds the [queries, classes] table of votes
 
@@ -26,6 +27,7 @@ class KnnResult:
         weights: ``distance`` (a neighbour of similarity ``s`` has ``exp(s/T)`` votes) or ``uniform`` (one vote).
         temperature: ``T``; None with uniform weights.
         accuracy: Fraction of the test images whose class is right.
+        recall: Fraction of the true neighbours among those that voted: 1 for an exact search.
     """
 
     k: int
@@ -33,6 +35,7 @@ class KnnResult:
     weights: str
     temperature: float | None
     accuracy: float
+    recall: float = 1.0
 
 
 def knn(
@@ -58,35 +61,192 @@ def knn_grid(
     ks: Sequence[int],
     temperatures: Sequence[float],
     weights: Sequence[str] = ("distance", "uniform"),
+    **settings: Any,
 ) -> list[KnnResult]:
     """Return the accuracy of every ``k`` with every temperature, and with uniform votes: one search serves them all.
+
+    Args:
+        train, test: Bank and queries.
+        ks, temperatures, weights: What is combined.
+        settings: Of ``selfsup.eval.search``: ``index`` and others.
 
     Raises:
         UserError: As ``knn``.
     """
-    if not ks or min(ks) < 1:
-        raise UserError("eval.knn_k: give at least one number of neighbours, each at least 1.")
-    if "distance" in weights and (not temperatures or min(temperatures) <= 0):
-        raise UserError("eval.temperatures: give at least one temperature, each above 0.")
+    _check_votes(ks, temperatures, weights)
     bank_labels, test_labels = known_labels(train, "train"), known_labels(test, "test")
     check_widths(train, test)
     check_finite(train.features, "train features")
     check_finite(test.features, "test features")
-    if max(ks) > len(train):
-        warnings.warn(f"kNN with k = {max(ks)} uses all {len(train)} features of the bank.", stacklevel=2)
+    found = search(train.features, test.features, _at_most(max(ks), len(train)), **settings)
+    recall = _recall(found[1], train, test, ks, settings)
+    return _accuracies(found, bank_labels, test_labels, ks, temperatures, weights, recall)
 
-    classes, bank_class = torch.unique(bank_labels, return_inverse=True)
-    similarity, position = search(train.features, test.features, min(max(ks), len(train)))
-    neighbour_class = bank_class[position]
+
+def knn_loo(
+    data: FeatureSet,
+    ks: Sequence[int] = (20, 200),
+    temperatures: Sequence[float] = (0.07,),
+    weights: Sequence[str] = ("distance",),
+    **settings: Any,
+) -> list[KnnResult]:
+    """Return the leave-one-out accuracies on one set: each image is classified by all the others, in one search.
+
+    As ``knn_grid`` otherwise. An image whose class has no other image cannot be right.
+
+    Args:
+        data: At least two labelled images.
+        ks, temperatures, weights, settings: As ``knn_grid``.
+
+    Raises:
+        UserError: As ``knn``, or there is but one image.
+    """
+    _check_votes(ks, temperatures, weights)
+    labels = known_labels(data, "train")
+    if len(data) < 2:
+        raise UserError("Leave-one-out kNN needs at least two images and there is one; add labelled images.")
+    check_finite(data.features, "train features")
+    found = search_others(data.features, _at_most(max(ks), len(data) - 1), **settings)
+    recall = _recall(found[1], data, data, ks, settings, others=True)
+    return _accuracies(found, labels, labels, ks, temperatures, weights, recall)
+
+
+@dataclass(frozen=True)
+class MultiLabelResult:
+    """Average precision of one setting.
+
+    Attributes:
+        k, neighbours, temperature: As ``KnnResult``.
+        mean_average_precision: Mean over the classes that have a positive test image.
+        per_class: Average precision of each of these classes.
+    """
+
+    k: int
+    neighbours: int
+    temperature: float
+    mean_average_precision: float
+    per_class: dict[int, float]
+
+
+def knn_multilabel(
+    train: FeatureSet,
+    test: FeatureSet,
+    ks: Sequence[int] = (20, 200),
+    temperatures: Sequence[float] = (0.07,),
+    **settings: Any,
+) -> list[MultiLabelResult]:
+    """Return the mean average precision of weighted kNN for images with any number of classes each; one search.
+
+    Class ``c`` of a test image scores ``Σ_{i in top k} y_ic w_i / Σ_i w_i`` with ``w_i = exp(s_i / T)``: the weighted
+    share of its neighbours that have the class. The average precision of a class is ``Σ_n (R_n - R_{n-1}) P_n`` over
+    the thresholds of its scores, without interpolation (as in scikit-learn).
+
+    Args:
+        train, test: Their ``labels`` are ``[N,C]``: 1 where an image has the class, 0 where it has not.
+        ks, temperatures, settings: As ``knn_grid``.
+
+    Raises:
+        UserError: Labels that are not such a table, no positive test image at all, or as ``knn``.
+    """
+    from sklearn.metrics import average_precision_score
+
+    _check_votes(ks, temperatures, ("distance",))
+    bank_labels, test_labels = _label_table(train, "train"), _label_table(test, "test")
+    if bank_labels.shape[1] != test_labels.shape[1]:
+        raise UserError(
+            f"The train labels have {bank_labels.shape[1]} classes and the test labels {test_labels.shape[1]}; "
+            "give both one column for every class."
+        )
+    if not test_labels.any():
+        raise UserError("No test image has any class; evaluate on images of which some have one.")
+    check_widths(train, test)
+    check_finite(train.features, "train features")
+    check_finite(test.features, "test features")
+    similarity, position = search(train.features, test.features, _at_most(max(ks), len(train)), **settings)
+    present = test_labels.any(0).nonzero().flatten().tolist()
     results = []
     for k in ks:
         used = min(k, len(train))
+        for temperature in temperatures:
+            scores = []
+            for near, at in zip(
+                torch.split(similarity[:, :used], QUERIES_AT_ONCE),
+                torch.split(position[:, :used], QUERIES_AT_ONCE),
+                strict=True,
+            ):
+                votes = _votes(near, "distance", temperature)
+                weighted = torch.zeros(len(near), bank_labels.shape[1], dtype=torch.float64)
+                for place in range(used):  # a column at a time: [queries, k, classes] would not fit
+                    weighted += votes[:, place, None] * bank_labels[at[:, place]]
+                scores.append(weighted / votes.sum(1, keepdim=True))
+            table, truth = torch.cat(scores).numpy(), test_labels.numpy()
+            per_class = {c: float(average_precision_score(truth[:, c], table[:, c])) for c in present}
+            mean = sum(per_class.values()) / len(per_class)
+            results.append(MultiLabelResult(k, used, temperature, mean, per_class))
+    return results
+
+
+def _check_votes(ks: Sequence[int], temperatures: Sequence[float], weights: Sequence[str]) -> None:
+    if not ks or min(ks) < 1:
+        raise UserError("eval.knn_k: give at least one number of neighbours, each at least 1.")
+    if "distance" in weights and (not temperatures or min(temperatures) <= 0):
+        raise UserError("eval.temperatures: give at least one temperature, each above 0.")
+
+
+def _at_most(k: int, bank: int) -> int:
+    if k > bank:
+        warnings.warn(f"kNN with k = {k} uses all {bank} features of the bank.", stacklevel=3)
+    return min(k, bank)
+
+
+def _label_table(part: FeatureSet, name: str) -> Tensor:
+    if part.labels is None or part.labels.ndim != 2:
+        raise UserError(f"The {name} labels are no table of images and classes; give [N,C] labels of 0 and 1.")
+    if len(part) == 0:
+        raise UserError(f"The {name} features are empty; there is nothing to evaluate.")
+    if not ((part.labels == 0) | (part.labels == 1)).all():
+        raise UserError(f"The {name} labels hold other values than 0 and 1; give 1 for each class that an image has.")
+    return part.labels.bool()
+
+
+def _recall(
+    position: Tensor, bank: FeatureSet, queries: FeatureSet, ks: Sequence[int], settings: dict[str, Any], **kind: bool
+) -> dict[int, float]:
+    used = {min(k, position.shape[1]) for k in ks}
+    if settings.get("index", "flat") == "flat":
+        return dict.fromkeys(used, 1.0)
+    memory = {"memory_mb": settings["memory_mb"]} if "memory_mb" in settings else {}
+    return recall_of(position, bank.features, queries.features, sorted(used), **kind, **memory)
+
+
+def _accuracies(
+    found: tuple[Tensor, Tensor],
+    bank_labels: Tensor,
+    true_labels: Tensor,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    weights: Sequence[str],
+    recall: dict[int, float],
+) -> list[KnnResult]:
+    similarity, position = found
+    classes, bank_class = torch.unique(bank_labels, return_inverse=True)
+    results = []
+    for k in ks:
+        used = min(k, position.shape[1])
         for weight in weights:
             for temperature in temperatures if weight == "distance" else (None,):
-                votes = _votes(similarity[:, :used], weight, temperature)
-                winner = _winner(neighbour_class[:, :used], votes, len(classes))
-                accuracy = (classes[winner] == test_labels).double().mean().item()
-                results.append(KnnResult(k, used, weight, temperature, accuracy))
+                right = 0
+                for near, at, label in zip(
+                    torch.split(similarity[:, :used], QUERIES_AT_ONCE),
+                    torch.split(position[:, :used], QUERIES_AT_ONCE),
+                    torch.split(true_labels, QUERIES_AT_ONCE),
+                    strict=True,
+                ):
+                    votes = _votes(near, weight, temperature)
+                    scores = torch.zeros(len(near), len(classes), dtype=torch.float64)
+                    winner = scores.scatter_add_(1, bank_class[at], votes).argmax(1)  # of equal ones the lowest class
+                    right += int((classes[winner] == label).sum())
+                results.append(KnnResult(k, used, weight, temperature, right / len(true_labels), recall[used]))
     return results
 
 
@@ -97,13 +257,3 @@ def _votes(similarity: Tensor, weights: str, temperature: float | None) -> Tenso
         raise ValueError(f"weights '{weights}' is neither 'distance' nor 'uniform'")
     # relative to the nearest: the same ranking, and no overflow at a low temperature
     return ((similarity - similarity[:, :1]).double() / temperature).exp()
-
-
-def _winner(neighbour_class: Tensor, votes: Tensor, classes: int) -> Tensor:
-    winners = []
-    for label, vote in zip(
-        torch.split(neighbour_class, QUERIES_AT_ONCE), torch.split(votes, QUERIES_AT_ONCE), strict=True
-    ):
-        scores = torch.zeros(len(label), classes, dtype=torch.float64).scatter_add_(1, label, vote)
-        winners.append(scores.argmax(1))  # the first of equal maxima: the lowest class
-    return torch.cat(winners)

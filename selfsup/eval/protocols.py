@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from selfsup.data.base import ImageDataset, Splits
 from selfsup.errors import UserError
+from selfsup.eval.clustering import ITERATIONS, POINTS_PER_CLUSTER, RESTARTS, clustering
 from selfsup.eval.config import EvalConfig
+from selfsup.eval.diagnostics import evaluate_attention, evaluate_invariance, evaluate_layers
 from selfsup.eval.features import FeatureSet, extract_features, raw_pixels
-from selfsup.eval.knn import knn_grid
+from selfsup.eval.knn import KnnResult, knn_grid, knn_loo
 from selfsup.eval.linear_probe import ProbeSetting, linear_probe
 from selfsup.eval.results import Record, add_results, peak_memory_mb
-from selfsup.functional.diagnostics import feature_std, rank_me, uniformity
+from selfsup.eval.retrieval import retrieval
+from selfsup.eval.segmentation import SegmentationResult, segment, segmentation_probe
+from selfsup.functional.diagnostics import (
+    alpha_req,
+    effective_rank,
+    feature_std,
+    singular_values,
+    tolerance,
+    uniformity,
+)
 
-PROTOCOLS = ("diagnostics", "knn", "linear_probe")
+SPECTRUM_POINTS = 64
 DIAGNOSTIC_IMAGES = 25_600  # what RankMe is computed on in its paper
+SEGMENTED_IMAGES = 6  # in the figure
+NOTHING_TO_SCORE = "data.holdout: the source has no test images; set aside some of the training images (0.1)."
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,7 @@ class SplitFeatures:
             return "test", self.test
         if self.holdout is not None:
             return "holdout", self.holdout
-        raise UserError("data.holdout: the source has no test images; set aside some of the training images (0.1).")
+        raise UserError(NOTHING_TO_SCORE)
 
 
 def extract_splits(
@@ -102,14 +118,88 @@ def evaluate_knn(
     """
     start = time.perf_counter()
     split, scored = features.scored
-    found = knn_grid(features.train, scored, config.knn_k, config.temperatures, weights=("distance",))
+    found = knn_grid(
+        features.train, scored, config.knn_k, config.temperatures, weights=("distance",), **_search_settings(config)
+    )
     common = _common(features, epoch, seed, time.perf_counter() - start)
+    return _knn_records(found, {"protocol": "knn", "split": split, "metric": "top1"}, config, common)
+
+
+def evaluate_knn_loo(
+    features: SplitFeatures, config: EvalConfig, *, epoch: int | None = None, seed: int | None = None
+) -> list[Record]:
+    """Return a ``knn_loo`` record for every ``k`` and temperature: each training image against all the others.
+
+    Args:
+        features: Features of the parts; the training images are both bank and queries.
+        config, epoch, seed: As ``evaluate_knn``.
+
+    Raises:
+        UserError: As ``knn_loo``.
+    """
+    start = time.perf_counter()
+    found = knn_loo(features.train, config.knn_k, config.temperatures, **_search_settings(config))
+    common = _common(features, epoch, seed, time.perf_counter() - start)
+    return _knn_records(found, {"protocol": "knn_loo", "split": "train", "metric": "top1"}, config, common)
+
+
+def evaluate_retrieval(
+    features: SplitFeatures,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Return ``retrieval`` records: the scored images as queries, the training images as gallery.
+
+    Args:
+        features: Features of the parts.
+        config: ``retrieval_k``.
+        epoch, seed: Of the training run, for the record.
+        progress: As ``retrieval``.
+
+    Raises:
+        UserError: As ``retrieval``.
+    """
+    start = time.perf_counter()
+    split, scored = features.scored
+    result = retrieval(scored, features.train, config.retrieval_k, progress=progress)
+    values = {"map": result.mean_average_precision, "r_precision": result.r_precision}
+    values |= {f"recall@{k}": value for k, value in result.recall.items()}
+    common = _common(features, epoch, seed, time.perf_counter() - start)
+    counts = {"gallery": "train", "queries": result.queries, "without_match": result.without_match}
     return [
-        {"protocol": "knn", "split": split, "metric": "top1", "value": result.accuracy}
-        | {"k": result.k, "temperature": result.temperature, "weights": result.weights, "neighbours": result.neighbours}
-        | {"primary": (result.k, result.temperature) == (config.knn_k[0], config.temperatures[0])}
-        | common
-        for result in found
+        {"protocol": "retrieval", "split": split, "metric": metric, "value": value} | counts | common
+        for metric, value in values.items()
+    ]
+
+
+def evaluate_clustering(
+    features: SplitFeatures, config: EvalConfig, *, epoch: int | None = None, seed: int = 0, progress: bool = True
+) -> list[Record]:
+    """Return ``clustering`` records: k-means of the training features, its agreement with the scored labels.
+
+    Args:
+        features: Features of the parts.
+        config: ``clusters``.
+        epoch: Of the training run, for the record.
+        seed: Start of k-means.
+        progress: As ``clustering``.
+
+    Raises:
+        UserError: As ``clustering``.
+    """
+    start = time.perf_counter()
+    split, scored = features.scored
+    result = clustering(features.train, scored, config.clusters, seed=seed, progress=progress)
+    common = _common(features, epoch, seed, time.perf_counter() - start)
+    fit = {"clusters": result.clusters, "fitted_on": "train", "features": "L2-normalised", "restarts": RESTARTS}
+    fit |= {"iterations": ITERATIONS, "most_points_per_cluster": POINTS_PER_CLUSTER}
+    values = {"nmi": result.nmi, "ari": result.ari, "cluster_accuracy": result.accuracy}
+    return [
+        {"protocol": "clustering", "split": split, "metric": metric, "value": value} | fit | common
+        for metric, value in values.items()
     ]
 
 
@@ -167,20 +257,195 @@ def evaluate_linear_probe(
     ]
 
 
-def evaluate_diagnostics(features: SplitFeatures, *, epoch: int | None = None, seed: int | None = None) -> list[Record]:
-    """Return ``diagnostics`` records that need no labels: uniformity, RankMe and the spread of the training features.
+def evaluate_segmentation(
+    backbone: nn.Module | None,
+    splits: Splits,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> tuple[list[Record], SegmentationResult]:
+    """Return the ``segmentation`` record, the mean IoU of a linear classifier of pixels, and the probe's result.
 
-    They are computed on at most 25,600 training images, spaced evenly over the split.
+    Its learning rate is chosen on the hold-out, or on a part of the training images where the hold-out is scored
+    because there are no test images.
+
+    Args:
+        backbone: The network, or None for the raw pixels.
+        splits: The parts of a source.
+        config: The ``segmentation_…`` settings.
+        epoch: Of the training run, for the record.
+        seed: Choice and order of the training images.
+        workers, device, progress: As ``extract_features``.
+
+    Raises:
+        UserError: As ``segmentation_probe``, or there are neither test nor held-out images.
+    """
+    split, scored = _scored_images(splits)
+    result = segmentation_probe(
+        backbone,
+        splits.train,
+        scored,
+        holdout=splits.holdout if split == "test" and len(splits.holdout) else None,
+        images=config.segmentation_images,
+        learning_rates=config.segmentation_learning_rates,
+        epochs=config.segmentation_epochs,
+        batch_size=config.segmentation_batch_size,
+        seed=seed,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )
+    grid = {
+        "learning_rates": list(config.segmentation_learning_rates),
+        "epochs": config.segmentation_epochs,
+        "batch_size": config.segmentation_batch_size,
+        "optimizer": "SGD, Nesterov momentum 0.9, cosine",
+        "features": "standardised by channel; logits upsampled bilinearly",
+    }
+    names = ("background", *(scored.classes or ()))
+    trained_on, chosen_on, scored_on = result.images
+    record: Record = {
+        "protocol": "segmentation",
+        "split": split,
+        "metric": "miou",
+        "value": result.miou,
+        "primary": True,
+        "grid": grid,
+        "selected_on": result.selected_on,
+        "chosen": asdict(result.chosen),
+        "settings": [asdict(setting) for setting in result.settings],
+        "per_class": {names[c] if c < len(names) else str(c): value for c, value in result.per_class.items()},
+        "pixel_accuracy": result.pixel_accuracy,
+        "map_size": list(result.map_size),
+        "mask_size": scored.image_size,
+        **_images(splits, trained_on, chosen_on, scored_on if split == "test" else 0, len(result.classifier.mean)),
+        **_measured(epoch, seed, result.seconds),
+    }
+    return [record], result
+
+
+def evaluate_diagnostics(features: SplitFeatures, *, epoch: int | None = None, seed: int | None = None) -> list[Record]:
+    """Return ``diagnostics`` records of the training features: uniformity, spread, RankMe and alpha-ReQ.
+
+    They need no labels and are computed on at most 25,600 training images, spaced evenly over the split. The RankMe
+    record carries the singular values as fractions of the largest, at ranks spaced evenly on a logarithmic axis. Where
+    there are labels, tolerance is added; alpha-ReQ is left out where too few eigenvalues are above rounding error.
     """
     start = time.perf_counter()
     count = min(len(features.train), DIAGNOSTIC_IMAGES)
-    z = features.train.features[torch.linspace(0, len(features.train) - 1, count).round().long()]
-    values = {"uniformity": uniformity(z), "rank_me": rank_me(z), "feature_std": feature_std(z)}
+    chosen = torch.linspace(0, len(features.train) - 1, count).round().long()
+    z, labels = features.train.features[chosen], features.train.labels
+    sigma = singular_values(z)
+    ranks = torch.unique(torch.logspace(0, math.log10(len(sigma)), SPECTRUM_POINTS).round().long())
+    shares = sigma[ranks - 1] / sigma[0].clamp_min(torch.finfo(sigma.dtype).tiny)
+    values = {"uniformity": uniformity(z), "rank_me": effective_rank(sigma), "feature_std": feature_std(z)}
+    with contextlib.suppress(ValueError):
+        values["alpha_req"] = alpha_req(z)
+    if labels is not None:
+        with contextlib.suppress(ValueError):
+            values["tolerance"] = tolerance(z, labels[chosen])
+    spectrum = {"rank": ranks.tolist(), "value": shares.tolist()}
     common = _common(features, epoch, seed, time.perf_counter() - start)
     return [
-        {"protocol": "diagnostics", "split": "train", "metric": metric, "value": value.item(), "images": count} | common
+        {"protocol": "diagnostics", "split": "train", "metric": metric, "value": value.item(), "images": count}
+        | ({"spectrum": spectrum} if metric == "rank_me" else {})
+        | common
         for metric, value in values.items()
     ]
+
+
+@dataclass
+class Subject:
+    """What is judged and how: everything that protocols need.
+
+    Attributes:
+        backbone: The network, or None for the raw pixels.
+        splits: The parts of a source.
+        config: Settings of the protocols.
+        head: What the method trained on top of the backbone, for the layers; None looks at the backbone alone.
+        epoch: Epochs the checkpoint was trained for, for the records.
+        seed: Of everything random.
+        cache_dir: Folder that keeps the features, or None.
+        workers, device, progress: As ``extract_features``.
+        segmented: The segmentation probe's result, for the figure, once there is one.
+    """
+
+    backbone: nn.Module | None
+    splits: Splits
+    config: EvalConfig
+    head: nn.Module | None = None
+    epoch: int | None = None
+    seed: int = 0
+    cache_dir: Path | None = None
+    workers: int = 0
+    device: torch.device | str | None = None
+    progress: bool = True
+    segmented: SegmentationResult | None = None
+
+    @cached_property
+    def features(self) -> SplitFeatures:
+        """Pooled features of every part, computed when the first protocol asks for them."""
+        if self.backbone is None:
+            return pixel_splits(self.splits, workers=self.workers)
+        return extract_splits(
+            self.backbone,
+            self.splits,
+            batch_size=self.config.batch_size,
+            workers=self.workers,
+            device=self.device,
+            cache_dir=self.cache_dir,
+            progress=self.progress,
+        )
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What every protocol is told of the run."""
+        return {"epoch": self.epoch, "seed": self.seed}
+
+    @property
+    def passes(self) -> dict[str, Any]:
+        """What protocols that run the network are told beside that."""
+        return {**self.run, "workers": self.workers, "device": self.device, "progress": self.progress}
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone of protocols that look into it.
+
+        Raises:
+            UserError: Raw pixels have none.
+        """
+        if self.backbone is None:
+            raise UserError("raw pixels have no network to look into.")
+        return self.backbone
+
+
+def _segmentation(subject: Subject) -> list[Record]:
+    records, subject.segmented = evaluate_segmentation(
+        subject.backbone, subject.splits, subject.config, **subject.passes
+    )
+    return records
+
+
+#: What can be measured, by name, in the order it is measured in. Each raises a ``UserError`` where the data or the
+#: network do not allow it.
+PROTOCOLS: dict[str, Callable[[Subject], list[Record]]] = {
+    "diagnostics": lambda s: evaluate_diagnostics(s.features, **s.run),
+    "knn": lambda s: evaluate_knn(s.features, s.config, **s.run),
+    "knn_loo": lambda s: evaluate_knn_loo(s.features, s.config, **s.run),
+    "retrieval": lambda s: evaluate_retrieval(s.features, s.config, **s.run, progress=s.progress),
+    "clustering": lambda s: evaluate_clustering(s.features, s.config, **s.run, progress=s.progress),
+    "linear_probe": lambda s: evaluate_linear_probe(
+        s.features, s.config, **s.run, device=s.device, progress=s.progress
+    ),
+    "segmentation": _segmentation,
+    "layers": lambda s: evaluate_layers(s.network, s.splits, s.config, head=s.head, **s.passes),
+    "invariance": lambda s: evaluate_invariance(s.network, s.splits, s.config, **s.passes),
+    "attention": lambda s: evaluate_attention(s.network, s.splits, s.config, **s.passes),
+}
 
 
 def evaluate_all(
@@ -188,9 +453,11 @@ def evaluate_all(
     splits: Splits,
     config: EvalConfig,
     *,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Sequence[str] | None = None,
     run_dir: str | Path | None = None,
     epoch: int | None = None,
+    facts: Record | None = None,
+    head: nn.Module | None = None,
     seed: int = 0,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -199,49 +466,58 @@ def evaluate_all(
     """Run protocols on one extraction, and return the records.
 
     Args:
-        backbone: The network, or None for the raw pixels.
-        splits: The parts of a source.
-        config: Settings of the protocols.
-        protocols: Which ones, some of ``PROTOCOLS``.
+        backbone, splits, config, epoch, head, seed, workers, device, progress: See ``Subject``.
+        protocols: Some of ``PROTOCOLS``; None is all that the data and the network allow. What cannot run
+            (segmentation without masks, kNN without labels) is then left out with a warning.
         run_dir: Folder of the run. Records are added to its ``results.json``, figures are drawn into ``figures/`` and
             features kept in ``features/`` where the config says so. None only returns the records.
-        epoch: Epochs the checkpoint was trained for, for the records.
-        seed: Order of the probe's batches.
-        workers, device, progress: As ``extract_features``.
+        facts: What else every record says, such as where the weights of a network from elsewhere come from.
 
     Raises:
-        UserError: As the protocols. Images without labels are no error: they get the diagnostics alone, with a warning.
+        UserError: A protocol that was asked for by name cannot run. What was found before is kept in ``run_dir``.
     """
-    if backbone is None:
-        features = pixel_splits(splits, workers=workers)
-    else:
-        features = extract_splits(
-            backbone,
-            splits,
-            batch_size=config.batch_size,
-            workers=workers,
-            device=device,
-            cache_dir=Path(run_dir) / "features" if run_dir is not None and config.cache else None,
-            progress=progress,
-        )
-    labelled = features.train.labels is not None and features.scored[1].labels is not None
+    cache_dir = Path(run_dir) / "features" if run_dir is not None and config.cache else None
+    subject = Subject(backbone, splits, config, head, epoch, seed, cache_dir, workers, device, progress)
     records: list[Record] = []
-    if "diagnostics" in protocols:
-        records += evaluate_diagnostics(features, epoch=epoch, seed=seed)
-    if not labelled and {"knn", "linear_probe"} & set(protocols):
-        warnings.warn("The images have no labels: kNN and the linear probe are left out.", stacklevel=2)
-    if "knn" in protocols and labelled:
-        records += evaluate_knn(features, config, epoch=epoch, seed=seed)
-    if "linear_probe" in protocols and labelled:
-        records += evaluate_linear_probe(features, config, epoch=epoch, seed=seed, device=device, progress=progress)
-    if run_dir is not None:
-        add_results(run_dir, records)
-        if config.figures:
-            draw_figures(features, splits, Path(run_dir) / "figures")
+    left_out = []
+    try:
+        for name in PROTOCOLS if protocols is None else protocols:
+            try:
+                records += [record | (facts or {}) for record in PROTOCOLS[name](subject)]
+            except UserError as error:
+                if protocols is not None:
+                    raise
+                left_out.append(f"{name} ({str(error).rstrip('.')})")
+    finally:
+        if run_dir is not None and records:
+            add_results(run_dir, records)
+    if left_out:
+        warnings.warn(f"Left out: {'; '.join(left_out)}.", stacklevel=2)
+    if run_dir is not None and config.figures:
+        draw_figures(subject, records, Path(run_dir) / "figures")
     return records
 
 
-def draw_figures(features: SplitFeatures, splits: Splits, folder: Path) -> list[Path]:
+def draw_figures(subject: Subject, records: Sequence[Record], folder: Path) -> None:
+    """Draw what the records and the features have to show."""
+    splits, device = subject.splits, subject.device
+    pooled = "features" in vars(subject)  # a protocol has asked for them
+    if pooled:
+        draw_features(subject.features, splits, folder)
+    if subject.segmented is not None:
+        draw_segmentation(subject.backbone, subject.segmented, splits, folder, device=device)
+    draw_diagnostics(
+        subject.backbone,
+        subject.features if pooled else None,
+        records,
+        splits,
+        folder,
+        device=device,
+        progress=subject.progress,
+    )
+
+
+def draw_features(features: SplitFeatures, splits: Splits, folder: Path) -> list[Path]:
     """Draw the map of the features and the nearest neighbours of some images, and return the files."""
     from selfsup.eval.figures import feature_map, nearest_images
 
@@ -254,21 +530,114 @@ def draw_figures(features: SplitFeatures, splits: Splits, folder: Path) -> list[
     ]
 
 
+def draw_diagnostics(
+    backbone: nn.Module | None,
+    features: SplitFeatures | None,
+    records: Sequence[Record],
+    splits: Splits,
+    folder: Path,
+    *,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Draw the spectrum, the layers, the augmentations, the attention and where similarities come from.
+
+    Each is drawn where there is something to draw. The last goes with the ``diagnostics``, as it takes some hundred
+    passes; it shows some scored images and the training image nearest to each.
+    """
+    from selfsup.eval import diagnostic_figures as draw
+
+    charts = {
+        "diagnostics": ("spectrum", draw.spectrum_curve),
+        "layers": ("layers", draw.layers_chart),
+        "invariance": ("invariance", draw.invariance_chart),
+        "attention": ("attention", draw.attention_chart),
+    }
+    drawn = []
+    for protocol, (name, chart) in charts.items():
+        own = [record for record in records if record["protocol"] == protocol]
+        if own:
+            drawn.append(chart(own, folder / f"{name}.png"))
+    diagnosed = any(record["protocol"] == "diagnostics" for record in records)
+    if diagnosed and features is not None and backbone is not None and hasattr(backbone, "forward_dense"):
+        images = splits.holdout if splits.test is None else splits.test
+        drawn.append(
+            draw.nearest_similarities(
+                backbone,
+                features.train,
+                splits.train,
+                features.scored[1],
+                images,
+                folder / "similarity.png",
+                device=device,
+                progress=progress,
+            )
+        )
+    return drawn
+
+
+def draw_segmentation(
+    backbone: nn.Module | None,
+    result: SegmentationResult,
+    splits: Splits,
+    folder: Path,
+    *,
+    device: torch.device | str | None = None,
+) -> Path:
+    """Draw image, true mask and predicted mask of some scored images, spaced evenly, and return the file."""
+    from selfsup.eval.figures import segmentation_panels
+
+    _, scored = _scored_images(splits)
+    chosen = scored.subset(torch.linspace(0, len(scored) - 1, min(SEGMENTED_IMAGES, len(scored))).round().long())
+    predicted, truth = segment(backbone, result.classifier, chosen, device=device)
+    pictures = raw_pixels(chosen).features.view(len(truth), scored.channels, *truth.shape[1:])
+    names = ("background", *(scored.classes or ()))
+    return segmentation_panels(pictures, truth, predicted, folder / "segmentation.png", classes=names)
+
+
+def _scored_images(splits: Splits) -> tuple[str, ImageDataset]:
+    if splits.test is not None:
+        return "test", splits.test
+    if len(splits.holdout):
+        return "holdout", splits.holdout
+    raise UserError(NOTHING_TO_SCORE)
+
+
 def _of_each_part(splits: Splits, compute: Callable[[ImageDataset, str], FeatureSet]) -> SplitFeatures:
     train = compute(splits.train, "train")
     holdout = compute(splits.holdout, "holdout") if len(splits.holdout) else None
     test = None if splits.test is None else compute(splits.test, "test")
+    held, tested = (0 if part is None else len(part) for part in (holdout, test))
+    return SplitFeatures(train, holdout, test, _images(splits, len(train), held, tested, train.features.shape[1]))
+
+
+def _images(splits: Splits, train: int, holdout: int, test: int, dim: int) -> Record:
     size = splits.train.image_size
-    details: Record = {
+    return {
         "data": splits.train.name,
         "image_size": size,
         "crop": f"short side {size}, centre crop {size}",
-        "train_images": len(train),
-        "holdout_images": 0 if holdout is None else len(holdout),
-        "test_images": 0 if test is None else len(test),
-        "dim": train.features.shape[1],
+        "train_images": train,
+        "holdout_images": holdout,
+        "test_images": test,
+        "dim": dim,
     }
-    return SplitFeatures(train, holdout, test, details)
+
+
+def _search_settings(config: EvalConfig) -> Record:
+    return {"index": config.index, "effort": config.index_effort, "memory_mb": config.search_memory_mb}
+
+
+def _knn_records(found: Sequence[KnnResult], head: Record, config: EvalConfig, common: Record) -> list[Record]:
+    effort = {} if config.index == "flat" else {"index_effort": config.index_effort}
+    return [
+        head
+        | {"value": result.accuracy, "k": result.k, "temperature": result.temperature, "weights": result.weights}
+        | {"neighbours": result.neighbours, "index": config.index, **effort, "recall": round(result.recall, 4)}
+        | {"primary": (result.k, result.temperature) == (config.knn_k[0], config.temperatures[0])}
+        | common
+        for result in found
+    ]
 
 
 def _setting(setting: ProbeSetting) -> Record:
@@ -279,8 +648,11 @@ def _setting(setting: ProbeSetting) -> Record:
 
 
 def _common(features: SplitFeatures, epoch: int | None, seed: int | None, seconds: float) -> Record:
+    return {**features.details, **_measured(epoch, seed, seconds)}
+
+
+def _measured(epoch: int | None, seed: int | None, seconds: float) -> Record:
     return {
-        **features.details,
         "epoch": epoch,
         "seed": seed,
         "seconds": round(seconds, 3),

@@ -20,7 +20,21 @@ REQUIRED = ("protocol", "split", "metric", "value")
 
 # What an evaluation finds. Every other field says how it was done, and two records that agree on all of those are the
 # same measurement.
-MEASURED = frozenset({"value", "seconds", "peak_memory_mb", "chosen", "settings", "per_class"})
+MEASURED = frozenset(
+    {
+        "value",
+        "seconds",
+        "peak_memory_mb",
+        "recall",
+        "chosen",
+        "settings",
+        "per_class",
+        "pixel_accuracy",
+        "spectrum",
+        "per_head",
+        "amplitude",
+    }
+)
 
 
 def add_results(run_dir: str | Path, records: Sequence[Record]) -> Path:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from selfsup.errors import UserError
-from selfsup.eval import FeatureSet, knn, knn_grid
+from selfsup.eval import FeatureSet, knn, knn_grid, search
+from selfsup.eval.knn import knn_loo, knn_multilabel
 
 
 def set_of(features, labels):
@@ -122,3 +123,99 @@ def test_a_class_without_a_bank_image_is_an_error():
 def test_what_a_person_can_put_right(train, test, settings, message):
     with pytest.raises(UserError, match=message):
         knn(train, test, **{"k": 1, **settings})
+
+
+@pytest.mark.parametrize("index", ["flat", "half"])
+def test_leave_one_out_is_each_image_against_the_others(index):
+    data = clusters(50, 0)
+    results = knn_loo(data, [1, 5, 49], [0.07, 0.5], ("distance", "uniform"), index=index)
+    assert len(results) == 3 * 3
+    for result in results:
+        right = 0
+        for i in range(50):
+            others = torch.arange(50) != i
+            rest, one = set_of(data.features[others], data.labels[others]), set_of(data.features[[i]], data.labels[[i]])
+            right += loop_accuracy(rest, one, result.k, result.temperature)
+        assert result.accuracy == pytest.approx(right / 50), result
+    assert len({result.accuracy for result in results}) > 2
+
+
+def test_leave_one_out_does_not_see_itself():
+    # every image has a copy of the other class: without leaving it out, half would be right
+    data = set_of([[1, 0], [1, 0], [0, 1], [0, 1]], [4, 9, 4, 9])
+    assert knn_loo(data, [1])[0].accuracy == 0
+    with pytest.warns(UserWarning, match="uses all 3"):
+        (result,) = knn_loo(data, [20])
+    assert (result.k, result.neighbours) == (20, 3)
+    with pytest.raises(UserError, match="at least two images"):
+        knn_loo(set_of([[1, 0]], [0]))
+
+
+def loop_average_precision(scores, truth):
+    """Precision at each distinct score, weighted by the recall it adds."""
+    total, last, area = sum(truth), 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        taken = [t for s, t in zip(scores, truth, strict=True) if s >= threshold]
+        area += (sum(taken) / total - last) * sum(taken) / len(taken)
+        last = sum(taken) / total
+    return area
+
+
+def test_multi_label_knn_is_brute_force():
+    generator = torch.Generator().manual_seed(3)
+    single_train, single_test = clusters(60, 0), clusters(30, 1)
+    labels = [(torch.rand(n, 5, generator=generator) < 0.3).long() for n in (60, 30)]
+    for table, part in zip(labels, (single_train, single_test), strict=True):
+        table[:, 0] = part.labels == 3  # one class that the features know
+        table[:, 4] = 0  # and one that no image has
+    labels[0][:, 3] = 0  # one that no bank image has
+    train, test = set_of(single_train.features, labels[0]), set_of(single_test.features, labels[1])
+    results = knn_multilabel(train, test, [5, 60], [0.1, 0.5])
+    unit = torch.nn.functional.normalize
+    table = unit(test.features.double(), dim=1) @ unit(train.features.double(), dim=1).T
+    assert [(r.k, r.temperature) for r in results] == [(5, 0.1), (5, 0.5), (60, 0.1), (60, 0.5)]
+    for result in results:
+        expected = {}
+        for c in range(4):
+            scores = []
+            for row in table.tolist():
+                nearest = sorted(range(60), key=lambda i: -row[i])[: result.k]
+                votes = [math.exp((row[i] - row[nearest[0]]) / result.temperature) for i in nearest]
+                have = [v for v, i in zip(votes, nearest, strict=True) if train.labels[i, c]]
+                scores.append(round(sum(have) / sum(votes), 6))
+            expected[c] = loop_average_precision(scores, test.labels[:, c].tolist())
+        assert result.per_class == pytest.approx(expected, abs=1e-6)
+        assert result.mean_average_precision == pytest.approx(sum(expected.values()) / 4, abs=1e-6)
+    assert len({round(r.mean_average_precision, 6) for r in results}) == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 1], [[1, 0]], "train labels are no table"),
+        ([[0, 1], [1, 0]], [[1, 0, 0]], "2 classes and the test labels 3"),
+        ([[0, 1], [1, 0]], [[2, 0]], "test labels hold other values"),
+        ([[0, 1], [1, 0]], [[0, 0]], "No test image has any class"),
+    ],
+)
+def test_multi_label_mistakes(train, test, message):
+    with pytest.raises(UserError, match=message):
+        knn_multilabel(set_of(torch.eye(2), train), set_of([[1, 0]], test), [1])
+
+
+def test_an_approximate_search_says_what_it_missed():
+    generator = torch.Generator().manual_seed(0)
+    train = set_of(torch.randn(1500, 8, generator=generator), [0, 1, 2] * 500)
+    test = set_of(torch.randn(60, 8, generator=generator), [0, 1, 2] * 20)
+    unit = torch.nn.functional.normalize
+    order = (unit(test.features, dim=1) @ unit(train.features, dim=1).T).argsort(dim=1, descending=True)
+    near = search(train.features, test.features, 30, index="ivf")[1]
+    for result in knn_grid(train, test, [5, 30], [0.1], index="ivf"):
+        shared = sum(
+            len(set(a) & set(b))
+            for a, b in zip(near[:, : result.k].tolist(), order[:, : result.k].tolist(), strict=True)
+        )
+        assert result.recall == pytest.approx(shared / (60 * result.k))
+        assert result.recall < 1
+    assert {result.recall for result in knn_grid(train, test, [5, 30], [0.1])} == {1.0}
+    assert knn_loo(train, [5], index="ivf")[0].recall < 1

@@ -107,7 +107,10 @@ def test_without_a_holdout_the_choice_is_made_on_training_images():
 
 def test_all_protocols_on_one_extraction(tmp_path):
     network = Network()
-    records = evaluate_all(network, splits(), CONFIG, run_dir=tmp_path, epoch=2, progress=False)
+    one_extraction = ["diagnostics", "knn", "linear_probe"]
+    records = evaluate_all(
+        network, splits(), CONFIG, protocols=one_extraction, run_dir=tmp_path, epoch=2, progress=False
+    )
     assert network.images == 90
     assert {(r["protocol"], r["metric"]) for r in records} == {
         ("knn", "top1"),
@@ -115,9 +118,11 @@ def test_all_protocols_on_one_extraction(tmp_path):
         ("diagnostics", "uniformity"),
         ("diagnostics", "rank_me"),
         ("diagnostics", "feature_std"),
+        ("diagnostics", "alpha_req"),
+        ("diagnostics", "tolerance"),
     }
     assert read_results(tmp_path) == records
-    again = evaluate_all(network, splits(), CONFIG, run_dir=tmp_path, epoch=2, progress=False)
+    again = evaluate_all(network, splits(), CONFIG, protocols=one_extraction, run_dir=tmp_path, epoch=2, progress=False)
     assert network.images == 90, "the second evaluation reads the cache"
     assert len(read_results(tmp_path)) == len(records)
     assert [r["value"] for r in again] == [r["value"] for r in records]
@@ -126,7 +131,9 @@ def test_all_protocols_on_one_extraction(tmp_path):
 def test_no_cache_when_it_is_off(tmp_path):
     network = Network()
     for _ in range(2):
-        evaluate_all(network, splits(), replace(CONFIG, cache=False), run_dir=tmp_path, progress=False)
+        evaluate_all(
+            network, splits(), replace(CONFIG, cache=False), protocols=["knn"], run_dir=tmp_path, progress=False
+        )
     assert network.images == 180
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
@@ -140,11 +147,11 @@ def test_a_diverged_setting_is_still_json(tmp_path):
 
 
 def test_images_without_labels_get_the_diagnostics(tmp_path):
-    with pytest.warns(UserWarning, match="no labels"):
+    with pytest.warns(UserWarning, match="Left out: knn .*no label"):
         records = evaluate_all(
             Network(), splits(labels=False), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False
         )
-    assert {record["protocol"] for record in records} == {"diagnostics"}
+    assert {record["protocol"] for record in records} == {"diagnostics", "layers", "invariance"}
     assert (tmp_path / "figures" / "neighbours.png").exists()
     with pytest.raises(UserError, match="no label"):
         evaluate_knn(pixel_splits(splits(labels=False)), CONFIG)
@@ -152,7 +159,11 @@ def test_images_without_labels_get_the_diagnostics(tmp_path):
 
 def test_figures_are_drawn_into_the_run(tmp_path):
     evaluate_all(None, splits(), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False)
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["feature_map.png", "neighbours.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "feature_map.png",
+        "neighbours.png",
+        "spectrum.png",
+    ]
 
 
 def test_features_of_the_parts_are_kept_by_name(tmp_path):

@@ -151,7 +151,9 @@ def test_one_s_own_folder_of_images(run: Run, tmp_path: Path) -> None:
     assert {r["protocol"] for r in read_results("r")} == {"training", "diagnostics"}
 
 
-@pytest.mark.parametrize("command", ["train", "probe", "knn", "evaluate", "compare", "methods"])
+@pytest.mark.parametrize(
+    "command", ["train", "probe", "knn", "evaluate", "segmentation", "neighbours", "compare", "methods"]
+)
 def test_help(command: str, run: Run) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0

@@ -1,0 +1,295 @@
+"""Images that deserve a second look: near-duplicates, and labels that the neighbours contradict."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsup.data.base import ImageDataset
+from selfsup.data.files import FileDataset
+from selfsup.errors import UserError
+from selfsup.eval.features import FeatureSet, check_finite
+from selfsup.eval.neighbours import search_others
+
+COLUMNS = (
+    "finding",
+    "image",
+    "split",
+    "index",
+    "label",
+    "other_image",
+    "other_split",
+    "other_index",
+    "other_label",
+    "similarity",
+    "votes_against",
+    "suggested_label",
+)
+SHEET_ROWS = 12  # of each kind on the contact sheet
+SHEET_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two images that are nearly the same.
+
+    Attributes:
+        first, second: Rows of the features, ``first < second``.
+        similarity: Cosine.
+    """
+
+    first: int
+    second: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class LabelError:
+    """An image whose label is probably wrong.
+
+    Attributes:
+        row: Row of the features.
+        label, suggested: The label it has, and the one with the most votes.
+        against: Share of the votes for other labels than its own.
+        support: Share of the votes for the suggested one.
+        neighbours: Rows of its neighbours, nearest first.
+        similarity: Their cosines.
+    """
+
+    row: int
+    label: int
+    suggested: int
+    against: float
+    support: float
+    neighbours: tuple[int, ...]
+    similarity: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found: duplicates, the most similar first, and label errors, the clearest first."""
+
+    duplicates: list[Duplicate]
+    label_errors: list[LabelError]
+
+
+def audit(
+    features: Tensor,
+    labels: Tensor | None,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    duplicate_similarity: float = 0.97,
+    **settings: Any,
+) -> Audit:
+    """Look for near-duplicates and label errors; one search of each image's nearest others serves both.
+
+    Two images are near-duplicates when their cosine similarity is ``duplicate_similarity`` or more; of one image at
+    most ``k`` are found. A label is probably wrong when, of the votes ``exp(s/T)`` of the ``k`` nearest other images,
+    another label has more than its own, so that more than half are against it. Images without a label neither vote nor
+    are judged.
+
+    Args:
+        features: float ``[N,D]``, at least two rows.
+        labels: int64 ``[N]``, -1 where there is none; or None.
+        k: Number of neighbours; all others where there are fewer.
+        temperature: ``T``.
+        duplicate_similarity: Above -1, at most 1.
+        settings: Of ``selfsup.eval.search``: ``index`` and others.
+
+    Raises:
+        UserError: A setting outside its range, fewer than two images, or features that are not finite.
+    """
+    if k < 1:
+        raise UserError(f"eval.knn_k is {k}; set it to at least 1 neighbour.")
+    if temperature <= 0:
+        raise UserError(f"eval.temperatures: {temperature} is no temperature; set one above 0.")
+    if not -1 < duplicate_similarity <= 1:
+        raise UserError(
+            f"eval.duplicate_similarity is {duplicate_similarity}; set a cosine similarity above -1 and at most 1."
+        )
+    if len(features) < 2:
+        raise UserError(f"neighbours: at least two images are needed and there are {len(features)}; add images.")
+    check_finite(features, "features")
+    similarity, position = search_others(features, min(k, len(features) - 1), **settings)
+    errors = [] if labels is None else _label_errors(similarity, position, labels, temperature)
+    return Audit(_duplicates(similarity, position, duplicate_similarity), errors)
+
+
+def audit_dataset(
+    parts: Sequence[tuple[FeatureSet, ImageDataset]], folder: str | Path, **settings: Any
+) -> tuple[Audit, Path, Path]:
+    """Look through all parts of a dataset at once, and write what was found.
+
+    Args:
+        parts: Features and images of each part; labels count where a part has them.
+        folder: Receives ``neighbours.csv``, a row for every finding, and ``contact_sheet.png``, the clearest ones.
+        settings: The keywords of ``audit``.
+
+    Returns:
+        The findings, whose rows count through the parts in their order, and the two files.
+
+    Raises:
+        UserError: As ``audit``.
+    """
+    features = torch.cat([found.features for found, _ in parts])
+    labels = torch.cat([_labels(found) for found, _ in parts])
+    found = audit(features, labels, **settings)
+    images = _Images(parts)
+    path, sheet = Path(folder) / "neighbours.csv", Path(folder) / "contact_sheet.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(_csv_rows(found, images, labels))
+    os.replace(temporary, path)
+    contact_sheet(found, images, labels, sheet)
+    return found, path, sheet
+
+
+class _Images:
+    """The images of several parts by their row in the joined features."""
+
+    def __init__(self, parts: Sequence[tuple[FeatureSet, ImageDataset]]) -> None:
+        self._parts = parts
+        self._where = [(part, row) for part, (found, _) in enumerate(parts) for row in range(len(found))]
+        self.classes = next((dataset.classes for _, dataset in parts if dataset.classes is not None), None)
+        # extraction leaves out what cannot be decoded, so rows are found by their stable index
+        self._positions = [
+            {index: position for position, index in enumerate(dataset.index.tolist())} for _, dataset in parts
+        ]
+
+    def read(self, row: int) -> Tensor:
+        """Return the image as uint8 ``[C,H,W]``."""
+        dataset, _, position = self._find(row)
+        return dataset.read(torch.tensor([position]))[0]
+
+    def describe(self, row: int) -> tuple[str, str, int]:
+        """Return file (or split and index, for images that are no files), split and index."""
+        dataset, index, position = self._find(row)
+        file = str(dataset.path(position)) if isinstance(dataset, FileDataset) else f"{dataset.split}/{index}"
+        return file, dataset.split, index
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a label, empty for none."""
+        if label < 0:
+            return ""
+        return self.classes[label] if self.classes is not None and label < len(self.classes) else str(label)
+
+    def _find(self, row: int) -> tuple[ImageDataset, int, int]:
+        part, at = self._where[row]
+        found, dataset = self._parts[part]
+        index = int(found.index[at])
+        return dataset, index, self._positions[part][index]
+
+
+def contact_sheet(found: Audit, images: _Images, labels: Tensor, path: str | Path) -> Path:
+    """Draw the clearest findings: pairs of near-duplicates, then images with their neighbours."""
+    from selfsup.eval.figures import PLAIN, RIGHT, WRONG, _figure, _save, _show
+
+    pairs, errors = found.duplicates[:SHEET_ROWS], found.label_errors[:SHEET_ROWS]
+    columns = SHEET_NEIGHBOURS + 1
+    pair_rows = -(-len(pairs) // 3)  # three pairs a row
+    lines = max(1, pair_rows) + max(1, len(errors)) + 2
+    figure = _figure(1.5 * columns, 1.75 * (lines - 2) + 1.0)
+    heights = [0.3, *[1.0] * max(1, pair_rows), 0.3, *[1.0] * max(1, len(errors))]
+    grid = figure.add_gridspec(lines, columns, height_ratios=heights)
+
+    def heading(line: int, text: str) -> None:
+        axes = figure.add_subplot(grid[line, :])
+        axes.axis("off")
+        axes.text(0, 0.2, text, fontsize=11, weight="bold", transform=axes.transAxes)
+
+    def picture(line: int, column: int, row: int, caption: str, frame: str | None) -> None:
+        axes = figure.add_subplot(grid[line, column])
+        _show(axes, images.read(row), frame)
+        axes.set_title(caption, fontsize=7, pad=2)
+
+    def name(row: int) -> str:
+        file, split, index = images.describe(row)
+        return Path(file).name if Path(file).suffix else f"{split} {index}"
+
+    heading(0, f"near-duplicates: {len(pairs)} most similar of {len(found.duplicates)} pairs")
+    for place, pair in enumerate(pairs):
+        line, column = 1 + place // 3, 2 * (place % 3)
+        for side, row in enumerate((pair.first, pair.second)):
+            caption = f"{_short(name(row))}\n{_short(images.class_name(int(labels[row])))}"
+            picture(line, column + side, row, caption + (f"  {pair.similarity:.3f}" if side else ""), PLAIN)
+    start = 1 + max(1, pair_rows)
+    heading(start, f"probable label errors: {len(errors)} clearest of {len(found.label_errors)}")
+    for place, error in enumerate(errors, start=1):
+        own, other = images.class_name(error.label), images.class_name(error.suggested)
+        verdict = f"{_short(own, 10)} → {_short(other, 10)}? {100 * error.support:.0f} %"
+        picture(start + place, 0, error.row, f"{_short(name(error.row))}\n{verdict}", None)
+        for column, row in enumerate(error.neighbours[:SHEET_NEIGHBOURS], start=1):
+            label = int(labels[row])
+            frame = PLAIN if label < 0 else RIGHT if label == error.label else WRONG
+            picture(start + place, column, row, _short(images.class_name(label)), frame)
+    return _save(figure, path)
+
+
+def _duplicates(similarity: Tensor, position: Tensor, least: float) -> list[Duplicate]:
+    near = similarity >= least
+    rows = torch.arange(len(position))[:, None].expand_as(position)[near]
+    others, cosines = position[near], similarity[near]
+    # a pair may be found from either side; rounding may put it above the threshold on one side only
+    pairs: dict[tuple[int, int], float] = {}
+    for row, other, cosine in zip(rows.tolist(), others.tolist(), cosines.tolist(), strict=True):
+        pair = (min(row, other), max(row, other))
+        pairs[pair] = max(cosine, pairs.get(pair, -1.0))
+    return [Duplicate(*pair, cosine) for pair, cosine in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _label_errors(similarity: Tensor, position: Tensor, labels: Tensor, temperature: float) -> list[LabelError]:
+    votes = ((similarity - similarity[:, :1]).double() / temperature).exp() * (labels[position] >= 0)
+    shares = votes / votes.sum(1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+    against = (shares * (labels[position] != labels[:, None])).sum(1)
+    errors = []
+    # where no more than half are against it, no other label can be ahead
+    for row in ((against > 0.5) & (labels >= 0)).nonzero().flatten().tolist():
+        classes, which = torch.unique(labels[position[row]], return_inverse=True)
+        total = torch.zeros(len(classes), dtype=torch.float64).scatter_add_(0, which, shares[row])
+        best = int(total.argmax())
+        suggested, support = int(classes[best]), float(total[best])
+        if support > float(total[classes == labels[row]].sum()):
+            near = (tuple(position[row].tolist()), tuple(similarity[row].tolist()))
+            errors.append(LabelError(row, int(labels[row]), suggested, float(against[row]), support, *near))
+    return sorted(errors, key=lambda error: (-error.support, error.row))
+
+
+def _csv_rows(found: Audit, images: _Images, labels: Tensor) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+
+    def both(first: int, second: int, similarity: float) -> dict[str, object]:
+        row: dict[str, object] = {"similarity": round(similarity, 6)}
+        for prefix, at in (("", first), ("other_", second)):
+            file, split, index = images.describe(at)
+            row |= {f"{prefix}image": file, f"{prefix}split": split, f"{prefix}index": index}
+            row[f"{prefix}label"] = images.class_name(int(labels[at]))
+        return row
+
+    for pair in found.duplicates:
+        rows.append({"finding": "duplicate"} | both(pair.first, pair.second, pair.similarity))
+    for error in found.label_errors:
+        # beside it the nearest image that has the suggested label
+        at = next(i for i, row in enumerate(error.neighbours) if int(labels[row]) == error.suggested)
+        row = both(error.row, error.neighbours[at], error.similarity[at])
+        row |= {"votes_against": round(error.against, 6), "suggested_label": images.class_name(error.suggested)}
+        rows.append({"finding": "label"} | row)
+    return rows
+
+
+def _labels(found: FeatureSet) -> Tensor:
+    return torch.full((len(found),), -1) if found.labels is None else found.labels
+
+
+def _short(text: str, length: int = 20) -> str:
+    return text if len(text) <= length else f"…{text[1 - length :]}"

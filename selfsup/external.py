@@ -1,0 +1,252 @@
+"""Backbones from elsewhere: timm's networks, files of weights, and Python code of one's own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from selfsup.checkpoint import INFO, read_tensors
+from selfsup.errors import UserError
+from selfsup.nn import Backbone, BackboneConfig, build_backbone
+from selfsup.registry import nearest
+from selfsup.types import Normalization
+
+TIMM, MODULE = "timm:", "module:"
+
+#: Where published files keep the weights, the one to be used first: DINO publishes its teacher.
+_STATES = ("state_dict", "model", "model_state", "teacher", "student")
+
+#: First words of keys of what stands on a backbone or beside it, which evaluation has no use for.
+_HEADS = frozenset(
+    {
+        "fc",
+        "head",
+        "heads",
+        "head_dist",
+        "classifier",
+        "last_layer",
+        "mlp",
+        "predictor",
+        "projector",
+        "projection",
+        "projection_head",
+        "prototypes",
+        "queue",
+        "queue_ptr",
+    }
+)
+
+#: Words that name the copy of the network that is not trained by gradients: the other one is judged.
+_COPIES = ("encoder_k", "momentum", "target", "teacher", "ema", "key")
+
+
+def is_external(checkpoint: str) -> bool:
+    """Return whether ``checkpoint`` names something that was not trained here: ``timm:…``, ``module:…`` or weights.
+
+    Raises:
+        UserError: It is a file that cannot be read.
+    """
+    if checkpoint.startswith((TIMM, MODULE)):
+        return True
+    path = Path(checkpoint)
+    if not path.is_file():
+        return False
+    if path.suffix == ".safetensors":
+        return True
+    content = read_tensors(path)
+    return not (isinstance(content, dict) and INFO in content)
+
+
+def names_its_network(checkpoint: str) -> bool:
+    """Return whether an external ``checkpoint`` says which network it is; a file of weights does not."""
+    return checkpoint.startswith((TIMM, MODULE))
+
+
+def load_external(
+    checkpoint: str, backbone: BackboneConfig | None = None, *, pretrained: bool = True, image_size: int | None = None
+) -> nn.Module:
+    """Return a network that was not trained by this toolkit, in evaluation mode on the CPU.
+
+    Images are normalised with the statistics that timm states for its networks. For the other two there are none
+    unless the module has an attribute ``normalization``, and ``extract_features`` uses those of the data
+    (``data.mean``, ``data.std``).
+
+    Args:
+        checkpoint: ``timm:NAME``; ``module:FILE.py:NAME`` or ``module:PACKAGE.NAME``, an ``nn.Module`` that maps
+            float ``[B,C,H,W]`` to ``[B,D]`` or a function without arguments that returns one; or a file of weights
+            (``.pth``, ``.pt``, ``.safetensors``, …), a state dict whose keys are timm's. Prefixes such as
+            ``module.encoder_q.`` are taken off the keys, heads are left out. Weights are read without executing
+            anything; ``module:`` executes the code it names.
+        backbone: The network of a file of weights.
+        pretrained: Of ``timm:``: the published weights, which timm fetches; False draws random ones.
+        image_size: Side of the images that it will see, checked for networks that take one size alone.
+
+    Raises:
+        UserError: No such network, file or attribute, weights that cannot be fetched or do not fit the network, or
+            images of another size.
+    """
+    if checkpoint.startswith(TIMM):
+        return _timm(checkpoint.removeprefix(TIMM), pretrained, image_size).eval()
+    if checkpoint.startswith(MODULE):
+        return _module(checkpoint).eval()
+    if backbone is None:
+        raise UserError(f"{checkpoint} holds weights and names no network; say which with backbone=….")
+    return _weights(Path(checkpoint), backbone).eval()
+
+
+def _timm(name: str, pretrained: bool, image_size: int | None) -> Backbone:
+    elsewhere = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))  # timm's own words for other places
+    if not elsewhere and not timm.is_model(name):
+        raise UserError(f"checkpoint: timm has no network '{name}'.{nearest(name, timm.list_models())}")
+    try:
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # the hub, its cache and the network each raise their own
+        if not pretrained:
+            raise UserError(f"checkpoint: timm cannot build '{name}': {_line(error)}") from error
+        raise UserError(
+            f"checkpoint: the weights of '{TIMM}{name}' could not be had ({_line(error)}); a machine without network "
+            f"needs them in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
+            "pretrained=false takes random ones."
+        ) from error
+    facts: dict[str, Any] = network.pretrained_cfg
+    side = int(facts["input_size"][-1])
+    if image_size is not None and facts.get("fixed_input_size") and image_size != side:
+        raise UserError(
+            f"data.image_size is {image_size} and '{name}' takes images of {side} pixels alone; "
+            f"set data.image_size={side}."
+        )
+    channels = int(facts["input_size"][0])
+    return Backbone(network, channels, Normalization(tuple(facts["mean"]), tuple(facts["std"])))
+
+
+def _module(checkpoint: str) -> nn.Module:
+    place = checkpoint.removeprefix(MODULE)
+    if ".py:" in place:
+        file, _, name = place.rpartition(":")
+        path = Path(file)
+        spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+        if spec is None or spec.loader is None:
+            raise UserError(f"checkpoint: there is no Python file {path}; write module:FILE.py:NAME.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # dataclasses and pickling look their module up there
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UserError(f"checkpoint: {path} cannot be executed: {type(error).__name__}: {error}") from error
+    else:
+        package, _, name = place.replace(":", ".").rpartition(".")
+        try:
+            module = importlib.import_module(package)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"checkpoint: '{package}' cannot be imported ({_line(error)}); "
+                "write module:PACKAGE.NAME, or module:FILE.py:NAME for a file."
+            ) from error
+    if not hasattr(module, name):
+        raise UserError(f"checkpoint: {place} holds no '{name}'.{nearest(name, vars(module))}")
+    made = getattr(module, name)
+    if not isinstance(made, nn.Module):
+        try:
+            made = made()
+        except Exception as error:
+            raise UserError(f"checkpoint: calling {place} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"checkpoint: {place} gives a {type(made).__name__}; it must give a torch.nn.Module.")
+    return made
+
+
+def _weights(path: Path, config: BackboneConfig) -> Backbone:
+    found = _read_state(path)
+    backbone = build_backbone(config, 3)
+    fitted = _fit(found, backbone.network.state_dict(), path)
+    # the first convolution tells for how many channels the network was trained
+    first = next((key for key, value in backbone.network.state_dict().items() if value.ndim == 4), None)
+    if first is not None and first in fitted and fitted[first].ndim == 4 and fitted[first].shape[1] == 1:
+        backbone = build_backbone(config, 1)
+    expected = backbone.network.state_dict()
+    for key, value in fitted.items():
+        if value.shape != expected[key].shape:
+            hint = " or backbone.small_stem=false" if config.small_stem and key == first else ""
+            raise UserError(
+                f"{path} does not fit backbone.name={config.name}: {key} is {list(value.shape)} in the file and "
+                f"{list(expected[key].shape)} in the network; choose the network it was made with{hint}."
+            )
+    backbone.network.load_state_dict(expected | fitted)
+    return backbone
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of weights by name."""
+    if not path.is_file():
+        raise UserError(f"There is no file of weights {path}.")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a safetensors file, or is truncated ({_line(error)}).") from error
+    content = read_tensors(path)
+    while isinstance(content, Mapping) and (inner := next((key for key in _STATES if key in content), None)):
+        if not isinstance(content[inner], Mapping):
+            break
+        content = content[inner]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise UserError(f"{path} holds no state dict, that is tensors by name; save one with torch.save.")
+    return tensors
+
+
+def _fit(found: dict[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors of ``found`` under the keys of ``expected``: a prefix taken off, heads left out.
+
+    Raises:
+        UserError: Keys are missing or left over, or two networks in the file would fit.
+    """
+    counted: Counter[str] = Counter()
+    for key in found:
+        at = 0
+        while at >= 0:  # every place after a dot may be where the network's own key begins
+            if key[at:] in expected:
+                counted[key[:at]] += 1
+            at = key.find(".", at) + 1 or -1
+    most = max(counted.values(), default=0)
+    best = [prefix for prefix, count in counted.items() if count == most]
+    if len(best) > 1:
+        best = [p for p in best if not any(word in p for word in _COPIES)] or best
+    if len(best) > 1:
+        raise UserError(
+            f"{path} holds several networks that fit, under {', '.join(sorted(map(repr, best)))}; "
+            "save the state dict of the one to be judged alone."
+        )
+    prefix = best[0] if best else ""
+    own = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    # files from before torch 0.4.1 have no such counters, and evaluation does not read them
+    missing = [key for key in expected if key not in own and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in own if key not in expected and key.partition(".")[0] not in _HEADS]
+    if missing or unexpected:
+        raise UserError(
+            f"{path} does not fit the network: {_some('missing', missing)}, {_some('unexpected', unexpected)}"
+            f"{f' (under the prefix {prefix!r})' if prefix else ''}; choose the network it was made with (backbone=…, "
+            "backbone.name=…)."
+        )
+    return {key: own[key] for key in expected if key in own}
+
+
+def _some(what: str, keys: list[str]) -> str:
+    if not keys:
+        return f"nothing {what}"
+    return f"{len(keys)} keys {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
