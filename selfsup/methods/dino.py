@@ -51,6 +51,8 @@ class DINOConfig(MethodConfig):
         hidden_dim: Width of the head's two hidden layers.
         bottleneck_dim: Width of the normalised layer before the last.
         output_dim: Number of outputs.
+        head_batch_norm: BatchNorm in the head, an option of the authors'. Short runs of small convolutional networks
+            end at the uniform output, a loss of ln(output_dim), without it.
     """
 
     name: str = "dino"
@@ -64,6 +66,7 @@ class DINOConfig(MethodConfig):
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     output_dim: int = 65536
+    head_batch_norm: bool = False
 
 
 @methods.register("dino", DINOConfig, optimizer="dino", augment="dino")
@@ -83,7 +86,13 @@ class DINO(Method):
         if len(set(parts.views.sizes[:GLOBAL_VIEWS])) > 1:
             raise UserError("DINO's first two views are global ones of one size; let augment.counts begin with 2.")
         self.config = config
-        self.head = DINOHead(self.backbone.dim, config.hidden_dim, config.bottleneck_dim, config.output_dim)
+        self.head = DINOHead(
+            self.backbone.dim,
+            config.hidden_dim,
+            config.bottleneck_dim,
+            config.output_dim,
+            batch_norm=config.head_batch_norm,
+        )
         self.teacher = MomentumEncoder(nn.Sequential(self.backbone, self.head))
         self.center: Tensor
         self.register_buffer("center", torch.zeros(config.output_dim))

@@ -21,15 +21,19 @@ class DINOHead(nn.Module):
         hidden_dim: Width of the two hidden layers.
         bottleneck_dim: Width of what is normalised.
         output_dim: Number ``K`` of outputs.
+        batch_norm: Batch normalisation after the two hidden layers.
 
     Attributes:
         mlp: The linear layers; weights start from a truncated normal of deviation 0.02, biases at zero.
         weight: ``[K, bottleneck_dim]``, the directions ``v`` of the last layer, at any length.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, bottleneck_dim: int, output_dim: int) -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, bottleneck_dim: int, output_dim: int, *, batch_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.mlp = projection_head([dim, hidden_dim, hidden_dim, bottleneck_dim], activation=nn.GELU)
+        widths = [dim, hidden_dim, hidden_dim, bottleneck_dim]
+        self.mlp = projection_head(widths, batch_norm=batch_norm, activation=nn.GELU)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

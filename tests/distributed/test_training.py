@@ -126,6 +126,7 @@ CASES = [
     ("swav", ["method.queue_size=16", "method.freeze_prototypes_epochs=0"]),
     ("swav", ["method.queue_size=17", "method.freeze_prototypes_epochs=0"]),  # shares of the queue differ by one
     ("dino", []),
+    ("dino", ["method.head_batch_norm=true"]),
     ("dino", ["method.freeze_last_layer_epochs=0", "method.momentum=0.9"]),
 ]
 

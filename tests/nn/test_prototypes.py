@@ -70,3 +70,10 @@ def test_the_last_layer_is_torchs_weight_norm_with_its_scale_at_one():
     (head(x) * weights).sum().backward()
     torch.testing.assert_close(head.weight.grad, direction.grad)
     assert (head.weight.grad * head.weight).sum(1).abs().max() < 1e-12  # no pull on the length
+
+
+def test_batch_norm_in_dinos_head_follows_the_hidden_layers():
+    head = DINOHead(6, 8, 5, 11, batch_norm=True)
+    layers = [type(layer).__name__ for layer in head.mlp]
+    assert layers == ["Linear", "BatchNorm1d", "GELU", "Linear", "BatchNorm1d", "GELU", "Linear"]
+    assert not any(isinstance(layer, torch.nn.BatchNorm1d) for layer in DINOHead(6, 8, 5, 11).mlp)
