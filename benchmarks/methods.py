@@ -2,103 +2,118 @@
 
     python benchmarks/methods.py table [--data shapes fashion_mnist] [--methods simclr moco …]
     python benchmarks/methods.py tune  [--methods …]        three learning rates each, judged on held-out images
+    python benchmarks/methods.py time  [--methods …]        milliseconds a step and memory, one method after the other
 
 ``table`` trains each method's small preset (``experiment=small/NAME``), evaluates the checkpoint on the test images
 and prints a Markdown table, which is also saved as ``OUT/DATA.md``. ``tune`` never touches a test image: it prints, and
 saves as ``OUT/tune.csv``, the kNN accuracy on the held-out images at the end of shorter runs.
 
+``time`` needs a quiet machine: every method has it alone, in a process of its own, with all cores. The table shows its
+figures, saved as ``OUT/time.json``.
+
 Runs go to ``--out`` and are not repeated when they are there: a benchmark that was stopped goes on where it was. Each
-run has one thread, and ``--jobs`` runs go side by side, so a step takes longer than alone on the machine.
+run of ``table`` and ``tune`` has one thread, and ``--jobs`` of them go side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import itertools
 import json
+import multiprocessing
 import os
-import subprocess
+import resource
+import statistics
 import sys
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 from tqdm import tqdm
 
-import selfsup.methods  # noqa: F401 - fills the registry
+import selfsup
 from selfsup.config import load_config
+from selfsup.data import TrainLoader, load_splits
 from selfsup.registry import methods
+from selfsup.training import build_method, load_resumed_config
 
 #: The network and the strength of the views, the same for all methods on one kind of image. Two crops or many, blur and
 #: solarisation are the method's own.
 DATA = {
     "shapes": ["data=shapes", "augment.override={scale: [0.5, 1.0], brightness: 0.8, contrast: 0.8, saturation: 0.8, "
-               "hue: 0.2, gray_p: 0.4}"],
+               "hue: 0.2, gray_p: 0.4}", "augment.local_override={scale: [0.2, 0.5]}"],
     "fashion_mnist": ["data=fashion_mnist", "data.limit=10000",
-                      "augment.override={scale: [0.4, 1.0], brightness: 0.4, contrast: 0.4}"],
+                      "augment.override={scale: [0.4, 1.0], brightness: 0.4, contrast: 0.4}",
+                      "augment.local_override={scale: [0.15, 0.4]}"],
 }  # fmt: skip
 BASELINES = ("raw_pixels", "untrained")
-LEARNING_RATES = (1 / 3, 1.0, 3.0)  # times the preset's
+QUICK = ["eval.figures=false", "eval.probe_epochs=30", "eval.segmentation_epochs=5"]
+PROTOCOLS = ("diagnostics", "knn", "linear_probe")
+LEARNING_RATES = (1 / 3, 1.0, 3.0)  # times the preset's, for tune
 QUIET = ["trainer.progress=false", "trainer.accelerator=cpu", "trainer.devices=1", "online.every_epochs=100000"]
 COLUMNS = ("method", "kNN", "linear probe", "mIoU", "RankMe", "alignment", "uniformity", "ms a step", "peak MB")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Commands that fill one run folder."""
+    """A run folder to fill: by training, where there are settings for it, and by evaluation, where there are any."""
 
     folder: Path
-    commands: list[list[str]]
-
-    def run(self) -> None:
-        """Run the commands one after the other, unless they have all succeeded before."""
-        done = self.folder / ".done"
-        if done.exists():
-            return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        log = self.folder.with_suffix(".log")
-        for command in self.commands:
-            if command[0] == "train" and (self.folder / "checkpoints" / "last.ckpt").exists():
-                trained = (self.folder / "results.json").exists()
-                if trained:
-                    continue
-                command = ["train", f"resume={self.folder}"]
-            with log.open("a") as output:
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                full = [sys.executable, "-m", "selfsup.cli", *command]
-                code = subprocess.run(full, stdout=output, stderr=output, env=environment, check=False).returncode
-            if code:
-                raise RuntimeError(f"selfsup {' '.join(command)} failed; see {log}")
-        done.touch()
+    train: list[str]
+    evaluate: list[str]
 
 
 def train_job(folder: Path, name: str, data: str, settings: Sequence[str], evaluate: bool) -> Job:
     """Return the job that trains a preset and, for the table, evaluates it."""
-    train = ["train", f"experiment=small/{name}", *DATA[data], *QUIET, *settings, f"run_dir={folder}"]
-    return Job(folder, [train, ["evaluate", f"checkpoint={folder}"]] if evaluate else [train])
+    train = [f"experiment=small/{name}", *DATA[data], *QUIET, *settings, f"run_dir={folder}"]
+    return Job(folder, train, [f"checkpoint={folder}"] if evaluate else [])
 
 
 def baseline_job(folder: Path, name: str, data: str) -> Job:
     """Return the job that evaluates pixels or random weights."""
     settings = [setting for setting in DATA[data] if setting.startswith("data")]
-    return Job(folder, [["evaluate", f"checkpoint={name}", *settings, "backbone=convnet", f"run_dir={folder}"]])
+    return Job(folder, [], [f"checkpoint={name}", *settings, "backbone=convnet", f"run_dir={folder}"])
+
+
+def run(job: Job) -> None:
+    """Do what a job asks for, unless it was done before."""
+    done, last = job.folder / ".done", job.folder / "checkpoints" / "last.ckpt"
+    if done.exists():
+        return
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = job.folder.with_name(f"{job.folder.name}.log")  # a learning rate has a point of its own
+    with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        if job.train and not (job.folder / "results.json").exists():
+            resumed = [f"resume={job.folder}"]
+            selfsup.train(load_resumed_config(resumed) if last.exists() else load_config(job.train))
+        if job.evaluate:
+            config = selfsup.load_evaluate_config([*job.evaluate, *QUICK])
+            masks = ["segmentation"] if config.data.name == "shapes" else []
+            selfsup.evaluate(config, [*PROTOCOLS, *masks], progress=False)
+    done.touch()
 
 
 def run_all(jobs: Sequence[Job], side_by_side: int) -> None:
-    """Run jobs, some at a time; the first that fails ends the benchmark."""
-    with ThreadPoolExecutor(side_by_side) as pool:
-        futures = [pool.submit(job.run) for job in jobs]
-        for job, future in zip(tqdm(jobs, desc="runs", unit="run"), futures, strict=True):
+    """Run jobs, some at a time, each in a process with one thread; the first that fails ends the benchmark."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(run, job): job for job in jobs}
+        for future in tqdm(as_completed(futures), total=len(jobs), desc="runs", unit="run"):
             try:
                 future.result()
-            except RuntimeError:
-                print(f"failed: {job.folder}", file=sys.stderr)
+            except BaseException:
+                print(f"failed: {futures[future].folder}", file=sys.stderr)
                 pool.shutdown(cancel_futures=True)
                 raise
 
 
-def row(folder: Path, name: str) -> list[str]:
+def row(folder: Path, name: str, times: dict[str, tuple[float, float]]) -> list[str]:
     """Return the table's row of a run."""
     records = json.loads((folder / "results.json").read_text())["results"]
 
@@ -109,12 +124,9 @@ def row(folder: Path, name: str) -> list[str]:
     def show(number: float | None, form: str, factor: float = 1.0) -> str:
         return "–" if number is None else format(factor * number, form)
 
-    training = next((r for r in records if r["protocol"] == "training"), None)
-    milliseconds = memory = alignment = None
-    if training is not None:
-        steps = training["images"] // training["batch_size"] * training["epochs"]
-        milliseconds, memory = 1000 * training["value"] / steps, training["peak_memory_mb"]
-        alignment = last_metric(folder / "metrics.csv", "health/alignment")
+    metrics = folder / "metrics.csv"
+    alignment = last_metric(metrics, "health/alignment") if metrics.exists() else None
+    milliseconds, memory = times.get(name, (None, None))
     return [
         name,
         show(value("knn", "top1"), ".1f", 100),
@@ -137,6 +149,8 @@ def last_metric(path: Path, name: str) -> float | None:
 
 def table(names: Sequence[str], arguments: argparse.Namespace) -> None:
     """Train, evaluate and print, one table a data source."""
+    measured = Path(arguments.out) / "time.json"
+    times = json.loads(measured.read_text()) if measured.exists() else {}
     for data in arguments.data:
         folder = Path(arguments.out) / data
         settings = [f"seed={arguments.seed}", f"trainer.max_epochs={arguments.epochs}"]
@@ -144,9 +158,9 @@ def table(names: Sequence[str], arguments: argparse.Namespace) -> None:
         jobs += [train_job(folder / name, name, data, settings, evaluate=True) for name in names]
         run_all(jobs, arguments.jobs)
         rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
-        rows += [row(folder / name, name) for name in (*BASELINES, *names)]
+        rows += [row(folder / name, name, times) for name in (*BASELINES, *names)]
         text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
-        (folder.with_suffix(".md")).write_text(text)
+        folder.with_suffix(".md").write_text(text)
         print(f"\n{data}, {arguments.epochs} epochs, seed {arguments.seed}\n\n{text}")
 
 
@@ -156,7 +170,7 @@ def tune(names: Sequence[str], arguments: argparse.Namespace) -> None:
     trials = []
     for name in names:
         rate = load_config([f"experiment=small/{name}"]).optimizer.lr
-        for factor in LEARNING_RATES:
+        for factor in arguments.factors:
             chosen = float(f"{rate * factor:.2g}")
             settings = [f"optimizer.lr={chosen}", f"trainer.max_epochs={arguments.epochs}", *arguments.set]
             settings += [f"seed={arguments.seed}", "online.bank=9000"]
@@ -173,10 +187,49 @@ def tune(names: Sequence[str], arguments: argparse.Namespace) -> None:
     print("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
 
 
+class StepTimes(pl.Callback):
+    """Notes how long each step takes, views included, loader and logging too."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.marks.append(time.perf_counter())
+
+
+def measure(name: str, steps: int) -> tuple[float, float]:
+    """Return the median milliseconds of a step and the peak memory in MB that training adds to the process."""
+    config = load_config([f"experiment=small/{name}", *DATA["shapes"], f"data.train_size={128 * steps * 2}"])
+    splits = load_splits(config.data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    method, times = build_method(config, splits), StepTimes()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", devices=1, callbacks=[times], enable_model_summary=False, **quiet
+    )
+    trainer.fit(method, TrainLoader(splits.pretrain, config.batch_size, config.seed))
+    seconds = [b - a for a, b in itertools.pairwise(times.marks)][5:]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return 1000 * statistics.median(seconds), memory / 1024
+
+
+def time_steps(names: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Measure every method in a process of its own and print."""
+    path = Path(arguments.out) / "time.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times = json.loads(path.read_text()) if path.exists() else {}
+    for name in tqdm(names, desc="methods"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            times[name] = process.submit(measure, name, 30).result()
+        path.write_text(json.dumps(times, indent=2) + "\n")
+    print("| method | ms a step | MB |\n|---|---|---|")
+    print("\n".join(f"| {name} | {times[name][0]:.0f} | {times[name][1]:.0f} |" for name in names))
+
+
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["table", "tune"])
+    parser.add_argument("what", choices=["table", "tune", "time"])
     parser.add_argument("--methods", nargs="+", default=list(methods))
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--epochs", type=int, default=None, help="10 for the table, 4 for tuning")
@@ -184,9 +237,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", default="runs/methods")
     parser.add_argument("--set", nargs="*", default=[], help="further settings for tune: key=value")
+    parser.add_argument("--factors", nargs="+", type=float, default=list(LEARNING_RATES), help="for tune")
     arguments = parser.parse_args()
     arguments.epochs = arguments.epochs or (10 if arguments.what == "table" else 4)
-    (table if arguments.what == "table" else tune)(arguments.methods, arguments)
+    {"table": table, "tune": tune, "time": time_steps}[arguments.what](arguments.methods, arguments)
 
 
 if __name__ == "__main__":
