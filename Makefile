@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NOW := $(shell date +%Y%m%d-%H%M%S)
 DEMO := runs/demo-$(NOW)
 FASHION := runs/fashion-$(NOW)
-QUICK := eval.probe_epochs=30
+QUICK := --only diagnostics,knn,linear_probe,segmentation eval.probe_epochs=30 eval.segmentation_epochs=5
 # the environment is keyed by what it is made from, so that a changed dependency is always installed
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)
@@ -39,6 +39,8 @@ demo: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/methods.py time
+	$(BIN)/python benchmarks/methods.py table
 	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=fashion_mnist data.limit=10000 run_dir=$(FASHION)/raw_pixels
 	$(BIN)/selfsup train experiment=fashion_mnist run_dir=$(FASHION)/simclr
 	$(BIN)/selfsup evaluate checkpoint=$(FASHION)/simclr
