@@ -40,7 +40,8 @@ demo: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/methods.py time
-	$(BIN)/python benchmarks/methods.py table
+	$(BIN)/python benchmarks/methods.py table --data shapes
+	$(BIN)/python benchmarks/methods.py table --data fashion_mnist --epochs 5
 	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=fashion_mnist data.limit=10000 run_dir=$(FASHION)/raw_pixels
 	$(BIN)/selfsup train experiment=fashion_mnist run_dir=$(FASHION)/simclr
 	$(BIN)/selfsup evaluate checkpoint=$(FASHION)/simclr
@@ -49,7 +50,7 @@ bench: $(INSTALLED)
 	$(BIN)/selfsup compare $(FASHION)/raw_pixels $(FASHION)/untrained $(FASHION)/simclr --out $(FASHION)/comparison
 
 test: $(INSTALLED) lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
