@@ -105,11 +105,17 @@ def require_finite(module: Method) -> None:
 
 
 class Stopwatch(pl.Callback):
-    """Count the seconds of training, over all the parts of a run that was resumed."""
+    """Count the seconds of training, over all the parts of a run that was resumed.
 
-    def __init__(self) -> None:
+    The file ``times.csv`` tells the seconds at the end of every epoch, with the step as in ``metrics.csv``: a file of
+    its own, as no two runs take the same time and the metrics of equal runs are equal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._before = 0.0
         self._started = time.perf_counter()
+        self._epochs: list[tuple[int, float]] = []
 
     @property
     def seconds(self) -> float:
@@ -119,11 +125,19 @@ class Stopwatch(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
 
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._epochs.append((trainer.global_step - 1, round(self.seconds, 3)))
+        if trainer.is_global_zero:
+            with self.path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("step", "seconds"), *self._epochs])
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "epochs": self._epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = state_dict["seconds"]
+        # a checkpoint of an earlier version has no epochs
+        self._epochs = [(int(step), float(seconds)) for step, seconds in state_dict.get("epochs", ())]
 
 
 class WatchLoss(pl.Callback):

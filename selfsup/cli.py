@@ -30,9 +30,11 @@ selfsup {version}: learn visual representations without labels, and prove how go
   selfsup probe checkpoint=RUN            linear probe of a checkpoint
   selfsup segmentation checkpoint=RUN     linear segmentation probe, for data with masks
   selfsup evaluate checkpoint=RUN         every protocol, with figures
+  selfsup transfer checkpoint=RUN data=digits,fashion_mnist
+                                          kNN and linear probe on several datasets, in one table
   selfsup neighbours checkpoint=RUN data=image_folder data.root=DIR
                                           near-duplicates and probable label errors of a folder
-  selfsup compare RUN RUN … [--out DIR]   one table and chart over runs
+  selfsup compare RUN RUN … [--out DIR]   one table, chart and page over runs
   selfsup cka RUN RUN … [--layers]        how alike networks represent the same images
   selfsup export RUN --format F --out FILE
                                           the backbone for timm, torchvision, ONNX and others
@@ -149,19 +151,13 @@ def _evaluate(arguments: Arguments) -> int:
     checkpoint is a run folder, a .ckpt file, timm:NAME, a file of weights with backbone=NAME, module:FILE.py:NAME, or
     one of the two baselines: raw_pixels, untrained.
 
-    --only NAMES   run these protocols alone: diagnostics, knn, linear_probe, segmentation, layers (where information
-                   is lost), invariance (to each augmentation), attention (vision transformers)
-    """
-    only, arguments = _option(arguments, "--only")
-    if only is None:
-        return _run_evaluation(arguments, _evaluate, None)
-    from selfsup.eval import PROTOCOLS
-    from selfsup.registry import nearest
+    Left out unless --only names them, as they take longest: logistic, fine_tune.
 
-    names = tuple(only.split(","))
-    for name in names:
-        if name not in PROTOCOLS:
-            raise UserError(f"--only: there is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+    --only NAMES   run these protocols alone: diagnostics, knn, ridge, few_shot, linear_probe, logistic, fine_tune,
+                   segmentation, segmentation_knn (by neighbouring cells), layers (where information is lost),
+                   invariance (to each augmentation), attention (vision transformers)
+    """
+    names, arguments = _protocols(arguments)
     return _run_evaluation(arguments, _evaluate, names)
 
 
@@ -177,6 +173,10 @@ def _probe(arguments: Arguments) -> int:
     """Linear probe of a checkpoint.
 
     selfsup probe checkpoint=RUN [eval.probe_epochs=100] [key=value …]
+
+    eval.seeds=5 tells mean and deviation, eval.label_fraction=0.01 trains on 1 % of the labels, and
+    eval.probe_features=[pooled,last_4] chooses among features. eval.probe_protocol=moco (simclr, dino, …) runs a
+    paper's protocol, with augmented images, in place of the grid.
     """
     return _run_evaluation(arguments, _probe, ("linear_probe",))
 
@@ -187,6 +187,28 @@ def _segmentation(arguments: Arguments) -> int:
     selfsup segmentation checkpoint=RUN [eval.segmentation_images=2000] [key=value …]
     """
     return _run_evaluation(arguments, _segmentation, ("segmentation",))
+
+
+def _transfer(arguments: Arguments) -> int:
+    """Evaluate a network on several datasets and print one table.
+
+    selfsup transfer checkpoint=RUN data=NAME,NAME [--only PROTOCOL,PROTOCOL] [key=value …]
+
+    Each dataset gives its own training part to the probes. The tables go to transfer/ in the checkpoint's run, the
+    records and figures of a dataset to a folder of its name there.
+
+    --only NAMES   run these protocols (default: knn,linear_probe)
+    """
+    if _asks_help(arguments):
+        return _help(_transfer, "evaluate", ("data", "backbone"))
+    names, arguments = _protocols(arguments)
+    _refuse_options(arguments)
+    from selfsup.transfer import PROTOCOLS, transfer
+
+    table = transfer(arguments, names or PROTOCOLS)
+    print(table)
+    print(f"\nsaved: {table.folder}/transfer.md, .csv")
+    return 0
 
 
 def _neighbours(arguments: Arguments) -> int:
@@ -222,21 +244,24 @@ def _run_evaluation(
 
     for record in evaluate(load_evaluate_config(arguments), protocols):
         approximate = ("index", "recall") if record.get("index", "flat") != "flat" else ()
-        told = ("layer", "operation", "k", "temperature", *approximate, "selected_on")
+        told = ("layer", "operation", "k", "temperature", *approximate, "ways", "shots", "classifier", "probe_protocol")
+        told += ("labelled_images", "selected_on") if record.get("label_fraction", 1) < 1 else ("selected_on",)
         details = ", ".join(f"{key}={record[key]}" for key in told if key in record)
         fraction = record["metric"] in ("top1", "miou")
         value = f"{100 * record['value']:.2f} %" if fraction else f"{record['value']:.4g}"
+        spread = record.get("std", record.get("interval"))
+        value += f" ± {100 * spread:.2f}" if fraction and isinstance(spread, float) else ""
         what = record["protocol"] if fraction else record["metric"]
         print(f"{what:14s} {value:>9s}  on {record['split']}{f' ({details})' if details else ''}")
     return 0
 
 
 def _compare(arguments: Arguments) -> int:
-    """Put runs side by side: print a table, save it with a chart.
+    """Put runs side by side: print a table, save it with a chart and a page of all that was measured.
 
     selfsup compare RUN RUN … [--out DIR]
 
-    --out DIR   folder for comparison.md, comparison.csv and comparison.png (default: runs/comparison)
+    --out DIR   folder for comparison.md, .csv, .png and .html (default: runs/comparison); the last opens in a browser
     """
     folder, runs = _option(arguments, "--out")
     if _asks_help(runs):
@@ -246,7 +271,7 @@ def _compare(arguments: Arguments) -> int:
 
     output = folder or "runs/comparison"
     print(compare(runs, output))
-    print(f"\nsaved: {output}/comparison.md, .csv, .png")
+    print(f"\nsaved: {output}/comparison.md, .csv, .png, .html")
     return 0
 
 
@@ -366,6 +391,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "probe": _probe,
     "knn": _knn,
     "segmentation": _segmentation,
+    "transfer": _transfer,
     "evaluate": _evaluate,
     "neighbours": _neighbours,
     "compare": _compare,
@@ -412,6 +438,21 @@ def _option(arguments: Arguments, name: str) -> tuple[str | None, Arguments]:
                 raise UserError(f"{name} needs a value.")
             return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
     return None, arguments
+
+
+def _protocols(arguments: Arguments) -> tuple[tuple[str, ...] | None, Arguments]:
+    """Take ``--only NAME,NAME`` out of the arguments."""
+    only, rest = _option(arguments, "--only")
+    if only is None:
+        return None, rest
+    from selfsup.eval import PROTOCOLS
+    from selfsup.registry import nearest
+
+    names = tuple(only.split(","))
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UserError(f"--only: there is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+    return names, rest
 
 
 def _import_files(arguments: Arguments) -> Arguments:

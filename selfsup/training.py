@@ -43,9 +43,9 @@ from selfsup.registry import methods
 def train(config: TrainConfig) -> Path:
     """Train a method and return the run folder.
 
-    The folder receives ``config.yaml``, ``environment.json``, ``metrics.csv``, ``checkpoints/last.ckpt`` and
-    ``figures/``. With ``config.resume`` the run it names goes on in its own folder, and the result is bit for bit the
-    one of a run that was never stopped.
+    The folder receives ``config.yaml``, ``environment.json``, ``metrics.csv``, ``times.csv``, ``checkpoints/last.ckpt``
+    and ``figures/``. With ``config.resume`` the run it names goes on in its own folder, and the result is bit for bit
+    the one of a run that was never stopped.
 
     Raises:
         UserError: A setting, a file or a folder is not as it must be. Nothing that existed is overwritten.
@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> Path:
     pl.seed_everything(config.seed, verbose=False)
     _quieten()
     splits = load_splits(config.data)
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(run_dir / "times.csv")
     trainer = _build_trainer(config, splits, run_dir, resumed_step, stopwatch)
     data = _Data(splits, config)
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made

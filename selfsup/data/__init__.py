@@ -10,6 +10,7 @@ from selfsup.data import (  # noqa: F401 each registers itself
     shapes,
     stl10,
     svhn,
+    voc,
 )
 from selfsup.data.base import DataConfig, ImageDataset, SourceSplits, Splits
 from selfsup.data.files import FileDataset

@@ -75,7 +75,10 @@ class ImageDataset(ABC):
         """Return the images at ``positions`` (int64 ``[n]``, positions in this part) as uint8 ``[n,C,H,W]``."""
 
     def read_masks(self, positions: Tensor) -> Tensor | None:
-        """Return masks uint8 ``[n,H,W]``, 0 on the background and 1 + class on an object; None when there are none."""
+        """Return masks uint8 ``[n,H,W]``; None when there are none.
+
+        They hold 0 on the background, 1 + class on an object, and 255 where nothing is known.
+        """
         return None
 
     def read_decodable(self, positions: Tensor) -> tuple[Tensor, Tensor]:

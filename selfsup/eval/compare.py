@@ -1,8 +1,9 @@
-"""Runs side by side: a table, a file for a page, a file for a spreadsheet and a chart."""
+"""Runs side by side: a table, a file for a spreadsheet, a chart, and a page that shows all there is."""
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,40 @@ COLUMNS = (
     "mIoU",
     "RankMe",
     "seconds",
+    "memory MB",
+    "images seen",
 )
 #: Columns that hold accuracies: protocol and metric.
 ACCURACIES = {"kNN": ("knn", "top1"), "linear probe": ("linear_probe", "top1"), "mIoU": ("segmentation", "miou")}
-OPTIONAL = ("mIoU",)  # columns that are there only when a run has them
-SAME_PROTOCOL = ("data", "split", "image_size", "train_images", "test_images", "k", "temperature", "grid")
+OPTIONAL = ("mIoU", "memory MB", "images seen")  # columns that are there only when a run has them
+SAME_PROTOCOL = (
+    "data",
+    "split",
+    "image_size",
+    "train_images",
+    "test_images",
+    "k",
+    "temperature",
+    "grid",
+    "label_fraction",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that is compared, as it was read.
+
+    Attributes:
+        folder: Where it is.
+        config: Its ``config.yaml``, empty where there is none.
+        records: All of its results.
+        used: The records that its accuracies come from, by column.
+    """
+
+    folder: Path
+    config: DictConfig
+    records: list[Record]
+    used: dict[str, Record]
 
 
 @dataclass(frozen=True)
@@ -43,12 +73,14 @@ class Table:
         notes: What a reader has to know: missing results, differences in the protocols.
         columns: Names of the columns, in order.
         accuracies: The columns that hold accuracies.
+        runs: What the rows come from, in their order.
     """
 
     rows: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     columns: tuple[str, ...] = tuple(column for column in COLUMNS if column not in OPTIONAL)
     accuracies: tuple[str, ...] = tuple(column for column in ACCURACIES if column not in OPTIONAL)
+    runs: list[Run] = field(default_factory=list)
 
     def __str__(self) -> str:
         cells = [list(self.columns), *([self._text(row, column) for column in self.columns] for row in self.rows)]
@@ -64,18 +96,25 @@ class Table:
         notes = "".join(f"\n- {note}" for note in self.notes)
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" + (f"{notes}\n" if notes else "")
 
+    def csv(self) -> str:
+        """Return the table for a spreadsheet, accuracies as fractions."""
+        file = io.StringIO()
+        writer = csv.DictWriter(file, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return file.getvalue()
+
     def save(self, folder: str | Path) -> None:
-        """Write ``comparison.md``, ``comparison.csv`` (accuracies as fractions) and ``comparison.png``."""
+        """Write ``comparison.md``, ``comparison.csv``, ``comparison.png`` and the page ``comparison.html``."""
         from selfsup.eval.figures import comparison_chart
+        from selfsup.eval.report import write_report
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "comparison.md").write_text(self.markdown(), "utf-8")
-        with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        (folder / "comparison.csv").write_text(self.csv(), "utf-8", newline="")
         comparison_chart(self, folder / "comparison.png")
+        write_report(self, folder / "comparison.html")
 
     def _text(self, row: dict[str, Any], column: str) -> str:
         value = row[column]
@@ -91,11 +130,12 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
 
     A run is a folder with a ``config.yaml``, a ``results.json``, or both; baselines such as raw pixels have the second
     alone. Of each protocol the primary number of the latest epoch is taken, on test images where there are some. The
-    column ``seconds`` is the ``seconds`` metric of the ``training`` protocol.
+    columns ``seconds``, ``memory MB`` (the most that the process held of the host's memory) and ``images seen`` (with
+    repetition) are those of the training.
 
     Args:
         run_dirs: Folders of the runs.
-        output: Folder for ``comparison.md``, ``.csv`` and ``.png``, or None.
+        output: Folder for ``comparison.md``, ``.csv``, ``.png`` and ``.html``, or None.
 
     Raises:
         UserError: No run is given, a folder is no run, or a file in it is broken.
@@ -104,11 +144,11 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
         raise UserError("compare: name at least one run folder.")
     folders = [Path(run) for run in run_dirs]
     names = _short_names(folders)
-    rows, notes, used = [], [], {}
-    for folder, name in zip(folders, names, strict=True):
-        row, used[name] = _row(folder, name)
-        rows.append(row)
-    absent = {column for column in OPTIONAL if not any(column in found for found in used.values())}
+    notes = []
+    runs = [_read(folder) for folder in folders]
+    rows = [_row(run, name) for run, name in zip(runs, names, strict=True)]
+    used = {name: run.used for run, name in zip(runs, names, strict=True)}
+    absent = {column for column in OPTIONAL if all(row[column] is None for row in rows)}
     accuracies = tuple(column for column in ACCURACIES if column not in absent)
     for folder, name in zip(folders, names, strict=True):
         missing = [column for column in accuracies if column not in used[name]]
@@ -116,39 +156,13 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
             notes.append(f"{name} has no {' and no '.join(missing)} result; run: selfsup evaluate checkpoint={folder}")
     columns = tuple(column for column in COLUMNS if column not in absent)
     rows = [{column: row[column] for column in columns} for row in rows]
-    table = Table(rows, notes + _differences(used), columns, accuracies)
+    table = Table(rows, notes + _differences(used), columns, accuracies, runs)
     if output is not None:
         table.save(output)
     return table
 
 
-def _row(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Record]]:
-    """Return the row of a run, and the records that its accuracies come from."""
-    config_path = folder / "config.yaml"
-    if not config_path.exists() and not (folder / FILE).exists():
-        raise UserError(f"'{folder}' is no run: it has neither config.yaml nor {FILE}; name the folder of a run.")
-    config = _read_config(config_path) if config_path.exists() else OmegaConf.create()
-    records = read_results(folder) if (folder / FILE).exists() else []
-    found = {column: _pick(records, protocol, metric) for column, (protocol, metric) in ACCURACIES.items()}
-    used = {column: record for column, record in found.items() if record is not None}
-    rank, seconds = _pick(records, "diagnostics", "rank_me"), _pick(records, "training", "seconds")
-    reported: Record = next(iter(used.values()), records[0] if records else {})
-    row = {
-        "run": name,
-        "method": _choice(config, "method"),
-        "backbone": _choice(config, "backbone"),
-        "data": reported.get("data") or _choice(config, "data"),
-        "epochs": _first(reported.get("epoch"), OmegaConf.select(config, "trainer.max_epochs")),
-        "seed": _first(OmegaConf.select(config, "seed"), reported.get("seed")),
-        "split": next(iter(used.values()))["split"] if used else None,
-        **{column: record["value"] if record is not None else None for column, record in found.items()},
-        "RankMe": rank["value"] if rank is not None else None,
-        "seconds": seconds["value"] if seconds is not None else None,
-    }
-    return row, used
-
-
-def _pick(records: Sequence[Record], protocol: str, metric: str) -> Record | None:
+def pick(records: Sequence[Record], protocol: str, metric: str) -> Record | None:
     """Return the record to report: primary before others, test before hold-out, the latest epoch, the last written."""
     fitting = [(place, r) for place, r in enumerate(records) if (r["protocol"], r["metric"]) == (protocol, metric)]
     if not fitting:
@@ -160,6 +174,45 @@ def _pick(records: Sequence[Record], protocol: str, metric: str) -> Record | Non
         return bool(record.get("primary")), record["split"] == "test", -1 if epoch is None else epoch, place
 
     return max(fitting, key=worth)[1]
+
+
+def _read(folder: Path) -> Run:
+    config_path = folder / "config.yaml"
+    if not config_path.exists() and not (folder / FILE).exists():
+        raise UserError(f"'{folder}' is no run: it has neither config.yaml nor {FILE}; name the folder of a run.")
+    config = _read_config(config_path) if config_path.exists() else OmegaConf.create()
+    records = read_results(folder) if (folder / FILE).exists() else []
+    found = {column: pick(records, protocol, metric) for column, (protocol, metric) in ACCURACIES.items()}
+    return Run(folder, config, records, {column: record for column, record in found.items() if record is not None})
+
+
+def _row(run: Run, name: str) -> dict[str, Any]:
+    config, used = run.config, run.used
+    rank, training = pick(run.records, "diagnostics", "rank_me"), pick(run.records, "training", "seconds") or {}
+    reported: Record = next(iter(used.values()), run.records[0] if run.records else {})
+    return {
+        "run": name,
+        "method": _choice(config, "method"),
+        "backbone": _choice(config, "backbone"),
+        "data": reported.get("data") or _choice(config, "data"),
+        "epochs": _first(reported.get("epoch"), OmegaConf.select(config, "trainer.max_epochs")),
+        "seed": _first(OmegaConf.select(config, "seed"), reported.get("seed")),
+        "split": next(iter(used.values()))["split"] if used else None,
+        **{column: used[column]["value"] if column in used else None for column in ACCURACIES},
+        "RankMe": rank["value"] if rank is not None else None,
+        "seconds": training.get("value"),
+        "memory MB": training.get("peak_memory_mb"),
+        "images seen": _images_seen(training),
+    }
+
+
+def _images_seen(training: Record) -> int | None:
+    """Return how many images went through the training, each counted as often as it came; whole batches only."""
+    try:
+        batch = int(training["batch_size"])
+        return int(training["images"]) // batch * batch * int(training["epochs"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _differences(used: dict[str, dict[str, Record]]) -> list[str]:

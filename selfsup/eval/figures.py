@@ -190,17 +190,18 @@ def segmentation_panels(
 
     Args:
         images: float ``[N,C,S,S]`` in [0, 1].
-        truth, predicted: int64 ``[N,S,S]``.
+        truth, predicted: int64 ``[N,S,S]``; white where the truth is 255, unknown.
         path: The picture to write.
         classes: Names of the values of the masks.
     """
     import matplotlib
     from matplotlib.patches import Patch
 
-    known = sorted({*truth.flatten().tolist(), *predicted.flatten().tolist()})
+    known = sorted({*truth.flatten().tolist(), *predicted.flatten().tolist()} - {255})
     last = max(1, max(known), len(classes or ()) - 1)
     # the background is dark and the same in every picture, whatever else occurs
-    palette = torch.tensor([(0.15, 0.15, 0.15), *(_colour(c, last)[:3] for c in range(last))])
+    palette = torch.ones(256, 3)
+    palette[: last + 1] = torch.tensor([(0.15, 0.15, 0.15), *(_colour(c, last)[:3] for c in range(last))])
     figure = _figure(1.5 * len(images) + 1.8, 4.8)
     for row, (name, pictures) in enumerate(
         (("image", images.permute(0, 2, 3, 1)), ("truth", palette[truth]), ("predicted", palette[predicted]))

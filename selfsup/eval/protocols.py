@@ -6,26 +6,32 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfsup.data.base import ImageDataset, Splits
 from selfsup.errors import UserError
 from selfsup.eval.clustering import ITERATIONS, POINTS_PER_CLUSTER, RESTARTS, clustering
 from selfsup.eval.config import EvalConfig
 from selfsup.eval.diagnostics import evaluate_attention, evaluate_invariance, evaluate_layers
-from selfsup.eval.features import FeatureSet, extract_features, raw_pixels
+from selfsup.eval.feature_choices import ChosenFeatures
+from selfsup.eval.features import FeatureSet, extract_features, known_labels, raw_pixels
+from selfsup.eval.few_shot import CLASSIFIERS, LOGISTIC_STRENGTH, few_shot
+from selfsup.eval.fine_tune import FineTuneResult, fine_tune
 from selfsup.eval.knn import KnnResult, knn_grid, knn_loo
-from selfsup.eval.linear_probe import ProbeSetting, linear_probe
+from selfsup.eval.linear_probe import POOLED, ProbeResult, labelled_positions, linear_probe, take
+from selfsup.eval.logistic import logistic_probe
+from selfsup.eval.paper_probe import CROP_AND_FLIP_WORDS, PROBE_PROTOCOLS, labels_of, paper_probe
 from selfsup.eval.results import Record, add_results, peak_memory_mb
 from selfsup.eval.retrieval import retrieval
-from selfsup.eval.segmentation import SegmentationResult, segment, segmentation_probe
+from selfsup.eval.ridge import ridge_probe
+from selfsup.eval.segmentation import SegmentationResult, segment, segmentation_knn, segmentation_probe
 from selfsup.functional.diagnostics import (
     alpha_req,
     effective_rank,
@@ -38,6 +44,7 @@ from selfsup.functional.diagnostics import (
 SPECTRUM_POINTS = 64
 DIAGNOSTIC_IMAGES = 25_600  # what RankMe is computed on in its paper
 SEGMENTED_IMAGES = 6  # in the figure
+CONFUSION_CLASSES = 100  # most classes whose confusions are recorded and drawn; more would fill the file and no eye
 NOTHING_TO_SCORE = "data.holdout: the source has no test images; set aside some of the training images (0.1)."
 
 
@@ -96,6 +103,41 @@ def extract_splits(
         )
 
     return _of_each_part(splits, compute)
+
+
+def choice_splits(
+    backbone: nn.Module,
+    splits: Splits,
+    choices: Sequence[str],
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> dict[str, SplitFeatures]:
+    """Compute several features of every part in one pass, by name; see ``ChosenFeatures``.
+
+    Args:
+        backbone, splits, batch_size, workers, device, progress: As ``extract_splits``.
+        choices: Such as ``["pooled", "last_4"]``.
+
+    Raises:
+        UserError: As ``ChosenFeatures``.
+    """
+    network = ChosenFeatures(backbone, choices)
+    together = extract_splits(network, splits, batch_size=batch_size, workers=workers, device=device, progress=progress)
+    train = network.split(together.train)
+    holdout = None if together.holdout is None else network.split(together.holdout)
+    test = None if together.test is None else network.split(together.test)
+    return {
+        name: SplitFeatures(
+            train[name],
+            None if holdout is None else holdout[name],
+            None if test is None else test[name],
+            together.details | {"dim": train[name].features.shape[1]},
+        )
+        for name in choices
+    }
 
 
 def pixel_splits(splits: Splits, *, workers: int = 0) -> SplitFeatures:
@@ -204,7 +246,7 @@ def evaluate_clustering(
 
 
 def evaluate_linear_probe(
-    features: SplitFeatures,
+    features: SplitFeatures | Mapping[str, SplitFeatures],
     config: EvalConfig,
     *,
     epoch: int | None = None,
@@ -215,32 +257,21 @@ def evaluate_linear_probe(
     """Return the ``linear_probe`` record: accuracy of the setting that was best on images apart from the scored ones.
 
     The choice is made on the hold-out. Where the hold-out is itself scored, because there are no test images, it is
-    made on a part of the training images instead.
+    made on a part of the training images instead. With several ``seeds`` the value is the mean over them, each with a
+    choice of its own, ``std`` the standard deviation; ``chosen`` and ``settings`` are those of the first.
 
     Args:
-        features: Features of the parts.
-        config: The ``probe_…`` settings.
+        features: Features of the parts; several by name are chosen from like the other settings.
+        config: The ``probe_…`` settings, ``label_fraction`` and ``seeds``.
         epoch: Of the training run, for the record.
-        seed: Order of the probe's batches.
+        seed: Order of the probe's batches, and choice of the labels; further seeds follow it.
         device, progress: As ``linear_probe``.
 
     Raises:
-        UserError: As ``linear_probe``.
+        UserError: As ``linear_probe``, or a ``label_fraction`` or number of ``seeds`` out of range.
     """
-    split, scored = features.scored
-    result = linear_probe(
-        features.train,
-        scored,
-        holdout=features.holdout if split == "test" else None,
-        learning_rates=config.probe_learning_rates,
-        weight_decays=config.probe_weight_decays,
-        epochs=config.probe_epochs,
-        batch_size=config.probe_batch_size,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
-    grid = {
+    choices = features if isinstance(features, Mapping) else {POOLED: features}
+    grid: Record = {
         "learning_rates": list(config.probe_learning_rates),
         "weight_decays": list(config.probe_weight_decays),
         "epochs": config.probe_epochs,
@@ -248,13 +279,342 @@ def evaluate_linear_probe(
         "optimizer": "SGD, Nesterov momentum 0.9, cosine",
         "features": "standardised",
     }
-    return [
-        {"protocol": "linear_probe", "split": split, "metric": "top1", "value": result.accuracy, "primary": True}
-        | {"grid": grid, "selected_on": result.selected_on, "chosen": _setting(result.chosen)}
-        | {"settings": [_setting(setting) for setting in result.settings]}
-        | {"per_class": {str(label): value for label, value in result.per_class.items()}}
-        | _common(features, epoch, seed, result.seconds)
-    ]
+    if list(choices) != [POOLED]:
+        grid["choices"] = list(choices)
+
+    def probe(train: _Parts, test: _Parts, holdout: _Parts | None, seed: int) -> ProbeResult[Any]:
+        return linear_probe(
+            train,
+            test,
+            holdout=holdout,
+            learning_rates=config.probe_learning_rates,
+            weight_decays=config.probe_weight_decays,
+            epochs=config.probe_epochs,
+            batch_size=config.probe_batch_size,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+
+    return _feature_probe("linear_probe", choices, config, epoch, seed, grid, probe)
+
+
+def evaluate_logistic(
+    features: SplitFeatures,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Return the ``logistic`` record: a logistic regression whose penalty is chosen as in ``evaluate_linear_probe``.
+
+    Args:
+        features, epoch, seed, device, progress: As ``evaluate_linear_probe``.
+        config: The ``logistic_…`` settings, ``label_fraction`` and ``seeds``.
+
+    Raises:
+        UserError: As ``logistic_probe``.
+    """
+    grid = {
+        "c": list(config.logistic_c),
+        "iterations": config.logistic_iterations,
+        "optimizer": "L-BFGS, all images at once",
+        "features": "standardised",
+    }
+
+    def probe(train: _Parts, test: _Parts, holdout: _Parts | None, seed: int) -> ProbeResult[Any]:
+        return logistic_probe(
+            train[POOLED],
+            test[POOLED],
+            holdout=None if holdout is None else holdout[POOLED],
+            c=config.logistic_c,
+            iterations=config.logistic_iterations,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+
+    return _feature_probe("logistic", {POOLED: features}, config, epoch, seed, grid, probe)
+
+
+def evaluate_ridge(
+    features: SplitFeatures,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> list[Record]:
+    """Return the ``ridge`` record: a ridge regression whose penalty is chosen as in ``evaluate_linear_probe``.
+
+    Args:
+        features, epoch, seed, device: As ``evaluate_linear_probe``.
+        config: ``ridge_penalties``, ``label_fraction`` and ``seeds``.
+
+    Raises:
+        UserError: As ``ridge_probe``.
+    """
+    grid = {"penalties": list(config.ridge_penalties), "optimizer": "closed form", "features": "standardised"}
+
+    def probe(train: _Parts, test: _Parts, holdout: _Parts | None, seed: int) -> ProbeResult[Any]:
+        return ridge_probe(
+            train[POOLED],
+            test[POOLED],
+            holdout=None if holdout is None else holdout[POOLED],
+            penalties=config.ridge_penalties,
+            seed=seed,
+            device=device,
+        )
+
+    return _feature_probe("ridge", {POOLED: features}, config, epoch, seed, grid, probe)
+
+
+def evaluate_few_shot(
+    features: SplitFeatures,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Return a ``few_shot`` record for every number of shots and classifier, with its 95 % interval.
+
+    The labelled images of an episode are training images, its queries scored ones. Nothing is chosen.
+
+    Args:
+        features: Features of the parts.
+        config: The ``few_shot_…`` settings.
+        epoch: Of the training run, for the record.
+        seed: Of the episodes.
+        device, progress: As ``few_shot``.
+
+    Raises:
+        UserError: As ``few_shot``.
+    """
+    split, scored = features.scored
+    records: list[Record] = []
+    for shots in config.few_shot_shots:
+        for classifier in CLASSIFIERS:
+            result = few_shot(
+                features.train,
+                scored,
+                ways=config.few_shot_ways,
+                shots=shots,
+                queries=config.few_shot_queries,
+                episodes=config.few_shot_episodes,
+                classifier=classifier,
+                seed=seed,
+                device=device,
+                progress=progress,
+            )
+            protocol: Record = {
+                "ways": config.few_shot_ways,
+                "shots": shots,
+                "queries": config.few_shot_queries,
+                "episodes": config.few_shot_episodes,
+                "classifier": classifier,
+                "features": "centred, L2-normalised",
+                "primary": not records,
+            }
+            if classifier == "logistic":
+                protocol["c"] = LOGISTIC_STRENGTH
+            records.append(
+                {"protocol": "few_shot", "split": split, "metric": "top1", "value": result.accuracy}
+                | {"interval": result.interval}
+                | protocol
+                | _common(features, epoch, seed, result.seconds)
+            )
+    return records
+
+
+def evaluate_paper_probe(
+    backbone: nn.Module,
+    splits: Splits,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Return the ``linear_probe`` record of a paper's protocol, see ``paper_probe``.
+
+    Args:
+        backbone, splits: What is judged on which images.
+        config: ``probe_protocol``, ``probe_protocol_epochs``, ``label_fraction`` and ``seeds``.
+        epoch: Of the training run, for the record.
+        seed: As ``evaluate_linear_probe``.
+        workers, device, progress: As ``extract_features``.
+
+    Raises:
+        UserError: As ``paper_probe``, or there is no such protocol.
+    """
+    name = config.probe_protocol
+    if name not in PROBE_PROTOCOLS:
+        raise UserError(
+            f"eval.probe_protocol: there is no '{name}'; use one of {', '.join(PROBE_PROTOCOLS)}, or null for the grid."
+        )
+    protocol = PROBE_PROTOCOLS[name]
+
+    def probe(train: ImageDataset, test: ImageDataset, holdout: ImageDataset | None, seed: int) -> ProbeResult[Any]:
+        return paper_probe(
+            backbone,
+            train,
+            test,
+            protocol,
+            epochs=config.probe_protocol_epochs,
+            batch_size=config.batch_size,
+            seed=seed,
+            workers=workers,
+            device=device,
+            progress=progress,
+        )
+
+    epochs = protocol.epochs if config.probe_protocol_epochs is None else config.probe_protocol_epochs
+    grid: Record = asdict(protocol) | {"epochs": epochs, "features": "as they are"}
+    grid["augment"] = CROP_AND_FLIP_WORDS if protocol.augment else "none"
+    (record,) = _image_probe("linear_probe", splits, config, epoch, seed, grid, probe)
+    return [record | {"probe_protocol": name, "primary": False}]
+
+
+def evaluate_fine_tune(
+    backbone: nn.Module,
+    splits: Splits,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Return the ``fine_tune`` record: accuracy of the whole network trained with labels.
+
+    Learning rate and epoch are chosen as in ``evaluate_linear_probe``.
+
+    Args:
+        backbone, splits, epoch, seed, workers, device, progress: As ``evaluate_paper_probe``.
+        config: The ``fine_tune_…`` settings, ``label_fraction`` and ``seeds``.
+
+    Raises:
+        UserError: As ``fine_tune``.
+    """
+
+    def probe(train: ImageDataset, test: ImageDataset, holdout: ImageDataset | None, seed: int) -> FineTuneResult:
+        return fine_tune(
+            backbone,
+            train,
+            test,
+            holdout=holdout,
+            learning_rates=config.fine_tune_learning_rates,
+            layer_decay=config.fine_tune_layer_decay,
+            weight_decay=config.fine_tune_weight_decay,
+            epochs=config.fine_tune_epochs,
+            batch_size=config.fine_tune_batch_size,
+            seed=seed,
+            workers=workers,
+            device=device,
+            progress=progress,
+        )
+
+    grid = {
+        "learning_rates": list(config.fine_tune_learning_rates),
+        "layer_decay": config.fine_tune_layer_decay,
+        "weight_decay": config.fine_tune_weight_decay,
+        "epochs": config.fine_tune_epochs,
+        "batch_size": config.fine_tune_batch_size,
+        "optimizer": "AdamW, warm-up over a tenth, cosine",
+        "augment": CROP_AND_FLIP_WORDS,
+    }
+    return _image_probe("fine_tune", splits, config, epoch, seed, grid, probe)
+
+
+_Parts = Mapping[str, FeatureSet]
+_Result = ProbeResult[Any] | FineTuneResult
+
+
+def _feature_probe(
+    protocol: str,
+    choices: Mapping[str, SplitFeatures],
+    config: EvalConfig,
+    epoch: int | None,
+    seed: int,
+    grid: Record,
+    probe: Callable[[_Parts, _Parts, _Parts | None, int], ProbeResult[Any]],
+) -> list[Record]:
+    """Run a probe of features for every seed: ``probe(train, test, holdout, seed)``, each by the name of a choice."""
+    first = next(iter(choices.values()), None)
+    if first is None:
+        raise UserError("eval.probe_features: name at least one.")
+    split, _ = first.scored
+    test = {name: part.scored[1] for name, part in choices.items()}
+    holdout = {name: part.holdout for name, part in choices.items() if part.holdout is not None and split == "test"}
+    labels = known_labels(first.train, "train")
+
+    def run(positions: Tensor, seed: int) -> ProbeResult[Any]:
+        whole = len(positions) == len(labels)
+        train = {name: part.train if whole else take(part.train, positions) for name, part in choices.items()}
+        return probe(train, test, holdout or None, seed)
+
+    record, seconds = _over_seeds(labels, config, seed, run)
+    head = {"protocol": protocol, "split": split, "metric": "top1", "primary": config.label_fraction == 1}
+    return [head | record | {"grid": grid} | _common(first, epoch, seed, seconds)]
+
+
+def _image_probe(
+    protocol: str,
+    splits: Splits,
+    config: EvalConfig,
+    epoch: int | None,
+    seed: int,
+    grid: Record,
+    probe: Callable[[ImageDataset, ImageDataset, ImageDataset | None, int], _Result],
+) -> list[Record]:
+    """Run a probe that sees the images for every seed: ``probe(train, test, holdout, seed)``."""
+    split, scored = _scored_images(splits)
+    holdout = splits.holdout if split == "test" and len(splits.holdout) else None
+    labels = labels_of(splits.train)
+    record, seconds = _over_seeds(
+        labels, config, seed, lambda positions, seed: probe(splits.train.subset(positions), scored, holdout, seed)
+    )
+    head = {"protocol": protocol, "split": split, "metric": "top1", "primary": config.label_fraction == 1}
+    counts = len(splits.train), len(splits.holdout), 0 if splits.test is None else len(splits.test)
+    return [head | record | {"grid": grid} | _images(splits, *counts) | _measured(epoch, seed, seconds)]
+
+
+def _over_seeds(
+    labels: Tensor, config: EvalConfig, seed: int, run: Callable[[Tensor, int], _Result]
+) -> tuple[Record, float]:
+    """Run a probe on the labels of each seed; return what the record says of it, and the seconds it took."""
+    if config.seeds < 1:
+        raise UserError("eval.seeds: give at least 1.")
+    seeds = [seed + number for number in range(config.seeds)]
+    drawn = [labelled_positions(labels, config.label_fraction, one) for one in seeds]
+    results = [run(positions, one) for positions, one in zip(drawn, seeds, strict=True)]
+    values = torch.tensor([result.accuracy for result in results], dtype=torch.double)
+    first = results[0]
+    record: Record = {
+        "value": values.mean().item(),
+        "seeds": seeds,
+        "label_fraction": config.label_fraction,
+        "labelled_images": len(drawn[0]),
+        "selected_on": first.selected_on,
+        "per_class": {
+            str(label): sum(result.per_class[label] for result in results) / len(results) for label in first.per_class
+        },
+    }
+    if first.chosen is not None:
+        record |= {"chosen": _setting(first.chosen), "settings": [_setting(setting) for setting in first.settings]}
+    if len(results) > 1:
+        record |= {"std": values.std().item(), "values": values.tolist()}
+    if len(first.labels) <= CONFUSION_CLASSES and all(torch.equal(first.labels, r.labels) for r in results):
+        total = torch.stack([result.confusion for result in results]).sum(0)
+        record["confusion"] = {"labels": first.labels.tolist(), "counts": total.tolist()}
+    return record, sum(result.seconds for result in results)
 
 
 def evaluate_segmentation(
@@ -306,7 +666,6 @@ def evaluate_segmentation(
         "optimizer": "SGD, Nesterov momentum 0.9, cosine",
         "features": "standardised by channel; logits upsampled bilinearly",
     }
-    names = ("background", *(scored.classes or ()))
     trained_on, chosen_on, scored_on = result.images
     record: Record = {
         "protocol": "segmentation",
@@ -318,7 +677,7 @@ def evaluate_segmentation(
         "selected_on": result.selected_on,
         "chosen": asdict(result.chosen),
         "settings": [asdict(setting) for setting in result.settings],
-        "per_class": {names[c] if c < len(names) else str(c): value for c, value in result.per_class.items()},
+        "per_class": _by_name(result.per_class, scored),
         "pixel_accuracy": result.pixel_accuracy,
         "map_size": list(result.map_size),
         "mask_size": scored.image_size,
@@ -326,6 +685,67 @@ def evaluate_segmentation(
         **_measured(epoch, seed, result.seconds),
     }
     return [record], result
+
+
+def evaluate_segmentation_knn(
+    backbone: nn.Module,
+    splits: Splits,
+    config: EvalConfig,
+    *,
+    epoch: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Return the ``segmentation_knn`` record: the mean IoU when each cell takes the classes of its nearest cells.
+
+    Args:
+        backbone: A network with ``forward_dense``.
+        splits: The parts of a source; the cells are those of ``train``.
+        config: ``segmentation_images``, ``_k``, ``_temperature``, ``_cells`` and ``_batch_size``.
+        epoch: Of the training run, for the record.
+        seed: Choice of the training images and cells.
+        workers, device, progress: As ``extract_features``.
+
+    Raises:
+        UserError: As ``segmentation_knn``, or there are neither test nor held-out images.
+    """
+    split, scored = _scored_images(splits)
+    result = segmentation_knn(
+        backbone,
+        splits.train,
+        scored,
+        k=config.segmentation_k,
+        temperature=config.segmentation_temperature,
+        images=config.segmentation_images,
+        cells=config.segmentation_cells,
+        batch_size=config.segmentation_batch_size,
+        seed=seed,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )
+    read, scored_on = result.images
+    tested, held = (scored_on, 0) if split == "test" else (0, scored_on)
+    record: Record = {
+        "protocol": "segmentation_knn",
+        "split": split,
+        "metric": "miou",
+        "value": result.miou,
+        "primary": True,
+        "k": config.segmentation_k,
+        "temperature": config.segmentation_temperature,
+        "neighbours": result.bank.k,
+        "bank_cells": len(result.bank.features),
+        "per_class": _by_name(result.per_class, scored),
+        "pixel_accuracy": result.pixel_accuracy,
+        "map_size": list(result.map_size),
+        "mask_size": scored.image_size,
+        **_images(splits, read, held, tested, result.bank.features.shape[1]),
+        **_measured(epoch, seed, result.seconds),
+    }
+    return [record]
 
 
 def evaluate_diagnostics(features: SplitFeatures, *, epoch: int | None = None, seed: int | None = None) -> list[Record]:
@@ -423,6 +843,26 @@ class Subject:
         return self.backbone
 
 
+def _linear_probe(subject: Subject) -> list[Record]:
+    config, choices = subject.config, subject.config.probe_features
+    if config.probe_protocol is not None:
+        return evaluate_paper_probe(subject.network, subject.splits, config, **subject.passes)
+    features: SplitFeatures | dict[str, SplitFeatures]
+    if choices == [POOLED]:
+        features = subject.features
+    else:
+        features = choice_splits(
+            subject.network,
+            subject.splits,
+            choices,
+            batch_size=config.batch_size,
+            workers=subject.workers,
+            device=subject.device,
+            progress=subject.progress,
+        )
+    return evaluate_linear_probe(features, config, **subject.run, device=subject.device, progress=subject.progress)
+
+
 def _segmentation(subject: Subject) -> list[Record]:
     records, subject.segmented = evaluate_segmentation(
         subject.backbone, subject.splits, subject.config, **subject.passes
@@ -438,14 +878,19 @@ PROTOCOLS: dict[str, Callable[[Subject], list[Record]]] = {
     "knn_loo": lambda s: evaluate_knn_loo(s.features, s.config, **s.run),
     "retrieval": lambda s: evaluate_retrieval(s.features, s.config, **s.run, progress=s.progress),
     "clustering": lambda s: evaluate_clustering(s.features, s.config, **s.run, progress=s.progress),
-    "linear_probe": lambda s: evaluate_linear_probe(
-        s.features, s.config, **s.run, device=s.device, progress=s.progress
-    ),
+    "ridge": lambda s: evaluate_ridge(s.features, s.config, **s.run, device=s.device),
+    "few_shot": lambda s: evaluate_few_shot(s.features, s.config, **s.run, device=s.device, progress=s.progress),
+    "linear_probe": _linear_probe,
+    "logistic": lambda s: evaluate_logistic(s.features, s.config, **s.run, device=s.device, progress=s.progress),
     "segmentation": _segmentation,
+    "segmentation_knn": lambda s: evaluate_segmentation_knn(s.network, s.splits, s.config, **s.passes),
     "layers": lambda s: evaluate_layers(s.network, s.splits, s.config, head=s.head, **s.passes),
     "invariance": lambda s: evaluate_invariance(s.network, s.splits, s.config, **s.passes),
     "attention": lambda s: evaluate_attention(s.network, s.splits, s.config, **s.passes),
+    "fine_tune": lambda s: evaluate_fine_tune(s.network, s.splits, s.config, **s.passes),
 }
+#: Those that are measured only when they are asked for by name: they take longer than all the others together.
+BY_NAME = frozenset({"logistic", "fine_tune"})
 
 
 def evaluate_all(
@@ -467,8 +912,8 @@ def evaluate_all(
 
     Args:
         backbone, splits, config, epoch, head, seed, workers, device, progress: See ``Subject``.
-        protocols: Some of ``PROTOCOLS``; None is all that the data and the network allow. What cannot run
-            (segmentation without masks, kNN without labels) is then left out with a warning.
+        protocols: Some of ``PROTOCOLS``; None is all but ``BY_NAME`` that the data and the network allow. What
+            cannot run (segmentation without masks, kNN without labels) is then left out with a warning.
         run_dir: Folder of the run. Records are added to its ``results.json``, figures are drawn into ``figures/`` and
             features kept in ``features/`` where the config says so. None only returns the records.
         facts: What else every record says, such as where the weights of a network from elsewhere come from.
@@ -481,7 +926,7 @@ def evaluate_all(
     records: list[Record] = []
     left_out = []
     try:
-        for name in PROTOCOLS if protocols is None else protocols:
+        for name in [name for name in PROTOCOLS if name not in BY_NAME] if protocols is None else protocols:
             try:
                 records += [record | (facts or {}) for record in PROTOCOLS[name](subject)]
             except UserError as error:
@@ -504,6 +949,9 @@ def draw_figures(subject: Subject, records: Sequence[Record], folder: Path) -> N
     pooled = "features" in vars(subject)  # a protocol has asked for them
     if pooled:
         draw_features(subject.features, splits, folder)
+    for record in records:
+        if record["protocol"] == "linear_probe" and "confusion" in record:
+            draw_confusion(record, splits, folder)
     if subject.segmented is not None:
         draw_segmentation(subject.backbone, subject.segmented, splits, folder, device=device)
     draw_diagnostics(
@@ -528,6 +976,13 @@ def draw_features(features: SplitFeatures, splits: Splits, folder: Path) -> list
         feature_map(scored.features, scored.labels, images.classes, folder / "feature_map.png", title=title),
         nearest_images(features.train, splits.train, scored, images, folder / "neighbours.png"),
     ]
+
+
+def draw_confusion(record: Record, splits: Splits, folder: Path) -> Path:
+    """Draw which classes the linear probe takes for which, and return the file."""
+    from selfsup.eval.probe_figures import confusion_chart
+
+    return confusion_chart(record, splits.train.classes, folder / "confusion.png")
 
 
 def draw_diagnostics(
@@ -595,6 +1050,11 @@ def draw_segmentation(
     return segmentation_panels(pictures, truth, predicted, folder / "segmentation.png", classes=names)
 
 
+def _by_name(per_class: dict[int, float], scored: ImageDataset) -> dict[str, float]:
+    names = ("background", *(scored.classes or ()))
+    return {names[c] if c < len(names) else str(c): value for c, value in per_class.items()}
+
+
 def _scored_images(splits: Splits) -> tuple[str, ImageDataset]:
     if splits.test is not None:
         return "test", splits.test
@@ -611,16 +1071,15 @@ def _of_each_part(splits: Splits, compute: Callable[[ImageDataset, str], Feature
     return SplitFeatures(train, holdout, test, _images(splits, len(train), held, tested, train.features.shape[1]))
 
 
-def _images(splits: Splits, train: int, holdout: int, test: int, dim: int) -> Record:
+def _images(splits: Splits, train: int, holdout: int, test: int, dim: int | None = None) -> Record:
     size = splits.train.image_size
-    return {
+    return ({} if dim is None else {"dim": dim}) | {
         "data": splits.train.name,
         "image_size": size,
         "crop": f"short side {size}, centre crop {size}",
         "train_images": train,
         "holdout_images": holdout,
         "test_images": test,
-        "dim": dim,
     }
 
 
@@ -640,7 +1099,7 @@ def _knn_records(found: Sequence[KnnResult], head: Record, config: EvalConfig, c
     ]
 
 
-def _setting(setting: ProbeSetting) -> Record:
+def _setting(setting: Any) -> Record:
     found = asdict(setting)
     if not math.isfinite(setting.holdout_loss):  # it diverged, and JSON has no infinity
         found["holdout_loss"] = None

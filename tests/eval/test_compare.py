@@ -104,7 +104,7 @@ def test_files_of_a_comparison(tmp_path):
     folders = [run(tmp_path / "x" / "run", [record(value=0.8125)]), run(tmp_path / "y" / "run", [record(value=0.25)])]
     compare(folders, tmp_path / "out" / "deep")
     out = tmp_path / "out" / "deep"
-    assert sorted(path.name for path in out.iterdir()) == ["comparison.csv", "comparison.md", "comparison.png"]
+    assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".html", ".md", ".png"]
     with (out / "comparison.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], float(row["kNN"]), row["linear probe"]) for row in rows] == [

@@ -160,6 +160,7 @@ def test_images_without_labels_get_the_diagnostics(tmp_path):
 def test_figures_are_drawn_into_the_run(tmp_path):
     evaluate_all(None, splits(), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "confusion.png",
         "feature_map.png",
         "neighbours.png",
         "spectrum.png",

@@ -71,7 +71,7 @@ def test_the_whole_path(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("compare", "raw", "untrained", "simclr", "moco", "--out", "table")
     assert code == 0
     assert all(name in out for name in ("raw", "untrained", "simclr", "moco"))
-    assert {p.name for p in (tmp_path / "table").iterdir()} == {"comparison.md", "comparison.csv", "comparison.png"}
+    assert {p.name for p in (tmp_path / "table").iterdir()} == {f"comparison.{e}" for e in ("md", "csv", "png", "html")}
 
 
 def test_a_number_carries_its_protocol(run: Run, trained: Path) -> None:
@@ -148,7 +148,12 @@ def test_one_s_own_folder_of_images(run: Run, tmp_path: Path) -> None:
     code, _, err = run("train", "data=image_folder", "data.root=images", "data.image_size=32", *settings, "run_dir=r")
     assert code == 0, err
     assert run("evaluate", "checkpoint=r")[0] == 0  # unlabelled: the diagnostics alone
-    assert {r["protocol"] for r in read_results("r")} == {"training", "diagnostics"}
+    assert {r["protocol"] for r in read_results("r")} == {
+        "training",
+        "diagnostics",
+        "layers",
+        "invariance",
+    }
 
 
 @pytest.mark.parametrize(

@@ -45,4 +45,5 @@ def test_preset_begins_with_its_command_and_evidence(preset: str) -> None:
 
 @pytest.mark.parametrize("size", ["small", "imagenet"])
 def test_every_method_has_a_preset_of_each_size(size: str) -> None:
-    assert set(methods) <= {name.split("/")[1] for name in PRESETS if name.startswith(f"{size}/")}
+    own = {name for name in methods if methods[name].target.__module__.startswith("selfsup.")}  # no test's methods
+    assert own <= {name.split("/")[1] for name in PRESETS if name.startswith(f"{size}/")}

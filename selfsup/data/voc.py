@@ -1,0 +1,212 @@
+"""PASCAL VOC for segmentation, and any folder laid out as it is (Everingham et al. 2010)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from selfsup.data.base import DataConfig, ImageDataset, SourceSplits
+from selfsup.data.files import EXTENSIONS, FileDataset
+from selfsup.data.location import data_root, from_torchvision, missing
+from selfsup.data.resident import ResidentDataset
+from selfsup.errors import UserError
+from selfsup.registry import sources
+from selfsup.types import Normalization
+
+CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+LISTS = Path("ImageSets/Segmentation")
+
+
+@dataclass
+class VocConfig(DataConfig):
+    """Settings of a folder laid out as PASCAL VOC.
+
+    ``root`` holds ``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation``, or torchvision's
+    ``VOCdevkit/VOC<year>`` that does. Masks are PNG files of class numbers: 0 is the background, 255 is left out of
+    training and scoring. An image holds objects of several classes, so there are masks and no labels.
+
+    Attributes:
+        year: Which of torchvision's folders, and what ``download`` fetches.
+        train_list, test_list: Names of the lists of images in ``ImageSets/Segmentation``; ``test_list`` null: no test
+            images.
+        classes: Names of the mask values 1, 2, …; the twenty of PASCAL VOC unless said otherwise.
+        source_size: Side of the square that each file is brought to before views are cut from it; None is 8/7 of
+            ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
+        max_undecodable: Largest fraction of images that may turn out to be undecodable; they are left out.
+    """
+
+    name: str = "voc"
+    image_size: int = 224
+    year: str = "2012"
+    train_list: str = "train"
+    test_list: str | None = "val"
+    classes: list[str] = field(default_factory=lambda: list(CLASSES))
+    source_size: int | None = None
+    max_undecodable: float = 0.01
+
+
+class VocDataset(FileDataset):
+    """Images with a mask file each, decoded when they are read; arguments as ``FileDataset``, and ``masks``.
+
+    Args:
+        masks: Folder of the masks, named as the images with the ending ``.png``.
+    """
+
+    def __init__(self, root: Path, names: list[str], labels: Tensor | None, *, masks: Path, **settings: object) -> None:
+        super().__init__(root, names, labels, **settings)  # type: ignore[arg-type]
+        self.masks = masks
+
+    def read_masks(self, positions: Tensor) -> Tensor:
+        """Return masks uint8 ``[n,S,S]``, brought to the square that the images are brought to.
+
+        Raises:
+            UserError: A mask is missing, damaged, no image of class numbers, or not of its image's size.
+        """
+        size = self.source_size
+        found = torch.zeros(len(positions), size, size, dtype=torch.uint8)
+        for slot, position in enumerate(positions.tolist()):
+            found[slot] = _read_mask(self.path(position), self.masks, size)
+        return found
+
+    def decode_all(self) -> ResidentDataset:
+        images = super().decode_all()
+        decoded = torch.isin(self.index, images.index).nonzero().flatten()
+        with tqdm(total=len(decoded), desc=f"masks of {self.split}", unit="image", delay=2) as bar:
+            masks = []
+            for block in torch.split(decoded, 16):
+                masks.append(self.read_masks(block))
+                bar.update(len(block))
+        return ResidentDataset(
+            images.read(torch.arange(len(images))),
+            None,
+            name=self.name,
+            split=self.split,
+            image_size=self.image_size,
+            normalization=self.normalization,
+            classes=self.classes,
+            masks=torch.cat(masks),
+            index=images.index,
+        )
+
+
+@sources.register("voc", VocConfig)
+def voc(config: VocConfig) -> SourceSplits:
+    """PASCAL VOC's segmentation images, or a folder laid out like it: images with masks, no labels."""
+    if not 0 <= config.max_undecodable < 1:
+        raise UserError(f"data.max_undecodable is {config.max_undecodable}; set a fraction from 0 to below 1.")
+    folder = _folder(config)
+    lists = {"train": config.train_list} | ({} if config.test_list is None else {"test": config.test_list})
+    names = {split: _names(folder, name) for split, name in lists.items()}
+    source_size = config.source_size or (
+        round(config.image_size * 8 / 7) if config.image_size > 64 else config.image_size
+    )
+    count = sum(map(len, names.values()))
+    resident = count * 4 * source_size**2 <= config.resident_limit_mb * 2**20  # three channels and the mask
+
+    def split(name: str) -> ImageDataset:
+        files = VocDataset(
+            folder / "JPEGImages",
+            names[name],
+            None,
+            masks=folder / "SegmentationClass",
+            name=config.name,
+            split=name,
+            source_size=source_size,
+            image_size=config.image_size,
+            normalization=Normalization(tuple(config.mean), tuple(config.std)),
+            classes=tuple(config.classes),
+            max_undecodable=config.max_undecodable,
+        )
+        return files.decode_all() if resident else files
+
+    return SourceSplits(train=split("train"), test=split("test") if "test" in names else None)
+
+
+def _folder(config: VocConfig) -> Path:
+    root = data_root(config)
+    places = (root, root / f"VOC{config.year}", root / "VOCdevkit" / f"VOC{config.year}")
+    found = next((place for place in places if (place / LISTS).is_dir()), None)
+    if found is None and config.download:
+        from torchvision.datasets import VOCSegmentation
+
+        from_torchvision(config, VOCSegmentation, year=config.year)
+        found = next((place for place in places if (place / LISTS).is_dir()), None)
+    if found is None:
+        raise missing(config)
+    for part in ("JPEGImages", "SegmentationClass"):
+        if not (found / part).is_dir():
+            raise UserError(f"data.root: {found} has no folder {part}; set data.root to a folder laid out as VOC.")
+    return found
+
+
+def _names(folder: Path, which: str) -> list[str]:
+    """Return the files of the images that a list in ``ImageSets/Segmentation`` names without their ending."""
+    path = folder / LISTS / f"{which}.txt"
+    try:
+        stems = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        known = ", ".join(sorted(p.stem for p in (folder / LISTS).glob("*.txt"))) or "none"
+        raise UserError(
+            f"data.train_list, data.test_list: there is no {path}; choose one of those there are ({known})."
+        ) from error
+    if not stems:
+        raise UserError(f"data.train_list, data.test_list: {path} names no images; choose another list.")
+    files = {p.stem: p.name for p in (folder / "JPEGImages").iterdir() if p.suffix.lower() in EXTENSIONS}
+    absent = [stem for stem in stems if stem not in files]
+    if absent:
+        raise UserError(
+            f"data.root: {len(absent)} of the {len(stems)} images of {path} are not in JPEGImages, {absent[0]} for "
+            "one; complete the folder or shorten the list."
+        )
+    return [files[stem] for stem in stems]
+
+
+def _read_mask(image: Path, masks: Path, size: int) -> Tensor:
+    path = masks / f"{image.stem}.png"
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("P", "L"):
+                raise UserError(
+                    f"{path} is an image of mode {file.mode}; masks must hold class numbers (PNG with a palette or "
+                    "8-bit grey), so convert its colours to numbers."
+                )
+            mask = file.copy()
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged PNG
+        raise UserError(f"{path} cannot be read as a mask ({error}); repair it or take it off the list.") from error
+    with Image.open(image) as picture:
+        shape = picture.size[::-1] if picture.getexif().get(0x0112, 1) >= 5 else picture.size
+    if mask.size != shape:
+        raise UserError(
+            f"{path} has {mask.width} × {mask.height} pixels and its image {shape[0]} × {shape[1]}; they must agree."
+        )
+    side = min(mask.size)
+    left, top = (mask.width - side) / 2, (mask.height - side) / 2
+    square = mask.resize((size, size), Image.Resampling.NEAREST, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.array(square, dtype=np.uint8))

@@ -1,0 +1,245 @@
+"""Linear probes as the papers ran them: fixed settings, augmented images, the backbone in evaluation mode."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import timm.optim
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
+from selfsup.data.base import ImageDataset
+from selfsup.data.loader import epoch_order, eval_batches
+from selfsup.errors import UserError
+from selfsup.eval.feature_choices import ChosenFeatures, is_transformer
+from selfsup.eval.features import (
+    FeatureSet,
+    check_finite,
+    extract_features,
+    frozen,
+    input_channels,
+    known_labels,
+)
+from selfsup.eval.linear_probe import POOLED, ProbeParts, ProbeResult, class_positions
+
+#: What the papers do to the images of a probe: torchvision's random resized crop, and a flip.
+CROP_AND_FLIP = ViewRecipe(jitter_p=0.0, gray_p=0.0)
+CROP_AND_FLIP_WORDS = "random resized crop (area 0.08 to 1), flip"
+
+
+@dataclass(frozen=True)
+class ProbeProtocol:
+    """Settings of a paper.
+
+    Attributes:
+        optimizer: ``sgd`` (momentum 0.9), ``nesterov`` (the same with Nesterov's), ``lars`` or ``adam``.
+        learning_rate: For a batch of 256 where ``scaled``, else as it is.
+        batch_size: Images in a step; all of them where there are fewer.
+        epochs: Passes over the images.
+        weight_decay: Of weight and bias.
+        scaled: The learning rate is multiplied by the batch over 256.
+        schedule: ``cosine`` to zero, ``steps`` (a tenth from 60 % and from 80 % of the epochs on), or ``exponential``
+            to ``1e-4`` of the start.
+        augment: New crops in every epoch; otherwise features of the centre crops are computed once.
+        transformer_features: Features of transformers, see ``ChosenFeatures``; other networks give the pooled one.
+    """
+
+    optimizer: str
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    weight_decay: float = 0.0
+    scaled: bool = False
+    schedule: str = "cosine"
+    augment: bool = True
+    transformer_features: str = POOLED
+
+
+_MOCO = ProbeProtocol("sgd", 30.0, 256, 100, schedule="steps")
+#: By name. ``moco`` is that of v1, v2 and DenseCL; the rate of ``moco_v3`` is the one for ResNets.
+PROBE_PROTOCOLS = {
+    "simclr": ProbeProtocol("nesterov", 0.1, 4096, 90, scaled=True),
+    "moco": _MOCO,
+    "densecl": _MOCO,
+    "moco_v3": ProbeProtocol("sgd", 0.1, 1024, 90, scaled=True),
+    "moco_v3_vit": ProbeProtocol("sgd", 3.0, 1024, 90, scaled=True),
+    "simsiam": ProbeProtocol("lars", 0.1, 4096, 90, scaled=True),
+    "swav": ProbeProtocol("sgd", 0.3, 256, 100, 1e-6),
+    "barlow_twins": ProbeProtocol("sgd", 0.3, 256, 100, 1e-6),
+    "vicreg": ProbeProtocol("sgd", 0.02, 256, 100, 1e-6),
+    "dino": ProbeProtocol("sgd", 0.001, 1024, 100, scaled=True, transformer_features="last_4"),
+    "wmse": ProbeProtocol("adam", 0.01, 1000, 500, 5e-6, schedule="exponential", augment=False),
+}
+
+
+def paper_probe(
+    backbone: nn.Module,
+    train: ImageDataset,
+    test: ImageDataset,
+    protocol: ProbeProtocol,
+    *,
+    epochs: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> ProbeResult[None]:
+    """Train one linear classifier by a paper's settings on a frozen network, and test it once.
+
+    Nothing is chosen: the settings are the paper's and the classifier is that of the last step. Features are not
+    standardised; the weight starts as N(0, 0.01²), the bias at zero. Test images are centre-cropped.
+
+    Args:
+        backbone: Maps float ``[B,C,H,W]`` to ``[B,D]``.
+        train, test: Labelled images.
+        protocol: One of ``PROBE_PROTOCOLS``, or settings of your own.
+        epochs: Passes over the images; None is the paper's.
+        batch_size: Images in a forward pass of the network; it changes the speed, not the result.
+        seed: Of the start, the order and the crops.
+        workers, device, progress: As ``extract_features``.
+
+    Raises:
+        UserError: Missing labels, or features that are not finite.
+    """
+    start = time.perf_counter()
+    epochs = protocol.epochs if epochs is None else epochs
+    if epochs < 1:
+        raise UserError("eval.probe_protocol_epochs: give at least 1, or null for the paper's.")
+    choice = protocol.transformer_features if is_transformer(backbone) else POOLED
+    network = backbone if choice == POOLED else ChosenFeatures(backbone, [choice])
+
+    def features_of(dataset: ImageDataset) -> FeatureSet:
+        return extract_features(network, dataset, batch_size=batch_size, workers=workers, progress=progress)
+
+    train_labels = labels_of(train)
+    classes = torch.unique(train_labels)
+    step_size = min(protocol.batch_size, len(train))
+    rate = protocol.learning_rate * (step_size / 256 if protocol.scaled else 1)
+    steps = epochs * math.ceil(len(train) / step_size)
+    normalization = getattr(network, "normalization", None) or train.normalization
+    views = ViewGenerator([CROP_AND_FLIP], [train.image_size], normalization)
+    # The network stays on the device throughout; only the classifier is differentiated
+    with (
+        frozen(network, device) as (where, dtype),
+        torch.inference_mode(False),
+        tqdm(total=steps, desc="linear probe, augmented", unit="step", disable=not progress) as bar,
+    ):
+        tested = features_of(test)
+        test_labels = known_labels(tested, "test")
+        cached = None if protocol.augment else features_of(train)
+        head = linear_layer(tested.features.shape[1], len(classes), seed).to(where)
+        optimizer = build_probe_optimizer(protocol, head, rate)
+        step = 0
+        for epoch in range(epochs):
+            for positions in torch.split(epoch_order(len(train), seed, epoch), step_size):
+                if cached is None:
+                    part = train.subset(positions)
+                    features, labels = _encode(
+                        network, part, views, fold_in(seed, epoch), batch_size, workers, where, dtype
+                    )
+                else:
+                    features, labels = cached.features[positions].to(where), train_labels[positions]
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * schedule_factor(protocol.schedule, step / steps)
+                optimizer.zero_grad()
+                targets = torch.searchsorted(classes, labels).to(where)
+                F.cross_entropy(head(features), targets).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                step += 1
+                bar.update(1)
+    weight, bias = head.weight.detach().T, head.bias.detach()
+    check_finite(weight, "weights of the linear probe")
+    parts = ProbeParts(
+        {"test": tested.features.to(where)},
+        {"test": class_positions(test_labels, classes, "test").to(where)},
+        {"test": test_labels},
+        classes,
+        torch.zeros(len(weight)),
+        torch.ones(len(weight)),
+        "nothing; every setting is fixed",
+    )
+    return parts.result([], None, weight, bias, start)
+
+
+def linear_layer(width: int, classes: int, seed: int) -> nn.Linear:
+    """Return a layer whose weight is N(0, 0.01²), drawn with ``seed``, and whose bias is zero."""
+    layer = nn.Linear(width, classes)
+    with torch.no_grad():
+        layer.weight.copy_(0.01 * torch.randn(classes, width, generator=torch.Generator().manual_seed(seed)))
+        layer.bias.zero_()
+    return layer
+
+
+def build_probe_optimizer(protocol: ProbeProtocol, head: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Return the optimiser of a protocol."""
+    decay = protocol.weight_decay
+    if protocol.optimizer == "adam":
+        return torch.optim.Adam(head.parameters(), lr=rate, weight_decay=decay)
+    if protocol.optimizer == "lars":
+        lars: torch.optim.Optimizer = timm.optim.Lars(head.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
+        return lars
+    nesterov = protocol.optimizer == "nesterov"
+    return torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9, nesterov=nesterov, weight_decay=decay)
+
+
+def schedule_factor(schedule: str, fraction: float) -> float:
+    """Return what the learning rate is multiplied by at a fraction of the training, from 0 to 1."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * fraction))
+    if schedule == "exponential":
+        return float(1e-4**fraction)
+    return float(0.1 ** sum(fraction >= drop for drop in (0.6, 0.8)))
+
+
+def labels_of(dataset: ImageDataset) -> Tensor:
+    """Return the labels of all images.
+
+    Raises:
+        UserError: Some or all are missing.
+    """
+    empty = torch.zeros(len(dataset), 0)
+    return known_labels(FeatureSet(empty, dataset.labels, dataset.index), dataset.split)
+
+
+def augmented_views(
+    images: Tensor, index: Tensor, views: ViewGenerator, seed: int, channels: int, dtype: torch.dtype
+) -> Tensor:
+    """Return one view of every image, for a network with this number of channels: uint8 ``[B,C,H,W]`` to float."""
+    if images.shape[1] == 1 and channels > 1:
+        images = images.expand(-1, channels, -1, -1)
+    if images.shape[1] != channels:
+        raise UserError(
+            f"backbone: the network takes images of {channels} channel(s) and the data has {images.shape[1]}; "
+            "choose a backbone that was trained on such images."
+        )
+    (view,) = views(images, seed, index)
+    image: Tensor = view.image.to(dtype, memory_format=torch.channels_last)
+    return image
+
+
+def _encode(
+    network: nn.Module,
+    part: ImageDataset,
+    views: ViewGenerator,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    where: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return features ``[n,D]`` of one view of each image, and the labels."""
+    rows, labels = [], []
+    channels = input_channels(network, part)
+    for batch in eval_batches(part, batch_size, workers):
+        assert batch.label is not None  # labels_of has looked
+        images = augmented_views(batch.image.to(where), batch.index, views, seed, channels, dtype)
+        with torch.no_grad():
+            rows.append(network(images).float())
+        labels.append(batch.label)
+    return torch.cat(rows), torch.cat(labels)

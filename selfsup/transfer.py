@@ -1,0 +1,128 @@
+"""One network on several datasets, in one table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from selfsup.checkpoint import find_checkpoint, run_of
+from selfsup.config import EvaluateConfig
+from selfsup.errors import UserError
+from selfsup.eval.results import Record
+from selfsup.evaluation import BASELINES, evaluate, load_evaluate_config
+from selfsup.external import is_external
+
+PROTOCOLS = ("knn", "linear_probe")
+FRACTIONS = ("top1", "miou", "map")
+COLUMNS = ("data", "protocol", "metric", "split", "value", "std", "interval", "image_size", "train_images", "seconds")
+
+
+@dataclass(frozen=True)
+class TransferTable:
+    """What a transfer found.
+
+    Attributes:
+        records: By dataset and protocol, the number to report: the primary one where there are several.
+        left_out: Datasets that could not be evaluated, and why.
+        folder: Where the tables lie; each dataset's ``results.json`` and figures are in a folder of its name below.
+    """
+
+    records: dict[str, dict[str, Record]]
+    folder: Path
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = self._cells()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        lines.insert(1, ["-" * width for width in widths])
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join(text + [f"left out: {name}: {reason}" for name, reason in self.left_out.items()])
+
+    def save(self) -> None:
+        """Write ``transfer.md`` and ``transfer.csv`` (values as fractions)."""
+        head, *rows = self._cells()
+        page = [head, ["---"] * len(head), *rows]
+        notes = "".join(f"\n- left out: {name}: {reason}" for name, reason in self.left_out.items())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(f"| {' | '.join(line)} |" for line in page) + "\n" + (f"{notes}\n" if notes else "")
+        (self.folder / "transfer.md").write_text(text, "utf-8")
+        with (self.folder / "transfer.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            for name, found in self.records.items():
+                writer.writerows(record | {"data": name} for record in found.values())
+
+    def _cells(self) -> list[list[str]]:
+        protocols = list(dict.fromkeys(protocol for found in self.records.values() for protocol in found))
+        head = ["data", "split", "images", *protocols]
+        return [head] + [
+            [
+                name,
+                next(iter(found.values()))["split"],
+                str(next(iter(found.values()))["train_images"]),
+                *(_text(found[protocol]) if protocol in found else "–" for protocol in protocols),
+            ]
+            for name, found in self.records.items()
+        ]
+
+
+def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, progress: bool = True) -> TransferTable:
+    """Evaluate one network on several datasets, each with its own training part, and put the numbers in one table.
+
+    A dataset that cannot be read or evaluated is left out, and the table says why. The records of a dataset go to
+    ``transfer/NAME`` in the checkpoint's run (in ``runs`` where it has none, in ``run_dir`` itself where that is given)
+    and not to the run's own ``results.json``, which tells of the data that the network was trained on.
+
+    Args:
+        overrides: As for ``load_evaluate_config``, with several names in ``data``: ``["checkpoint=RUN",
+            "data=digits,fashion_mnist"]``. Other settings hold for every dataset.
+        protocols: Some of ``selfsup.eval.PROTOCOLS``.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: ``data`` or ``checkpoint`` is missing, a dataset is named twice, or none could be evaluated.
+    """
+    given = [override for override in overrides if override.startswith("data=")]
+    names = [name for name in given[-1].removeprefix("data=").split(",") if name] if given else []
+    if not names or len(set(names)) < len(names):
+        raise UserError("transfer: name the datasets, each once: data=digits,fashion_mnist.")
+    others = [override for override in overrides if not override.startswith("data=")]
+    records: dict[str, dict[str, Record]] = {}
+    left_out: dict[str, str] = {}
+    folder: Path | None = None
+    for name in names:
+        try:
+            config = load_evaluate_config([*others, f"data={name}"])
+            folder = _folder(config) if folder is None else folder
+            config.run_dir = str(folder / name)
+            found = evaluate(config, protocols, progress=progress)
+        except UserError as error:
+            left_out[name] = str(error)
+            continue
+        records[name] = {
+            protocol: max(own, key=lambda record: bool(record.get("primary")))
+            for protocol in protocols
+            if (own := [record for record in found if record["protocol"] == protocol])
+        }
+    if folder is None or not records:
+        raise UserError(f"transfer: no dataset could be evaluated: {next(iter(left_out.values()))}")
+    table = TransferTable(records, folder, left_out)
+    table.save()
+    return table
+
+
+def _folder(config: EvaluateConfig) -> Path:
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    if config.checkpoint in BASELINES or is_external(config.checkpoint):
+        return Path("runs") / "transfer"
+    return run_of(find_checkpoint(config.checkpoint)) / "transfer"
+
+
+def _text(record: Record) -> str:
+    if record["metric"] not in FRACTIONS:
+        return f"{record['value']:.4g}"
+    spread = record.get("std", record.get("interval"))
+    return f"{100 * record['value']:.1f}" + (f" ± {100 * spread:.1f}" if isinstance(spread, float) else "") + " %"

@@ -1,0 +1,433 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
+from selfsup.data.base import Splits
+from selfsup.data.loader import epoch_order
+from selfsup.data.resident import ResidentDataset
+from selfsup.errors import UserError
+from selfsup.eval import (
+    BY_NAME,
+    PROBE_PROTOCOLS,
+    ChosenFeatures,
+    EvalConfig,
+    ProbeProtocol,
+    choice_splits,
+    evaluate_all,
+    evaluate_few_shot,
+    evaluate_fine_tune,
+    evaluate_linear_probe,
+    evaluate_paper_probe,
+    extract_features,
+    fine_tune,
+    labelled_positions,
+    linear_probe,
+    logistic_probe,
+    paper_probe,
+    pixel_splits,
+    read_results,
+    ridge_probe,
+)
+from selfsup.eval.fine_tune import Classifier, layer_groups
+from selfsup.eval.paper_probe import schedule_factor
+from selfsup.nn import BackboneConfig, build_backbone
+from selfsup.types import Normalization
+
+STATISTICS = Normalization((0.3,), (0.2,))
+CONFIG = EvalConfig(
+    probe_learning_rates=[0.1, 0.01],
+    probe_weight_decays=[0.0],
+    probe_epochs=2,
+    logistic_c=[0.01, 1.0],
+    few_shot_ways=3,
+    few_shot_shots=[1, 3],
+    few_shot_queries=2,
+    few_shot_episodes=10,
+    fine_tune_epochs=2,
+    fine_tune_batch_size=16,
+    batch_size=16,
+    figures=False,
+)
+
+
+def dataset(count=90, seed=0, labels=True, contrast=150):
+    """Bright horizontal bands whose place is the class; flips and crops of most of the image keep it."""
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.randint(0, 3, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 9, 9), generator=generator)
+    images += contrast * (which[:, None, None, None] == torch.arange(9)[:, None] // 3)
+    return ResidentDataset(
+        images.to(torch.uint8),
+        which if labels else None,
+        name="bands",
+        split="train",
+        image_size=9,
+        normalization=STATISTICS,
+        classes=("up", "middle", "down"),
+    )
+
+
+def splits(**settings):
+    data = dataset(**settings)
+    train, held, test = (data.subset(part) for part in torch.arange(90).split([50, 20, 20]))
+    return Splits(train, train, held, test)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(81, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+# labels and seeds
+
+
+def test_a_balanced_subset_has_the_same_number_of_every_class():
+    labels = torch.tensor([7] * 500 + [3] * 400 + [11] * 99 + [20])
+    chosen = labelled_positions(labels, 0.1, seed=0)
+    counts = {label: int((labels[chosen] == label).sum()) for label in (7, 3, 11, 20)}
+    assert counts == {7: 25, 3: 25, 11: 25, 20: 1}, "round(0.1 · 1000 / 4), or all there are"
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert torch.equal(chosen, labelled_positions(labels, 0.1, seed=0))
+    assert not torch.equal(chosen, labelled_positions(labels, 0.1, seed=1))
+    assert set(chosen.tolist()) <= set(labelled_positions(labels, 0.3, seed=0).tolist())
+    assert torch.equal(labelled_positions(labels, 1.0, seed=0), torch.arange(1000))
+    assert len(labelled_positions(labels, 1e-6, seed=0)) == 4, "at least one of each"
+    for fraction in (0.0, 1.5):
+        with pytest.raises(UserError, match=r"eval\.label_fraction"):
+            labelled_positions(labels, fraction, seed=0)
+
+
+def test_few_labels_are_all_that_the_probe_trains_on():
+    features = pixel_splits(splits())
+    config = replace(CONFIG, label_fraction=0.2)
+    (record,) = evaluate_linear_probe(features, config, seed=3, progress=False)
+    chosen = labelled_positions(features.train.labels, 0.2, 3)
+    few = type(features.train)(
+        features.train.features[chosen], features.train.labels[chosen], features.train.index[chosen]
+    )
+    alone = linear_probe(
+        few,
+        features.test,
+        holdout=features.holdout,
+        learning_rates=[0.1, 0.01],
+        weight_decays=[0.0],
+        epochs=2,
+        seed=3,
+        progress=False,
+    )
+    assert record["value"] == alone.accuracy
+    assert record["chosen"]["holdout_loss"] == alone.chosen.holdout_loss
+    assert (record["label_fraction"], record["labelled_images"], record["primary"]) == (0.2, 9, False)
+
+
+def test_mean_and_deviation_over_seeds():
+    features = pixel_splits(splits(contrast=15))
+    config = replace(CONFIG, label_fraction=0.1)
+    alone = [evaluate_linear_probe(features, config, seed=seed, progress=False)[0] for seed in (4, 5, 6)]
+    (record,) = evaluate_linear_probe(features, replace(config, seeds=3), seed=4, progress=False)
+    values = [one["value"] for one in alone]
+    assert len(set(values)) > 1, "otherwise this shows nothing"
+    assert record["values"] == values
+    mean = sum(values) / 3
+    assert record["value"] == pytest.approx(mean)
+    assert record["std"] == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 2))
+    assert record["seeds"] == [4, 5, 6]
+    assert record["chosen"] == alone[0]["chosen"]
+    for label in ("0", "1", "2"):
+        assert record["per_class"][label] == pytest.approx(sum(one["per_class"][label] for one in alone) / 3)
+    counts = [torch.tensor(one["confusion"]["counts"]) for one in alone]
+    assert record["confusion"] == {"labels": [0, 1, 2], "counts": sum(counts).tolist()}
+    assert sum(counts).sum() == 60
+    with pytest.raises(UserError, match=r"eval\.seeds"):
+        evaluate_linear_probe(features, replace(config, seeds=0), progress=False)
+
+
+# features to choose from
+
+
+def test_class_tokens_of_the_last_blocks():
+    torch.manual_seed(0)
+    config = BackboneConfig("vit_tiny_patch16_224", kwargs={"img_size": 32, "patch_size": 8, "depth": 3})
+    backbone = build_backbone(config, 3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    chosen = ChosenFeatures(backbone, ["last_2", "pooled", "last_1_mean"])
+    with torch.no_grad():
+        found = chosen(images)
+        layers = backbone.network.get_intermediate_layers(images, n=2, return_prefix_tokens=True, norm=True)
+        pooled = backbone(images)
+    (_, before_class), (last, last_class) = layers
+    two = torch.cat([before_class[:, 0], last_class[:, 0]], 1)
+    one = torch.cat([last_class[:, 0], last.mean(1)], 1)
+    assert chosen.widths == [384, 192, 384]
+    torch.testing.assert_close(found, torch.cat([two, pooled, one], 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[:, 192:384], pooled, rtol=1e-5, atol=1e-5)  # a ViT pools by its class token
+
+
+def test_stages_of_a_convolutional_network():
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig("resnet", width=4, blocks=[1, 1, 1, 1]), 1).eval()
+    images = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        found = ChosenFeatures(backbone, ["last_2"])(images)
+        network = backbone.network
+        x = network.layer2(network.layer1(network.maxpool(network.act1(network.bn1(network.conv1(images))))))
+        third = network.layer3(x)
+        fourth = network.layer4(third)
+    torch.testing.assert_close(found, torch.cat([third.mean((2, 3)), fourth.mean((2, 3))], 1))
+
+
+def test_the_choice_of_features_is_made_on_the_holdout():
+    parts = pixel_splits(splits())
+    noise = torch.Generator().manual_seed(1)
+
+    def noisy(part):
+        return replace(part, features=torch.randn(len(part), 5, generator=noise))
+
+    bad = replace(parts, train=noisy(parts.train), holdout=noisy(parts.holdout), test=noisy(parts.test))
+    for names in (("bad", "good"), ("good", "bad")):
+        named = {name: {"bad": bad, "good": parts}[name] for name in names}
+        (record,) = evaluate_linear_probe(named, CONFIG, progress=False)
+        assert record["chosen"]["features"] == "good"
+        assert [s["features"] for s in record["settings"]] == [names[0]] * 2 + [names[1]] * 2
+        (alone,) = evaluate_linear_probe(parts, CONFIG, progress=False)
+        assert record["value"] == alone["value"]
+        assert record["grid"]["choices"] == list(names)
+
+
+def test_choices_are_extracted_together_and_told_apart():
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig("convnet", width=4, blocks=[1, 1]), 1, STATISTICS)
+    found = choice_splits(backbone, splits(), ["last_2", "pooled"], batch_size=16, progress=False)
+    assert found["last_2"].details["dim"] == 12
+    pooled = extract_features(backbone, splits().test, progress=False)
+    torch.testing.assert_close(found["pooled"].test.features, pooled.features)
+    torch.testing.assert_close(found["last_2"].test.features[:, 4:], pooled.features)
+    for choice in ("last", "last_0", "last_3", "first_1"):
+        with pytest.raises(UserError, match=r"eval\.probe_features"):
+            choice_splits(backbone, splits(), [choice], progress=False)
+    config = replace(CONFIG, probe_features=["pooled", "last_2"])
+    (record,) = evaluate_all(backbone, splits(), config, protocols=["linear_probe"], progress=False)
+    assert record["grid"]["choices"] == ["pooled", "last_2"]
+
+
+# the papers' protocols
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        ProbeProtocol("nesterov", 0.5, 16, 5, 1e-2, scaled=True),
+        ProbeProtocol("sgd", 3.0, 16, 5, schedule="steps"),
+        ProbeProtocol("adam", 0.01, 32, 5, 1e-3, schedule="exponential", augment=False),
+    ],
+)
+def test_a_papers_protocol_is_this_loop(protocol):
+    network, parts = Network(), splits()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = paper_probe(network, parts.train, parts.test, protocol, batch_size=7, seed=2, progress=False)
+    assert network.training, "as it was"
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+    network.eval()
+    head = nn.Linear(8, 3)
+    with torch.no_grad():
+        head.weight.copy_(0.01 * torch.randn(3, 8, generator=torch.Generator().manual_seed(2)))
+        head.bias.zero_()
+    rate = protocol.learning_rate * (16 / 256 if protocol.scaled else 1)
+    if protocol.optimizer == "adam":
+        optimizer = torch.optim.Adam(head.parameters(), rate, weight_decay=protocol.weight_decay)
+    else:
+        nesterov = protocol.optimizer == "nesterov"
+        optimizer = torch.optim.SGD(head.parameters(), rate, 0.9, 0, protocol.weight_decay, nesterov=nesterov)
+    a_step = -(-50 // protocol.batch_size)
+    curves = {
+        "cosine": lambda t: (1 + math.cos(math.pi * t / (5 * a_step))) / 2,
+        "steps": lambda t: 0.1 ** sum(t >= a_step * drop for drop in (3, 4)),  # 60 and 80 % of five epochs
+        "exponential": lambda t: math.exp(math.log(1e-4) * t / (5 * a_step)),
+    }
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, curves[protocol.schedule])
+    views = ViewGenerator([ViewRecipe(jitter_p=0, gray_p=0)], [9], STATISTICS)
+    for a_epoch in range(5):
+        for positions in epoch_order(50, 2, a_epoch).split(protocol.batch_size):
+            images, index = parts.train.read(positions), parts.train.index[positions]
+            inputs = views(images, fold_in(2, a_epoch), index)[0].image
+            if not protocol.augment:
+                inputs = (images.float() / 255 - 0.3) / 0.2
+            with torch.no_grad():
+                features = network(inputs)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(features), parts.train.labels[positions]).backward()
+            optimizer.step()
+            schedule.step()
+    torch.testing.assert_close(found.classifier.weight, head.weight.detach().T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.classifier.bias, head.bias.detach(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        logits = head(network((parts.test.read(torch.arange(20)).float() / 255 - 0.3) / 0.2))
+    assert found.accuracy == pytest.approx((logits.argmax(1) == parts.test.labels).double().mean().item())
+
+
+def test_the_papers_settings_are_those_of_the_papers():
+    table = {  # optimiser, rate, scaled by the batch, batch, epochs, decay
+        "simclr": ("nesterov", 0.1, True, 4096, 90, 0),
+        "moco": ("sgd", 30, False, 256, 100, 0),
+        "moco_v3": ("sgd", 0.1, True, 1024, 90, 0),
+        "moco_v3_vit": ("sgd", 3, True, 1024, 90, 0),
+        "simsiam": ("lars", 0.1, True, 4096, 90, 0),
+        "swav": ("sgd", 0.3, False, 256, 100, 1e-6),
+        "barlow_twins": ("sgd", 0.3, False, 256, 100, 1e-6),
+        "vicreg": ("sgd", 0.02, False, 256, 100, 1e-6),
+        "dino": ("sgd", 0.001, True, 1024, 100, 0),
+        "wmse": ("adam", 0.01, False, 1000, 500, 5e-6),
+    }
+    for name, expected in table.items():
+        p = PROBE_PROTOCOLS[name]
+        assert (p.optimizer, p.learning_rate, p.scaled, p.batch_size, p.epochs, p.weight_decay) == expected
+    assert schedule_factor("exponential", 1.0) * PROBE_PROTOCOLS["wmse"].learning_rate == pytest.approx(1e-6)
+    assert not PROBE_PROTOCOLS["wmse"].augment
+
+
+@pytest.mark.parametrize("name", ["simsiam", "dino"])
+def test_a_named_protocol_is_recorded(name):
+    config = replace(CONFIG, probe_protocol=name, probe_protocol_epochs=1)
+    (record,) = evaluate_all(Network(), splits(), config, protocols=["linear_probe"], progress=False)
+    assert (record["probe_protocol"], record["grid"]["epochs"], record["primary"]) == (name, 1, False)
+    assert record["grid"]["optimizer"] == PROBE_PROTOCOLS[name].optimizer
+    assert record["selected_on"].startswith("nothing")
+    assert 0 <= record["value"] <= 1
+    with pytest.raises(UserError, match=r"eval\.probe_protocol: there is no 'byol2'"):
+        evaluate_paper_probe(Network(), splits(), replace(config, probe_protocol="byol2"))
+    with pytest.raises(UserError, match="no label"):
+        evaluate_paper_probe(Network(), splits(labels=False), config)
+
+
+def test_grey_images_for_a_network_of_colours():
+    torch.manual_seed(0)
+    statistics = Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+    network = build_backbone(BackboneConfig("convnet", width=4, blocks=[1, 1]), 3, statistics)
+    config = replace(CONFIG, probe_protocol="moco", probe_protocol_epochs=2)
+    (record,) = evaluate_paper_probe(network, splits(), config, progress=False)
+    assert 0 <= record["value"] <= 1
+    assert evaluate_fine_tune(network, splits(), CONFIG, progress=False)[0]["value"] >= 0
+
+
+# fine-tuning
+
+
+def test_learning_rates_fall_from_layer_to_layer():
+    config = BackboneConfig("vit_tiny_patch16_224", kwargs={"img_size": 32, "patch_size": 8, "depth": 3})
+    network = Classifier(build_backbone(config, 3), 192, 5, seed=0)
+    groups = layer_groups(network, 0.1, 0.5, 0.05)
+    names = {id(p): name for name, p in network.named_parameters()}
+    seen = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert seen.keys() == set(names.values())
+    # embeddings, three blocks, classifier: BEiT's lr · decay^(blocks + 1 - layer)
+    for name, (rate, decay) in seen.items():
+        layer = 4 if name.startswith("head") else 0
+        if ".blocks." in name:
+            layer = 1 + int(name.split(".blocks.")[1].split(".")[0])
+        elif name.startswith("backbone.network.norm"):
+            layer = 3
+        assert rate == pytest.approx(0.1 * 0.5 ** (4 - layer)), name
+        assert decay == (0.05 if network.get_parameter(name).ndim > 1 else 0), name
+
+
+def test_layers_of_a_network_that_does_not_name_them():
+    network = Classifier(Network(), 8, 3, seed=0)
+    groups = layer_groups(network, 1.0, 0.1, 0.0)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    found = [round(math.log10(rates[id(p)])) for p in network.parameters()]
+    # linear and its bias, BatchNorm of that layer, second linear, classifier
+    assert found == [-2, -2, -2, -2, -1, -1, 0, 0]
+
+
+def test_fine_tuning_learns_chooses_on_the_holdout_and_keeps_the_backbone():
+    network, parts = Network(), splits()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    result = fine_tune(
+        network,
+        parts.train,
+        parts.test,
+        holdout=parts.holdout,
+        learning_rates=[0.0, 0.02],
+        epochs=8,
+        batch_size=7,  # 50 images: the last batch has one
+        progress=False,
+    )
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert [(s.learning_rate, s.epochs) for s in result.settings] == [(r, e) for r in (0.0, 0.02) for e in range(1, 9)]
+    assert result.chosen.learning_rate == 0.02
+    assert result.chosen.holdout_accuracy == max(s.holdout_accuracy for s in result.settings)
+    assert result.accuracy > 0.7
+    for images, accuracy in ((parts.test, result.accuracy), (parts.holdout, result.chosen.holdout_accuracy)):
+        logits = extract_features(result.network, images, progress=False)
+        right = (result.classes[logits.features.argmax(1)] == images.labels).double().mean()
+        assert accuracy == pytest.approx(right.item()), "the network of the chosen epoch is the one kept"
+    again = fine_tune(
+        network,
+        parts.train,
+        parts.test,
+        holdout=parts.holdout,
+        learning_rates=[0.02],
+        epochs=8,
+        batch_size=7,
+        progress=False,
+    )
+    assert again.settings == result.settings[8:]
+
+
+def test_fine_tuning_trains_the_backbone_and_sets_images_aside():
+    parts = splits()
+    record = evaluate_fine_tune(Network(), replace(parts, holdout=parts.holdout.subset(torch.arange(0))), CONFIG)[0]
+    assert record["selected_on"] == "10% of train (5 images)"
+    assert record["grid"]["layer_decay"] == 0.75
+    result = fine_tune(Network(), parts.train, parts.test, epochs=1, batch_size=10, progress=False)
+    moved = [
+        not torch.equal(p, q) for p, q in zip(Network().parameters(), result.network.backbone.parameters(), strict=True)
+    ]
+    assert all(moved)
+    with pytest.raises(UserError, match=r"eval\.fine_tune_layer_decay"):
+        fine_tune(Network(), parts.train, parts.test, layer_decay=0.0)
+    with pytest.raises(UserError, match="no label"):
+        fine_tune(Network(), splits(labels=False).train, parts.test)
+
+
+# within evaluate
+
+
+def test_expensive_probes_run_only_by_name(tmp_path):
+    assert {"logistic", "fine_tune"} == BY_NAME
+    with pytest.warns(UserWarning, match="Left out"):
+        records = evaluate_all(None, splits(), CONFIG, run_dir=tmp_path, progress=False)
+    assert {"ridge", "few_shot", "linear_probe"} <= {r["protocol"] for r in records}
+    assert not {r["protocol"] for r in records} & BY_NAME
+    named = evaluate_all(None, splits(), CONFIG, protocols=["logistic", "ridge"], run_dir=tmp_path, progress=False)
+    parts = pixel_splits(splits())
+    expected = logistic_probe(parts.train, parts.test, holdout=parts.holdout, c=[0.01, 1.0], progress=False)
+    assert named[0]["value"] == expected.accuracy
+    assert named[0]["chosen"]["c"] == expected.chosen.c
+    assert named[1]["value"] == ridge_probe(parts.train, parts.test, holdout=parts.holdout).accuracy
+    stored = read_results(tmp_path)
+    assert sum(r["protocol"] == "ridge" for r in stored) == 1, "the same measurement is not kept twice"
+
+
+def test_few_shot_records():
+    records = evaluate_few_shot(pixel_splits(splits()), CONFIG, progress=False)
+    assert [(r["shots"], r["classifier"]) for r in records] == [
+        (1, "centroid"),
+        (1, "logistic"),
+        (3, "centroid"),
+        (3, "logistic"),
+    ]
+    assert [r["primary"] for r in records] == [True, False, False, False]
+    assert all(r["value"] > 0.9 for r in records), "the bands are easy to tell apart"
+    assert records[0]["interval"] >= 0
