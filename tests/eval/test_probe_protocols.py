@@ -385,6 +385,27 @@ def test_fine_tuning_learns_chooses_on_the_holdout_and_keeps_the_backbone():
     assert again.settings == result.settings[8:]
 
 
+def test_fine_tuning_keeps_the_network_of_an_early_epoch():
+    parts = splits()
+    labels = (parts.holdout.labels + 1) % 3  # what is learned is wrong here, so that training on makes it worse
+    held = ResidentDataset(
+        parts.holdout.read(torch.arange(20)),
+        labels,
+        name="bands",
+        split="train",
+        image_size=9,
+        normalization=STATISTICS,
+    )
+    result = fine_tune(
+        Network(), parts.train, parts.test, holdout=held, learning_rates=[0.02], epochs=6, batch_size=16, progress=False
+    )
+    assert result.chosen.epochs < 6
+    logits = extract_features(result.network, held, progress=False).features
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    assert result.chosen.holdout_loss == pytest.approx(loss, rel=1e-5)
+    assert abs(result.settings[-1].holdout_loss - loss) > 0.1, "the last epoch's network is another"
+
+
 def test_fine_tuning_trains_the_backbone_and_sets_images_aside():
     parts = splits()
     record = evaluate_fine_tune(Network(), replace(parts, holdout=parts.holdout.subset(torch.arange(0))), CONFIG)[0]
