@@ -184,6 +184,8 @@ def known_labels(part: FeatureSet, name: str) -> Tensor:
 
 def check_finite(features: Tensor, what: str) -> None:
     """Raise a UserError that counts the rows with NaN or infinity."""
+    if torch.isfinite(features.sum()):
+        return  # no NaN and no infinity can hide in a finite sum, and a sum takes a tenth of the time of looking
     bad = int((~torch.isfinite(features).all(1)).sum())
     if bad:
         raise UserError(
