@@ -1,0 +1,104 @@
+"""Timing of several ways to do one thing, side by side, and the files that a benchmark leaves.
+
+A benchmark is run as ``python benchmarks/NAME.py``, so that it finds this module beside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def alternate(rivals: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Return the seconds of ``repeats`` calls of every rival.
+
+    The rivals take turns, so that what else the machine does meets all of them alike. Every other round runs in
+    reverse, so that none always follows the same one. The first ``warmup`` rounds do not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for turn in range(warmup + repeats):
+        for name in rivals if turn % 2 == 0 else reversed(rivals):
+            synchronize()
+            start = time.perf_counter()
+            rivals[name]()
+            synchronize()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, the lowest and the highest."""
+    return statistics.median(seconds), min(seconds), max(seconds)
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def write(out: str | Path, name: str, rows: Sequence[Mapping[str, Any]], protocol: str) -> str:
+    """Write ``NAME.json`` and ``NAME.md`` into the folder and return the Markdown.
+
+    Args:
+        out: The folder; it is made.
+        name: Of the benchmark.
+        rows: Of the table, each a value by column. Columns are those of all rows, in order of appearance; numbers are
+            printed with at least three digits.
+        protocol: What was measured and how, for both files.
+    """
+    machine = hardware()
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [
+        f"{protocol}\n",
+        f"{'; '.join(f'{key} {value}' for key, value in machine.items())}\n",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows),
+    ]
+    markdown = "\n".join(lines) + "\n"
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(markdown)
+    content = {"name": name, "protocol": protocol, "machine": machine, "rows": [dict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    return markdown
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor, the GPU, torch's version, its threads and the date."""
+    found = {"processor": f"{os.cpu_count()} cores of {_processor()}", "GPU": "none"}
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+    return {
+        **found,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
