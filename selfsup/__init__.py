@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "augment",
+    "doctor",
     "embed",
     "eval",
     "evaluate",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from selfsup import augment, eval, functional
     from selfsup.checkpoint import load_backbone
     from selfsup.config import load_config
+    from selfsup.diagnosis import doctor
     from selfsup.embedding import embed, load_embed_config, read_embeddings
     from selfsup.evaluation import evaluate, load_evaluate_config
     from selfsup.exporting import export
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from selfsup.training import train
 
 _PLACES = {
+    "doctor": "selfsup.diagnosis",
     "embed": "selfsup.embedding",
     "evaluate": "selfsup.evaluation",
     "export": "selfsup.exporting",

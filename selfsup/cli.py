@@ -40,6 +40,7 @@ selfsup {version}: learn visual representations without labels, and prove how go
                                           the backbone for timm, torchvision, ONNX and others
   selfsup embed RUN --out FILE data=…     features of a folder of images, as a file
   selfsup methods [NAME]                  the methods there are; the settings of one
+  selfsup doctor [key=value …]            where the time of a training step goes, and what would help
 
 `selfsup COMMAND --help` tells more. A first run that takes two minutes on two cores:
 
@@ -352,6 +353,41 @@ def _embed(arguments: Arguments) -> int:
     return 0
 
 
+def _doctor(arguments: Arguments) -> int:
+    """Run a few steps of a training; tell where their time goes, and measure which settings would help.
+
+    selfsup doctor [--import FILE] [--config FILE] [--steps N] [--json FILE] [key=value …]
+
+    It takes what `selfsup train` takes and leaves nothing behind. docs/doctor.md explains the page that it prints.
+
+    --import FILE   load a Python file first, such as one that registers a method of your own
+    --config FILE   look at a run's config.yaml in place of the defaults
+    --steps N       steps that are timed phase by phase (default: 20); a setting is tried for a fifth as many, in five
+                    rounds
+    --json FILE     also write all numbers to a file that does not exist yet
+    """
+    arguments = _import_files(arguments)
+    file, arguments = _option(arguments, "--config")
+    steps, arguments = _option(arguments, "--steps")
+    output, arguments = _option(arguments, "--json")
+    if _asks_help(arguments):
+        return _help(_doctor, "train", ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"))
+    _refuse_options(arguments)
+    if steps is not None and not steps.isdecimal():
+        raise UserError(f"--steps={steps} must be a whole number, such as 20.")
+    if output is not None and Path(output).exists():
+        raise UserError(f"--json: {output} exists and is not overwritten; choose another.")
+    from selfsup.config import load_config
+    from selfsup.diagnosis import doctor
+
+    report = doctor(load_config(arguments, file=file), steps=20 if steps is None else int(steps))
+    print(report)
+    if output is not None:
+        report.save(output)
+        print(f"\nsaved: {output}")
+    return 0
+
+
 def _methods(arguments: Arguments) -> int:
     """List the methods; with a name, tell its settings.
 
@@ -399,6 +435,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "export": _export,
     "embed": _embed,
     "methods": _methods,
+    "doctor": _doctor,
 }
 
 
