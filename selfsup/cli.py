@@ -10,6 +10,7 @@ import signal
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     name, rest = given[0], given[1:]
+    usual = warnings.formatwarning
+    warnings.formatwarning = _sentence
     try:
         if name not in COMMANDS:
             from selfsup.registry import nearest
@@ -77,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    finally:
+        warnings.formatwarning = usual
 
 
 def _train(arguments: Arguments) -> int:
@@ -154,9 +159,10 @@ def _evaluate(arguments: Arguments) -> int:
 
     Left out unless --only names them, as they take longest: logistic, fine_tune.
 
-    --only NAMES   run these protocols alone: diagnostics, knn, ridge, few_shot, linear_probe, logistic, fine_tune,
-                   segmentation, segmentation_knn (by neighbouring cells), layers (where information is lost),
-                   invariance (to each augmentation), attention (vision transformers)
+    --only NAMES   run these protocols alone: diagnostics, knn, knn_loo (leave one out), retrieval, clustering, ridge,
+                   few_shot, linear_probe, logistic, fine_tune, segmentation, segmentation_knn (by neighbouring
+                   cells), layers (where information is lost), invariance (to each augmentation), attention (vision
+                   transformers). What cannot run is named, the rest goes on, and the exit code is 2.
     """
     names, arguments = _protocols(arguments)
     return _run_evaluation(arguments, _evaluate, names)
@@ -243,7 +249,8 @@ def _run_evaluation(
     _refuse_options(arguments)
     from selfsup.evaluation import evaluate, load_evaluate_config
 
-    for record in evaluate(load_evaluate_config(arguments), protocols):
+    records = evaluate(load_evaluate_config(arguments), protocols)
+    for record in records:
         approximate = ("index", "recall") if record.get("index", "flat") != "flat" else ()
         told = ("layer", "operation", "k", "temperature", *approximate, "ways", "shots", "classifier", "probe_protocol")
         told += ("labelled_images", "selected_on") if record.get("label_fraction", 1) < 1 else ("selected_on",)
@@ -254,7 +261,8 @@ def _run_evaluation(
         value += f" ± {100 * spread:.2f}" if fraction and isinstance(spread, float) else ""
         what = record["protocol"] if fraction else record["metric"]
         print(f"{what:14s} {value:>9s}  on {record['split']}{f' ({details})' if details else ''}")
-    return 0
+    # what was asked for by name and could not run has been told, and a script has to know
+    return 2 if set(protocols or ()) - {record["protocol"] for record in records} else 0
 
 
 def _compare(arguments: Arguments) -> int:
@@ -453,6 +461,15 @@ def _help(command: Callable[[Arguments], int], kind: str | None = None, groups: 
         print("\nSettings (key.key=value) and their defaults:\n")
         print(textwrap.indent(to_yaml(load_config(needed, kind=kind)), "  "))
     return 0
+
+
+def _sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format a warning of this package as its sentence, and others with their place, as Python does."""
+    if category is UserWarning and Path(__file__).parent in Path(filename).parents:
+        return f"note: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _asks_help(arguments: Arguments) -> bool:

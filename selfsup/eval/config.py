@@ -63,6 +63,8 @@ class EvalConfig:
         segmentation_cells: Most training cells among which they are looked for.
         invariance_images: Most images whose features are compared before and after each augmentation.
         batch_size: Images in a forward pass of the backbone. It changes the speed, not the result.
+        precision: Of the forward pass that extracts pooled features: ``32``, ``bf16`` or ``16`` by autocast, or
+            ``auto``: bf16 on a GPU that has it, 32 elsewhere. Records of another one than 32 tell it.
         cache: Keep the features in the run folder, so that a second evaluation of the same weights skips extraction.
         figures: Draw the figures.
     """
@@ -105,5 +107,6 @@ class EvalConfig:
     segmentation_cells: int = 20_000
     invariance_images: int = 512
     batch_size: int = 256
+    precision: str = "auto"
     cache: bool = True
     figures: bool = True

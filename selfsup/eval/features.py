@@ -60,6 +60,7 @@ def extract_features(
     batch_size: int = 256,
     workers: int = 0,
     device: torch.device | str | None = None,
+    precision: str = "32",
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> FeatureSet:
@@ -67,8 +68,8 @@ def extract_features(
 
     Images are scaled to [0, 1], resized (antialiased) so that the short side is ``dataset.image_size``, centre-cropped
     to a square, and normalised with the statistics of the backbone, or of the dataset where the backbone has none. The
-    backbone runs in evaluation mode without autocast; training mode, device and BatchNorm statistics are as before
-    afterwards, so a backbone in training can be given.
+    backbone runs in evaluation mode; training mode, device and BatchNorm statistics are as before afterwards, so a
+    backbone in training can be given.
 
     Args:
         backbone: Any module that maps float ``[B,C,H,W]`` to ``[B,D]``.
@@ -76,15 +77,18 @@ def extract_features(
         batch_size: Images in a forward pass.
         workers: Processes that decode a dataset that is not in memory.
         device: Where to compute; None is where the backbone is.
-        cache: File that keeps the features. It is used again only for the same weights and the same images.
+        precision: Of the forward pass of a float32 backbone: ``32``, ``bf16`` or ``16`` (autocast), or ``auto``: bf16
+            on a GPU that has it, 32 elsewhere. The features are float32 in any case.
+        cache: File that keeps the features. It is used again only for the same weights, images and precision.
         progress: Show a progress bar.
 
     Raises:
-        UserError: An empty dataset, colour images for a one-channel backbone, or features that are not ``[B,D]`` or
-            not finite.
+        UserError: An empty dataset, no such precision, colour images for a one-channel backbone, or features that are
+            not ``[B,D]`` or not finite.
     """
     _check_not_empty(dataset)
-    key = _fingerprint(backbone, dataset) if cache is not None else ""
+    lowered = autocast_type(precision, backbone, device)
+    key = _fingerprint(backbone, dataset, lowered) if cache is not None else ""
     if cache is not None and Path(cache).exists():
         content = _read(Path(cache))
         if content.get("fingerprint") == key:
@@ -93,8 +97,9 @@ def extract_features(
     normalization = getattr(backbone, "normalization", None) or dataset.normalization
     channels = input_channels(backbone, dataset)
     chunks, labels, index = [], [], []
+    waiting: list[Tensor] = []  # its way to the CPU waits for the device, which has the next batch to do by then
     with (
-        frozen(backbone, device) as (where, dtype),
+        frozen(backbone, device, lowered) as (where, dtype),
         tqdm(
             total=len(dataset), desc=f"features of {dataset.name} {dataset.split}", unit="image", disable=not progress
         ) as bar,
@@ -104,10 +109,12 @@ def extract_features(
             output = backbone(prepared.to(dtype, memory_format=torch.channels_last))
             if output.ndim != 2:
                 raise UserError(f"backbone: it gives {list(output.shape)} where pooled features [B,D] are needed.")
-            chunks.append(output.to("cpu", torch.float32))
+            chunks += [chunk.to("cpu", torch.float32) for chunk in waiting]
+            waiting = [output]
             labels.append(batch.label)
             index.append(batch.index)
             bar.update(len(batch.index))
+        chunks += [chunk.to("cpu", torch.float32) for chunk in waiting]
     found = FeatureSet(torch.cat(chunks), _joined(labels), torch.cat(index))
     check_finite(found.features, f"features of the {dataset.split} split of '{dataset.name}'")
     if cache is not None:
@@ -203,19 +210,44 @@ def check_widths(train: FeatureSet, test: FeatureSet) -> None:
         )
 
 
+def autocast_type(precision: str, backbone: nn.Module, device: torch.device | str | None = None) -> torch.dtype | None:
+    """Return the type that a precision lowers the forward pass of a backbone to, None for none.
+
+    Args:
+        precision, backbone, device: See ``extract_features``.
+
+    Raises:
+        UserError: There is no such precision.
+    """
+    known = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+    if precision != "auto" and precision not in known:
+        raise UserError(f"eval.precision: there is no '{precision}'; use auto, {', '.join(known)}.")
+    home, dtype = _home(backbone)
+    if dtype != torch.float32:
+        return None
+    if precision != "auto":
+        return known[precision]
+    where = home if device is None else torch.device(device)
+    # emulated bfloat16, on older GPUs and most CPUs, is many times slower than float32
+    return torch.bfloat16 if where.type == "cuda" and torch.cuda.is_bf16_supported(False) else None
+
+
 @contextmanager
-def frozen(backbone: nn.Module, device: torch.device | str | None) -> Iterator[tuple[torch.device, torch.dtype]]:
-    """Put the backbone in evaluation mode on a device; every submodule gets its own mode back."""
-    first = next((p for p in backbone.parameters() if p.is_floating_point()), None)
-    home = first.device if first is not None else torch.device("cpu")
-    dtype = first.dtype if first is not None else torch.float32
+def frozen(
+    backbone: nn.Module, device: torch.device | str | None, lowered: torch.dtype | None = None
+) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """Put the backbone in evaluation mode on a device; every submodule gets its own mode back.
+
+    Autocast is off, or to ``lowered``.
+    """
+    home, dtype = _home(backbone)
     where = home if device is None else torch.device(device)
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     if where != home:
         backbone.to(where)
     try:
-        with torch.inference_mode(), torch.autocast(where.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(where.type, lowered, enabled=lowered is not None):
             yield where, dtype
     finally:
         if where != home:
@@ -233,19 +265,25 @@ def input_channels(backbone: nn.Module, dataset: ImageDataset) -> int:
     return dataset.channels if convolution is None else convolution.in_channels
 
 
+def _home(backbone: nn.Module) -> tuple[torch.device, torch.dtype]:
+    first = next((p for p in backbone.parameters() if p.is_floating_point()), None)
+    return (torch.device("cpu"), torch.float32) if first is None else (first.device, first.dtype)
+
+
 def _statistics(normalization: Normalization) -> tuple[list[float], list[float]]:
     return list(normalization.mean), list(normalization.std)
 
 
-def _fingerprint(backbone: nn.Module, dataset: ImageDataset) -> str:
-    """Name the weights and the images. Of the pixels only the first ones are read, so that a hit stays cheap."""
+def _fingerprint(backbone: nn.Module, dataset: ImageDataset, lowered: torch.dtype | None) -> str:
+    """Name weights, precision and images. Of the pixels only the first ones are read, so that a hit stays cheap."""
     digest = hashlib.sha256(type(backbone).__name__.encode())
     for name, value in backbone.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     statistics = getattr(backbone, "normalization", None) or dataset.normalization
-    facts = (dataset.name, dataset.split, len(dataset), dataset.image_size, asdict(statistics))
+    facts: tuple[Any, ...] = (dataset.name, dataset.split, len(dataset), dataset.image_size, asdict(statistics))
+    facts += () if lowered is None else (str(lowered),)
     digest.update(repr(facts).encode())
     digest.update(dataset.index.numpy().tobytes())
     first = dataset.read_decodable(torch.arange(min(8, len(dataset))))[0]

@@ -73,6 +73,7 @@ PROBE_PROTOCOLS = {
     "barlow_twins": ProbeProtocol("sgd", 0.3, 256, 100, 1e-6),
     "vicreg": ProbeProtocol("sgd", 0.02, 256, 100, 1e-6),
     "dino": ProbeProtocol("sgd", 0.001, 1024, 100, scaled=True, transformer_features="last_4"),
+    "dino_vit_base": ProbeProtocol("sgd", 0.001, 1024, 100, scaled=True, transformer_features="last_1_mean"),
     "wmse": ProbeProtocol("adam", 0.01, 1000, 500, 5e-6, schedule="exponential", augment=False),
 }
 

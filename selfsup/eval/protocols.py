@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from selfsup.eval.clustering import ITERATIONS, POINTS_PER_CLUSTER, RESTARTS, cl
 from selfsup.eval.config import EvalConfig
 from selfsup.eval.diagnostics import evaluate_attention, evaluate_invariance, evaluate_layers
 from selfsup.eval.feature_choices import ChosenFeatures
-from selfsup.eval.features import FeatureSet, extract_features, known_labels, raw_pixels
+from selfsup.eval.features import FeatureSet, autocast_type, extract_features, known_labels, raw_pixels
 from selfsup.eval.few_shot import CLASSIFIERS, LOGISTIC_STRENGTH, few_shot
 from selfsup.eval.fine_tune import FineTuneResult, fine_tune
 from selfsup.eval.knn import KnnResult, knn_grid, knn_loo
@@ -85,13 +85,14 @@ def extract_splits(
     batch_size: int = 256,
     workers: int = 0,
     device: torch.device | str | None = None,
+    precision: str = "32",
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> SplitFeatures:
     """Compute the features of every labelled part once, for all protocols.
 
     Args:
-        backbone, batch_size, workers, device, progress: As ``extract_features``.
+        backbone, batch_size, workers, device, precision, progress: As ``extract_features``.
         splits: The parts of a source.
         cache_dir: Folder that keeps the features, or None.
     """
@@ -99,10 +100,21 @@ def extract_splits(
     def compute(dataset: ImageDataset, part: str) -> FeatureSet:
         cache = None if cache_dir is None else Path(cache_dir) / f"{part}.pt"
         return extract_features(
-            backbone, dataset, batch_size=batch_size, workers=workers, device=device, cache=cache, progress=progress
+            backbone,
+            dataset,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            precision=precision,
+            cache=cache,
+            progress=progress,
         )
 
-    return _of_each_part(splits, compute)
+    found = _of_each_part(splits, compute)
+    lowered = autocast_type(precision, backbone, device)
+    if lowered is None:
+        return found
+    return replace(found, details=found.details | {"precision": str(lowered).removeprefix("torch.")})
 
 
 def choice_splits(
@@ -113,19 +125,28 @@ def choice_splits(
     batch_size: int = 256,
     workers: int = 0,
     device: torch.device | str | None = None,
+    precision: str = "32",
     progress: bool = True,
 ) -> dict[str, SplitFeatures]:
     """Compute several features of every part in one pass, by name; see ``ChosenFeatures``.
 
     Args:
-        backbone, splits, batch_size, workers, device, progress: As ``extract_splits``.
+        backbone, splits, batch_size, workers, device, precision, progress: As ``extract_splits``.
         choices: Such as ``["pooled", "last_4"]``.
 
     Raises:
         UserError: As ``ChosenFeatures``.
     """
     network = ChosenFeatures(backbone, choices)
-    together = extract_splits(network, splits, batch_size=batch_size, workers=workers, device=device, progress=progress)
+    together = extract_splits(
+        network,
+        splits,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,
+        progress=progress,
+    )
     train = network.split(together.train)
     holdout = None if together.holdout is None else network.split(together.holdout)
     test = None if together.test is None else network.split(together.test)
@@ -806,20 +827,40 @@ class Subject:
     progress: bool = True
     segmented: SegmentationResult | None = None
 
-    @cached_property
+    @property
     def features(self) -> SplitFeatures:
-        """Pooled features of every part, computed when the first protocol asks for them."""
+        """Pooled features of every part, computed when the first protocol asks for them.
+
+        Raises:
+            UserError: As ``extract_splits``; the same for every protocol that asks, after one extraction.
+        """
+        if isinstance(self._extracted, UserError):
+            raise self._extracted
+        return self._extracted
+
+    @cached_property
+    def _extracted(self) -> SplitFeatures | UserError:
         if self.backbone is None:
             return pixel_splits(self.splits, workers=self.workers)
-        return extract_splits(
-            self.backbone,
-            self.splits,
-            batch_size=self.config.batch_size,
-            workers=self.workers,
-            device=self.device,
-            cache_dir=self.cache_dir,
-            progress=self.progress,
-        )
+        try:
+            return extract_splits(
+                self.backbone,
+                self.splits,
+                batch_size=self.config.batch_size,
+                workers=self.workers,
+                device=self.device,
+                precision=self.config.precision,
+                cache_dir=self.cache_dir,
+                progress=self.progress,
+            )
+        except UserError as error:
+            return error
+
+    @property
+    def extracted(self) -> SplitFeatures | None:
+        """The pooled features where a protocol has asked for them and they could be computed."""
+        found = vars(self).get("_extracted")
+        return found if isinstance(found, SplitFeatures) else None
 
     @property
     def run(self) -> dict[str, Any]:
@@ -858,6 +899,7 @@ def _linear_probe(subject: Subject) -> list[Record]:
             batch_size=config.batch_size,
             workers=subject.workers,
             device=subject.device,
+            precision=config.precision,
             progress=subject.progress,
         )
     return evaluate_linear_probe(features, config, **subject.run, device=subject.device, progress=subject.progress)
@@ -912,32 +954,34 @@ def evaluate_all(
 
     Args:
         backbone, splits, config, epoch, head, seed, workers, device, progress: See ``Subject``.
-        protocols: Some of ``PROTOCOLS``; None is all but ``BY_NAME`` that the data and the network allow. What
-            cannot run (segmentation without masks, kNN without labels) is then left out with a warning.
-        run_dir: Folder of the run. Records are added to its ``results.json``, figures are drawn into ``figures/`` and
-            features kept in ``features/`` where the config says so. None only returns the records.
+        protocols: Some of ``PROTOCOLS``; None is all but ``BY_NAME``. What the data or the network do not allow
+            (segmentation without masks, kNN without labels) is left out with a warning, and the rest goes on.
+        run_dir: Folder of the run. The records of each protocol are added to its ``results.json`` as they are found,
+            figures are drawn into ``figures/`` and features kept in ``features/`` where the config says so. None only
+            returns the records.
         facts: What else every record says, such as where the weights of a network from elsewhere come from.
 
     Raises:
-        UserError: A protocol that was asked for by name cannot run. What was found before is kept in ``run_dir``.
+        UserError: None of the protocols can run.
     """
     cache_dir = Path(run_dir) / "features" if run_dir is not None and config.cache else None
     subject = Subject(backbone, splits, config, head, epoch, seed, cache_dir, workers, device, progress)
     records: list[Record] = []
-    left_out = []
-    try:
-        for name in [name for name in PROTOCOLS if name not in BY_NAME] if protocols is None else protocols:
-            try:
-                records += [record | (facts or {}) for record in PROTOCOLS[name](subject)]
-            except UserError as error:
-                if protocols is not None:
-                    raise
-                left_out.append(f"{name} ({str(error).rstrip('.')})")
-    finally:
-        if run_dir is not None and records:
-            add_results(run_dir, records)
+    left_out: dict[str, list[str]] = {}  # protocols by the reason
+    for name in [name for name in PROTOCOLS if name not in BY_NAME] if protocols is None else protocols:
+        try:
+            found = [record | (facts or {}) for record in PROTOCOLS[name](subject)]
+        except UserError as error:
+            left_out.setdefault(str(error), []).append(name)
+            continue
+        records += found
+        if run_dir is not None:
+            add_results(run_dir, found)
+    if left_out and not records:
+        raise UserError(" ".join(left_out))
     if left_out:
-        warnings.warn(f"Left out: {'; '.join(left_out)}.", stacklevel=2)
+        told = (f"{', '.join(names)} ({reason.rstrip('.')})" for reason, names in left_out.items())
+        warnings.warn(f"Left out: {'; '.join(told)}.", stacklevel=2)
     if run_dir is not None and config.figures:
         draw_figures(subject, records, Path(run_dir) / "figures")
     return records
@@ -946,22 +990,15 @@ def evaluate_all(
 def draw_figures(subject: Subject, records: Sequence[Record], folder: Path) -> None:
     """Draw what the records and the features have to show."""
     splits, device = subject.splits, subject.device
-    pooled = "features" in vars(subject)  # a protocol has asked for them
-    if pooled:
-        draw_features(subject.features, splits, folder)
+    if subject.extracted is not None:
+        draw_features(subject.extracted, splits, folder)
     for record in records:
         if record["protocol"] == "linear_probe" and "confusion" in record:
             draw_confusion(record, splits, folder)
     if subject.segmented is not None:
         draw_segmentation(subject.backbone, subject.segmented, splits, folder, device=device)
     draw_diagnostics(
-        subject.backbone,
-        subject.features if pooled else None,
-        records,
-        splits,
-        folder,
-        device=device,
-        progress=subject.progress,
+        subject.backbone, subject.extracted, records, splits, folder, device=device, progress=subject.progress
     )
 
 

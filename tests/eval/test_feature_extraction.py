@@ -221,3 +221,31 @@ def test_raw_pixels_are_the_pixels():
     assert found.features[6].tolist() == pytest.approx([value / 255 for value in images[6].flatten().tolist()])
     assert raw_pixels(dataset_of(images, image_size=4)).features.shape == (11, 3 * 4 * 4)
     assert raw_pixels(dataset_of(images, labels=False)).labels is None
+
+
+def test_a_lowered_precision_is_autocast_and_has_a_cache_of_its_own(tmp_path):
+    backbone = Counting()
+    data, cache = dataset_of(images_of()), tmp_path / "f.pt"
+    full = extract_features(backbone, data, batch_size=4, cache=cache, progress=False).features
+    lowered = extract_features(backbone, data, batch_size=4, cache=cache, precision="bf16", progress=False).features
+    assert backbone.calls == 6
+    assert lowered.dtype == torch.float32
+    assert not torch.equal(lowered, full)
+    torch.testing.assert_close(lowered, full, rtol=0.05, atol=0.02)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        wanted = network().eval()((images_of() / 255 - mean) / std)
+    torch.testing.assert_close(lowered, wanted.float(), rtol=0.02, atol=0.01)
+    assert torch.equal(extract_features(backbone, data, batch_size=4, precision="auto", progress=False).features, full)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_features_are_those_of_the_cpu_and_auto_is_bf16_where_there_is_bf16():
+    data = dataset_of(images_of())
+    full = extract_features(network(), data, batch_size=4, progress=False).features
+    there = extract_features(network(), data, batch_size=4, device="cuda", progress=False).features
+    torch.testing.assert_close(there, full, rtol=1e-2, atol=1e-3)
+    lowered = extract_features(network(), data, batch_size=4, device="cuda", precision="auto", progress=False).features
+    assert torch.equal(lowered, there) != torch.cuda.is_bf16_supported(False)
+    torch.testing.assert_close(lowered, full, rtol=0.05, atol=0.02)

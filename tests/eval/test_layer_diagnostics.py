@@ -279,7 +279,7 @@ def test_cka_of_networks(tmp_path):
 
 
 def test_everything_goes_on_without_what_cannot_run(tmp_path):
-    with pytest.warns(UserWarning, match=r"Left out: knn .*no label.*attention \(.*vision transformer"):
+    with pytest.warns(UserWarning, match=r"Left out: knn, .*no label.*attention \(.*vision transformer"):
         records = evaluate_all(resnet(), splits(labels=False), CONFIG, run_dir=tmp_path, progress=False)
     assert {r["protocol"] for r in records} == {"diagnostics", "layers", "invariance"}
     with pytest.raises(UserError, match="no network"):

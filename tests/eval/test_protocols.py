@@ -8,6 +8,7 @@ from selfsup.data.base import Splits
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import (
+    PROTOCOLS,
     EvalConfig,
     evaluate_all,
     evaluate_knn,
@@ -147,7 +148,7 @@ def test_a_diverged_setting_is_still_json(tmp_path):
 
 
 def test_images_without_labels_get_the_diagnostics(tmp_path):
-    with pytest.warns(UserWarning, match="Left out: knn .*no label"):
+    with pytest.warns(UserWarning, match=r"Left out: knn, knn_loo, .*no label"):
         records = evaluate_all(
             Network(), splits(labels=False), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False
         )
@@ -170,3 +171,72 @@ def test_figures_are_drawn_into_the_run(tmp_path):
 def test_features_of_the_parts_are_kept_by_name(tmp_path):
     extract_splits(Network(), splits(), cache_dir=tmp_path, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["holdout.pt", "test.pt", "train.pt"]
+
+
+class Broken(Network):
+    """Gives the first image of every batch no features."""
+
+    def forward(self, images):
+        features = super().forward(images)
+        features[0] = float("nan")
+        return features
+
+
+def test_what_cannot_run_is_told_and_the_rest_goes_on(tmp_path):
+    with pytest.warns(UserWarning, match=r"Left out: segmentation \(.*no masks.*\); attention \(.*no attention"):
+        records = evaluate_all(
+            Network(),
+            splits(),
+            CONFIG,
+            protocols=["segmentation", "knn", "attention", "retrieval"],
+            run_dir=tmp_path,
+            progress=False,
+        )
+    assert [r["protocol"] for r in records if r["metric"] in ("top1", "map")] == ["knn"] * 4 + ["retrieval"]
+    assert read_results(tmp_path) == records
+
+
+def test_results_are_on_disk_before_the_next_protocol_begins(tmp_path, monkeypatch):
+    def stopped(subject):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PROTOCOLS, "retrieval", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(None, splits(), CONFIG, protocols=["knn", "retrieval"], run_dir=tmp_path, progress=False)
+    assert {record["protocol"] for record in read_results(tmp_path)} == {"knn"}
+
+
+def test_features_that_are_not_finite_are_extracted_once_and_told_once(tmp_path):
+    network = Broken()
+    pooled = ["diagnostics", "knn", "knn_loo", "retrieval", "clustering", "ridge", "linear_probe"]
+    with pytest.raises(UserError, match="train split of 'stripes' are NaN or infinite for 4 of 50 images") as told:
+        evaluate_all(network, splits(), CONFIG, protocols=pooled, run_dir=tmp_path, progress=False)
+    assert str(told.value).count("NaN") == 1
+    assert network.images == 50
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_class_that_training_lacks_counts_as_errors_and_nothing_is_left_out(tmp_path):
+    parts = splits()
+    parts = replace(parts, train=parts.train.subset((parts.train.labels != 1).nonzero().flatten()))
+    chosen = ["knn", "linear_probe", "ridge", "clustering", "retrieval", "logistic"]
+    with pytest.warns(UserWarning, match=r"1 classes of the test features have no training image .*\[1\]"):
+        records = evaluate_all(Network(), parts, CONFIG, protocols=chosen, run_dir=tmp_path, progress=False)
+    assert {record["protocol"] for record in records} == set(chosen)
+    share = (parts.test.labels != 1).double().mean().item()
+    assert all(record["value"] <= share for record in records if record["metric"] == "top1")
+    (without,) = {r["without_match"] for r in records if r["protocol"] == "retrieval"}
+    assert without == int((parts.test.labels == 1).sum())
+
+
+def test_records_tell_a_lowered_precision():
+    network, parts = Network(), splits()
+    lowered = evaluate_all(network, parts, replace(CONFIG, precision="bf16"), protocols=["knn"], progress=False)
+    assert {record["precision"] for record in lowered} == {"bfloat16"}
+    for precision in ("auto", "32"):  # the same on a CPU
+        full = evaluate_all(network, parts, replace(CONFIG, precision=precision), protocols=["knn"], progress=False)
+        assert all("precision" not in record for record in full)
+    double = evaluate_all(network.double(), parts, replace(CONFIG, precision="bf16"), protocols=["knn"], progress=False)
+    assert all("precision" not in record for record in double), "a float64 network is not lowered"
+    with pytest.raises(UserError, match=r"eval\.precision: there is no '8'"):
+        evaluate_all(network, parts, replace(CONFIG, precision="8"), protocols=["knn"], progress=False)

@@ -403,7 +403,7 @@ def test_data_without_masks_is_left_out_with_a_note_and_refused_when_asked_for()
     with pytest.warns(UserWarning, match=r"Left out: .*attention"):
         everything = protocols()
     assert "segmentation" in everything
-    with pytest.warns(UserWarning, match=r"Left out: .*segmentation \(.*'squares' has no masks"):
+    with pytest.warns(UserWarning, match=r"Left out: .*segmentation, segmentation_knn \(.*'squares' has no masks"):
         assert protocols(masks=False) == everything - {"segmentation", "segmentation_knn"}
     with pytest.raises(UserError, match="has no masks"):
         evaluate_all(Oracle(4), splits(masks=False), CONFIG, protocols=["segmentation"], progress=False)
@@ -411,19 +411,11 @@ def test_data_without_masks_is_left_out_with_a_note_and_refused_when_asked_for()
 
 def test_a_backbone_without_maps_is_left_out_with_a_note_and_refused_when_asked_for():
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.warns(UserWarning, match=r"Left out: .*segmentation \(.*forward_dense"):
+    with pytest.warns(UserWarning, match=r"Left out: .*segmentation, segmentation_knn \(.*forward_dense"):
         records = evaluate_all(network, splits(), CONFIG, progress=False)
     assert "segmentation" not in {r["protocol"] for r in records}
     with pytest.raises(UserError, match="forward_dense"):
         probe(network, scenes(20), scenes(10))
-
-
-def test_what_was_found_before_a_protocol_failed_is_kept(tmp_path):
-    with pytest.raises(UserError, match="has no masks"):
-        evaluate_all(
-            Plain(), splits(masks=False), CONFIG, protocols=["knn", "segmentation"], run_dir=tmp_path, progress=False
-        )
-    assert {record["protocol"] for record in read_results(tmp_path)} == {"knn"}
 
 
 @pytest.mark.parametrize(

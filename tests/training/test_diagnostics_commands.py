@@ -1,13 +1,16 @@
 """The diagnostics from the command line: the head of a checkpoint, ``--only`` and ``selfsup cka``."""
 
 import csv
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import TINY
 
+import selfsup
 from selfsup.checkpoint import INFO, load_backbone, read_checkpoint
-from selfsup.cli import main
+from selfsup.cli import _sentence, main
 from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.eval import layer_features, read_results
@@ -57,6 +60,21 @@ def test_only_some_protocols(finished, tmp_path, capsys):
     assert "Did you mean 'layers'" in capsys.readouterr().err
     assert main(["evaluate", f"checkpoint={finished}", "--only", "attention", f"run_dir={tmp_path}"]) == 2
     assert "choose a ViT" in capsys.readouterr().err
+
+
+def test_what_cannot_run_is_a_sentence_the_rest_is_printed_and_kept_and_the_code_says_so(finished, tmp_path, capsys):
+    with warnings.catch_warnings():  # pytest would take them
+        code = main(["evaluate", f"checkpoint={finished}", "--only", "attention,knn", f"run_dir={tmp_path}"])
+    assert code == 2
+    assert {r["protocol"] for r in read_results(tmp_path)} == {"knn"}
+    assert capsys.readouterr().out.count("knn ") == 2
+
+
+def test_warnings_of_ours_are_printed_as_sentences():
+    place = str(Path(selfsup.__file__).parent / "eval" / "protocols.py")
+    assert _sentence("Left out.", UserWarning, place, 3) == "note: Left out.\n"
+    assert _sentence("Old.", UserWarning, "/elsewhere/timm.py", 3) == "/elsewhere/timm.py:3: UserWarning: Old.\n"
+    assert "DeprecationWarning" in _sentence("Old.", DeprecationWarning, place, 3)
 
 
 def test_cka_of_a_run_and_the_untrained_network(finished, tmp_path, capsys):
