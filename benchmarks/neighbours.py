@@ -3,23 +3,24 @@
     python benchmarks/neighbours.py [--threads 2] [--repeats 5]
     python benchmarks/neighbours.py --memory
 
-The first prints a Markdown table: median and range of the seconds over alternating repeats, the ratio of the medians,
-and the accuracies, which have to agree. It needs lightly: ``pip install lightly``. Both start from the same features
-in memory and both normalise them. The second prints the memory that a search of 500,000 features takes beside them.
+The first prints a Markdown table and saves it in ``--out``: median and range of the seconds over alternating repeats,
+the ratio of the medians, and the accuracies, which have to agree. It needs lightly: ``pip install lightly``. Both start
+from the same features in memory and both normalise them. The second prints the memory that a search of 500,000 features
+takes beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
+import measure
 import torch
 from torch.nn import functional as F
 
 from selfsup.eval import FeatureSet, knn, search
-from selfsup.eval.neighbours import MEMORY_MB
+from selfsup.eval.neighbours import MEMORY_MB, QUERIES_AT_ONCE
 from selfsup.eval.results import peak_memory_mb
 
 DIM, CLASSES, KS, TEMPERATURE = 512, 100, (20, 200), 0.1
@@ -63,26 +64,29 @@ def lightly_once_for_each_k() -> Callable[[FeatureSet, FeatureSet], dict[int, fl
     return run
 
 
-def compare(repeats: int, bank: int, queries: int) -> None:
-    """Time both in turn and print the table."""
-    rivals = {"ours": ours, "lightly": lightly_once_for_each_k()}
+def compare(repeats: int, bank: int, queries: int, out: str) -> None:
+    """Time both in turn, print the table and save it."""
     train, test = made_features(bank, 0), made_features(queries, 1)
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
     found: dict[str, dict[int, float]] = {}
-    for repeat in range(repeats + 1):
-        for name, run in rivals.items():
-            start = time.perf_counter()
+
+    def timed(name: str, run: Callable[[FeatureSet, FeatureSet], dict[int, float]]) -> Callable[[], None]:
+        def call() -> None:
             found[name] = run(train, test)
-            if repeat:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-    print(f"{queries} queries, bank {bank} × {DIM}, k = {' and '.join(map(str, KS))}, torch {torch.__version__}\n")
-    print("| | seconds, median (range) | " + " | ".join(f"accuracy, k={k}" for k in KS) + " |")
-    print("|---|---|" + "---|" * len(KS))
-    for name, times in seconds.items():
-        accuracies = " | ".join(f"{100 * found[name][k]:.2f} %" for k in KS)
-        print(f"| {name} | {statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) | {accuracies} |")
-    ratio = statistics.median(seconds["lightly"]) / statistics.median(seconds["ours"])
-    print(f"\nratio of the medians: {ratio:.1f}")
+
+        return call
+
+    rivals = {"ours": timed("ours", ours), "lightly": timed("lightly", lightly_once_for_each_k())}
+    seconds = {name: measure.summary(times) for name, times in measure.alternate(rivals, repeats).items()}
+    rows = [
+        {"": name, "seconds": f"{median:.2f} ({low:.2f} to {high:.2f})", "times ours": median / seconds["ours"][0]}
+        | {f"accuracy, k={k}": f"{100 * value:.2f} %" for k, value in found[name].items()}
+        for name, (median, low, high) in seconds.items()
+    ]
+    protocol = (
+        f"Exact weighted kNN of {queries:,} queries in a bank of {bank:,} × {DIM}, k = {' and '.join(map(str, KS))}: "
+        f"one search for both, against knn_predict called for each; median and range of {repeats} alternating repeats."
+    )
+    print(measure.write(out, "neighbours", rows, protocol))
 
 
 def memory(bank: int, queries: int) -> None:
@@ -93,9 +97,13 @@ def memory(bank: int, queries: int) -> None:
     before, start = peak_memory_mb(), time.perf_counter()
     search(features, some, max(KS), progress=True)
     taken = time.perf_counter() - start
-    print(f"features {features.nbytes / 1e6:.0f} MB, stated workspace for the bank {MEMORY_MB} MB")
+    at_work = min(queries, QUERIES_AT_ONCE) * 4 * (DIM + 20 * max(KS)) / 1e6
     answer = queries * max(KS) * 12 / 1e6
-    print(f"peak rises by {peak_memory_mb() - before:.0f} MB, of which the answer is {answer:.0f} MB; {taken:.0f} s")
+    stated = MEMORY_MB + at_work + answer
+    print(f"features {features.nbytes / 1e6:.0f} MB")
+    parts = f"block of the bank {MEMORY_MB} MB, queries at work {at_work:.0f} MB, answer {answer:.0f} MB"
+    print(f"stated beside them: {parts}, together {stated:.0f} MB")
+    print(f"peak rises by {peak_memory_mb() - before:.0f} MB; {taken:.0f} s")
 
 
 def main() -> None:
@@ -105,6 +113,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bank", type=int, help="default 60,000, with --memory 500,000")
     parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--out", default="benchmarks/results", help="folder for the JSON and the Markdown file")
     parser.add_argument("--memory", action="store_true", help="measure memory in place of time")
     arguments = parser.parse_args()
     import faiss
@@ -114,7 +123,7 @@ def main() -> None:
     if arguments.memory:
         memory(arguments.bank or 500_000, arguments.queries)
     else:
-        compare(arguments.repeats, arguments.bank or 60_000, arguments.queries)
+        compare(arguments.repeats, arguments.bank or 60_000, arguments.queries, arguments.out)
 
 
 if __name__ == "__main__":

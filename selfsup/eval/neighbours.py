@@ -16,7 +16,7 @@ from selfsup.errors import UserError
 #: What ``index`` may be: exact, lists around centroids, a graph, exact over half-precision copies.
 INDEXES = ("flat", "ivf", "hnsw", "half")
 MEMORY_MB = 512  # for a block of the bank; 60,000 features of 512 dimensions are one block
-QUERIES_AT_ONCE = 16_384
+QUERIES_AT_ONCE = 4096  # what faiss multiplies at once
 GPU_LARGEST_K = 2048  # what faiss can select on a GPU, and the most lists it can visit
 RECALL_QUERIES = 1000  # queries that the recall of an approximate index is measured on
 
@@ -54,7 +54,8 @@ def search(
         k: Number of neighbours, at most ``N``.
         index: One of ``INDEXES``.
         effort: How much of an approximate index is visited: more finds more of the true neighbours and takes longer.
-        memory_mb: Most memory (10⁶ bytes) of the index with the normalised rows it is made of, beside the bank.
+        memory_mb: Most memory (10⁶ bytes) of the index with the normalised rows it is made of, beside the bank. The
+            queries at work, at most 4,096, take ``4 (D + 20 k)`` bytes each besides.
         progress: Show a progress bar when it takes longer than two seconds.
 
     Returns:
@@ -70,22 +71,40 @@ def search(
     similarity = torch.full((len(queries), k), -math.inf)
     position = torch.full((len(queries), k), -1)
     blocks = torch.split(bank, _block_rows(bank.shape[1], index, memory_mb))
-    first = 0
     with tqdm(total=len(queries) * len(blocks), desc="neighbours", unit="query", delay=2, disable=not progress) as bar:
+        first = 0
         for block in blocks:
-            rows = _unit(block)
-            find = _index(rows, index, effort, k)
-            for start in range(0, len(queries), QUERIES_AT_ONCE):
-                these = slice(start, start + QUERIES_AT_ONCE)
-                near, at = _nearest(find, rows, _unit(queries[these]), min(k, len(block)), exact=index == "flat")
-                if len(blocks) > 1:
-                    # Earlier blocks stand first and the sort is stable, so that equal ones stay in their order
-                    near, order = torch.cat([similarity[these], near], 1).sort(dim=1, descending=True, stable=True)
-                    at = torch.cat([position[these], first + at], 1).gather(1, order)
-                similarity[these], position[these] = near[:, :k], at[:, :k]
-                bar.update(len(near))
+            _search_block(block, first, queries, k, index, effort, similarity, position, bar)
             first += len(block)
     return similarity, position
+
+
+def _search_block(
+    block: Tensor,
+    first: int,
+    queries: Tensor,
+    k: int,
+    index: str,
+    effort: float,
+    similarity: Tensor,
+    position: Tensor,
+    bar: Any,
+) -> None:
+    """Merge the neighbours in a block, whose first row is ``first``, into those of the blocks before it, in place.
+
+    The block's normalised rows and its index are gone before the next block makes its own.
+    """
+    rows = _unit(block)
+    find = _index(rows, index, effort, k)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        these = slice(start, start + QUERIES_AT_ONCE)
+        near, at = _nearest(find, rows, _unit(queries[these]), min(k, len(block)), exact=index == "flat")
+        if first or near.shape[1] < k:
+            # Earlier blocks stand first and the sort is stable, so that equal ones stay in their order
+            near, order = torch.cat([similarity[these], near], 1).sort(dim=1, descending=True, stable=True)
+            at = torch.cat([position[these], first + at], 1).gather(1, order)
+        similarity[these], position[these] = near[:, :k], at[:, :k]
+        bar.update(len(near))
 
 
 def search_others(features: Tensor, k: int, **settings: Any) -> tuple[Tensor, Tensor]:
