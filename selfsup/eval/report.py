@@ -30,6 +30,8 @@ NORMAL_95 = 1.959963984540054
 NOT_THE_METHOD = ("seed", "run_dir", "resume", "logger")  # settings that runs of one group may differ in
 BULKY = ("settings", "spectrum", "per_head", "amplitude", "confusion")  # found, not protocol, and too long for the page
 SHARED = ("method", "backbone", "data", "epochs", "split", "images seen")  # said once when all runs agree
+#: Protocols of the columns that are no accuracies.
+OTHERS = {"RankMe": "diagnostics", "seconds": "training", "memory MB": "training", "images seen": "training"}
 TEXT = ("run", "method", "backbone", "data", "seed", "split")
 ACCURACY_NOTE = (
     "The range of a single run is the binomial 95 % interval (Wilson) for the number of scored images: what other test "
@@ -250,15 +252,21 @@ class _Page:
             return f'<td class="number" data-value="">{MISSING}</td>'
         accuracy = column in self.table.accuracies
         text = f"{100 * found.value:.1f} %" if accuracy else self._plain(column, found.value)
+        key = next(filter(None, (self._key(place, column) for place in group.places)), None)
+        if key is not None:
+            text = f'<a href="#{key}">{text}</a>'
         if accuracy:
-            keys = [self._key(place, column) for place in group.places if column in self.table.runs[place].used]
-            text = f'<a href="#{keys[0]}">{text}</a> <small>{_range(found)}</small>'
+            text += f" <small>{_range(found)}</small>"
         elif found.kind and found.low != found.high:
             text += f" <small>± {self._plain(column, found.value - (found.low or 0.0))}</small>"
         return f'<td class="number" data-value="{found.value!r}">{text}</td>'
 
-    def _key(self, place: int, column: str) -> str:
-        return f"run{place}-{_slug(self.table.runs[place].used[column]['protocol'])}"
+    def _key(self, place: int, column: str) -> str | None:
+        """Return where the protocol of a number is told, None where the run has no such number."""
+        run = self.table.runs[place]
+        used = run.used.get(column)
+        protocol = str(used["protocol"]) if used is not None else OTHERS.get(column, "")
+        return f"run{place}-{_slug(protocol)}" if any(r["protocol"] == protocol for r in run.records) else None
 
     def _plain(self, column: str, value: Any) -> str:
         if value is None:
@@ -412,7 +420,8 @@ class _Page:
         caption = f"{metric.capitalize()} to one augmentation at a time. {meaning}"
         if any(bar.low is not None for _, bars in groups for bar in bars):
             caption += " Whiskers are the standard deviation over seeds."
-        return self._figure(chart, caption, metric, ("run", "operation", metric), rows, lines=False)
+        shown = {bar.style for _, bars in groups for bar in bars}
+        return self._figure(chart, caption, metric, ("run", "operation", metric), rows, lines=False, styles=shown)
 
     def _pictures(self, key: str, caption: str) -> str:
         shown = []

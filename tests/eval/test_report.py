@@ -314,14 +314,26 @@ def test_downloads_hold_what_the_page_shows(tmp_path: Path) -> None:
 
 
 def test_every_number_of_the_table_leads_to_its_protocol(tmp_path: Path) -> None:
-    page, _ = page_of([make_run(tmp_path / "a"), make_run(tmp_path / "b", method="moco")], tmp_path)
+    page, text = page_of([make_run(tmp_path / "a"), make_run(tmp_path / "b", method="moco")], tmp_path)
     links = {(a["href"], words) for a, words in page.all("a") if a["href"].startswith("#run")}
     assert {("#run0-knn", "60.0 %"), ("#run1-linear_probe", "80.0 %"), ("#run1-segmentation", "30.0 %")} <= links
+    assert {"#run0-diagnostics", "#run1-diagnostics", "#run0-training", "#run1-training"} <= {href for href, _ in links}
+    assert all(f'id="{href[1:]}"' in text for href, _ in links)
     knn, probe = page.text_of("run0-knn"), page.text_of("run1-linear_probe")
     assert "temperature0.07" in knn
     assert all(str(value) in knn for value in (0.6, 0.7, 20, 200, "digits", "test"))
     assert "learning_rates: 0.1, 1" in probe
     assert "settings" not in probe  # too long for a page
+
+
+def test_the_legend_of_a_chart_names_the_runs_in_it_alone(tmp_path: Path) -> None:
+    pixels = [record for record in everything() if record["protocol"] not in ("invariance", "layers")]
+    _, text = page_of([make_run(tmp_path / "learned"), make_run(tmp_path / "pixels", pixels, "none")], tmp_path)
+    for key in ("layers", "invariance"):
+        section = text.partition(f'id="{key}"')[2].partition("</section>")[0]
+        assert "</svg> learned</li>" in section
+        assert "</svg> pixels</li>" not in section
+    assert "</svg> pixels</li>" in text
 
 
 def test_runs_with_little_to_show_have_a_page(tmp_path: Path) -> None:
