@@ -112,7 +112,7 @@ def lidar(features: Tensor, delta: float = 1e-4) -> Tensor:
     if features.ndim != 3 or len(features) < 2 or features.shape[1] < 2:
         raise ValueError(f"features of shape {list(features.shape)}; LiDAR needs [N,Q,D] with two images and two views")
     with torch.autocast(features.device.type, enabled=False):
-        z = _at_least_float32(features)
+        z = features.double()  # in float32 the rounding of large features would outweigh δ, and the factor not exist
         means = z.mean(1)
         within = (z - means[:, None]).flatten(0, 1)
         between = means - means.mean(0)
@@ -120,7 +120,7 @@ def lidar(features: Tensor, delta: float = 1e-4) -> Tensor:
         factor: Tensor = torch.linalg.cholesky(scatter + delta * torch.eye(z.shape[2], dtype=z.dtype, device=z.device))
         # the squared singular values of the whitened means are the wanted eigenvalues, and never negative
         whitened = torch.linalg.solve_triangular(factor, between.T, upper=False)
-        return effective_rank(torch.linalg.svdvals(whitened).square())
+        return effective_rank(torch.linalg.svdvals(whitened).square()).to(_at_least_float32(features).dtype)
 
 
 def alpha_req(features: Tensor, first: int = 3, last: int | None = None) -> Tensor:

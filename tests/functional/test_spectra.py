@@ -51,6 +51,14 @@ def test_lidar_is_the_generalised_eigenvalue_problem(count, views, dim, delta):
     assert lidar(z, delta).item() == pytest.approx(scipy_lidar(z.numpy(), delta), rel=1e-6)
 
 
+def test_lidar_of_large_float32_features_of_low_rank():
+    # in float32 the rounding of their covariance is a hundred times delta
+    z = 1000 * (random(40, 1, 3) + 0.3 * random(40, 5, 3, seed=1)) @ random(3, 32, seed=2)
+    found = lidar(z.float())
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(scipy_lidar(z.numpy(), 1e-4), rel=1e-3)
+
+
 def test_lidar_counts_only_what_views_agree_on():
     # three directions tell images apart, five are noise of the views
     signal = torch.cat([random(400, 1, 3), torch.zeros(400, 1, 5, dtype=torch.float64)], 2).expand(-1, 6, -1)
