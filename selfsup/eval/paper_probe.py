@@ -118,34 +118,35 @@ def paper_probe(
     def features_of(dataset: ImageDataset) -> FeatureSet:
         return extract_features(network, dataset, batch_size=batch_size, workers=workers, progress=progress)
 
-    train_labels = labels_of(train)
-    classes = torch.unique(train_labels)
+    classes = torch.unique(labels_of(train))
     step_size = min(protocol.batch_size, len(train))
     rate = protocol.learning_rate * (step_size / 256 if protocol.scaled else 1)
-    steps = epochs * math.ceil(len(train) / step_size)
     normalization = getattr(network, "normalization", None) or train.normalization
     views = ViewGenerator([CROP_AND_FLIP], [train.image_size], normalization)
     # The network stays on the device throughout; only the classifier is differentiated
     with (
         frozen(network, device) as (where, dtype),
         torch.inference_mode(False),
-        tqdm(total=steps, desc="linear probe, augmented", unit="step", disable=not progress) as bar,
+        tqdm(desc="linear probe, augmented", unit="step", disable=not progress) as bar,
     ):
         tested = features_of(test)
         test_labels = known_labels(tested, "test")
         cached = None if protocol.augment else features_of(train)
         head = linear_layer(tested.features.shape[1], len(classes), seed).to(where)
         optimizer = build_probe_optimizer(protocol, head, rate)
-        step = 0
+        count = len(train if cached is None else cached)  # features of what cannot be decoded are not there
+        step, steps = 0, epochs * math.ceil(count / step_size)
+        bar.reset(steps)
         for epoch in range(epochs):
-            for positions in torch.split(epoch_order(len(train), seed, epoch), step_size):
+            for positions in torch.split(epoch_order(count, seed, epoch), step_size):
                 if cached is None:
                     part = train.subset(positions)
                     features, labels = _encode(
                         network, part, views, fold_in(seed, epoch), batch_size, workers, where, dtype
                     )
                 else:
-                    features, labels = cached.features[positions].to(where), train_labels[positions]
+                    assert cached.labels is not None  # labels_of has looked
+                    features, labels = cached.features[positions].to(where), cached.labels[positions]
                 for group in optimizer.param_groups:
                     group["lr"] = rate * schedule_factor(protocol.schedule, step / steps)
                 optimizer.zero_grad()

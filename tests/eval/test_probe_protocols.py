@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from selfsup.errors import UserError
 from selfsup.eval import (
     BY_NAME,
     PROBE_PROTOCOLS,
+    PROTOCOLS,
     ChosenFeatures,
     EvalConfig,
     ProbeProtocol,
@@ -276,6 +278,21 @@ def test_a_papers_protocol_is_this_loop(protocol):
     assert found.accuracy == pytest.approx((logits.argmax(1) == parts.test.labels).double().mean().item())
 
 
+def test_images_that_cannot_be_decoded_leave_the_labels_of_the_others_in_place():
+    class Damaged(ResidentDataset):
+        def read_decodable(self, positions):
+            return self.read(positions), self.index[positions] % 5 != 2
+
+    network, whole = Network(), dataset(40)
+    broken = Damaged(
+        whole.read(torch.arange(40)), whole.labels, name="bands", split="train", image_size=9, normalization=STATISTICS
+    )
+    protocol = ProbeProtocol("adam", 0.01, 8, 5, augment=False)
+    kept = whole.subset((whole.index % 5 != 2).nonzero().flatten())
+    found, expected = (paper_probe(network, part, dataset(30, 1), protocol, progress=False) for part in (broken, kept))
+    torch.testing.assert_close(found.classifier.weight, expected.classifier.weight)
+
+
 def test_the_papers_settings_are_those_of_the_papers():
     table = {  # optimiser, rate, scaled by the batch, batch, epochs, decay
         "simclr": ("nesterov", 0.1, True, 4096, 90, 0),
@@ -287,6 +304,7 @@ def test_the_papers_settings_are_those_of_the_papers():
         "barlow_twins": ("sgd", 0.3, False, 256, 100, 1e-6),
         "vicreg": ("sgd", 0.02, False, 256, 100, 1e-6),
         "dino": ("sgd", 0.001, True, 1024, 100, 0),
+        "dino_vit_base": ("sgd", 0.001, True, 1024, 100, 0),
         "wmse": ("adam", 0.01, False, 1000, 500, 5e-6),
     }
     for name, expected in table.items():
@@ -294,6 +312,14 @@ def test_the_papers_settings_are_those_of_the_papers():
         assert (p.optimizer, p.learning_rate, p.scaled, p.batch_size, p.epochs, p.weight_decay) == expected
     assert schedule_factor("exponential", 1.0) * PROBE_PROTOCOLS["wmse"].learning_rate == pytest.approx(1e-6)
     assert not PROBE_PROTOCOLS["wmse"].augment
+    features = {name: PROBE_PROTOCOLS[name].transformer_features for name in ("moco_v3_vit", "dino", "dino_vit_base")}
+    assert features == {"moco_v3_vit": "pooled", "dino": "last_4", "dino_vit_base": "last_1_mean"}
+
+
+def test_the_page_names_every_protocol_paper_and_diagnostic():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text("utf-8")
+    metrics = ("uniformity", "alignment", "tolerance", "feature_std", "rank_me", "lidar", "alpha_req")
+    assert [name for name in (*PROTOCOLS, *PROBE_PROTOCOLS, *metrics) if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("name", ["simsiam", "dino"])
