@@ -258,10 +258,11 @@ def evaluate_invariance(
                 changed = generator(source, seed=fold_in(seed, draw), index=index)[0].image
                 features.append(backbone(changed.to(dtype, memory_format=torch.channels_last)).float())
                 bar.update(len(source))
-            return torch.cat(features)
+            found = torch.cat(features)
+            check_finite(found, f"features of augmented images of '{images.name}'")
+            return found
 
         still = encode(unchanged(recipe), 0)
-        check_finite(still, "features")
         if _cosines(still, still)[1] > 1 - 1e-5:
             raise UserError("checkpoint: the network gives all images the same features; it has collapsed.")
         for operation, view in tried.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -187,6 +188,16 @@ def known_labels(part: FeatureSet, name: str) -> Tensor:
             "evaluate on labelled images, or leave the unlabelled ones out."
         )
     return part.labels
+
+
+def tell_absent(labels: Tensor, known: Tensor, name: str) -> None:
+    """Warn of classes of a part that no training image has: they count as errors."""
+    absent = torch.unique(labels[~torch.isin(labels, known)]).tolist()
+    if absent:
+        which = f"{absent[:10]}" + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        warnings.warn(
+            f"Classes of the {name} features have no training image and count as errors: {which}", stacklevel=3
+        )
 
 
 def check_finite(features: Tensor, what: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
+from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, tell_absent
 from selfsup.eval.neighbours import recall_of, search, search_others
 
 QUERIES_AT_ONCE = 1024  # bounds the [queries, classes] table of votes
@@ -78,6 +78,7 @@ def knn_grid(
     check_widths(train, test)
     check_finite(train.features, "train features")
     check_finite(test.features, "test features")
+    tell_absent(test_labels, bank_labels, "test")
     found = search(train.features, test.features, _at_most(max(ks), len(train)), **settings)
     recall = _recall(found[1], train, test, ks, settings)
     return _accuracies(found, bank_labels, test_labels, ks, temperatures, weights, recall)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from selfsup.errors import UserError
 from selfsup.eval.config import LEARNING_RATES, WEIGHT_DECAYS
-from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
+from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, tell_absent
 
 MOMENTUM = 0.9
 SPLIT_OFF = 0.1
@@ -323,25 +322,27 @@ def train_classifiers(
     heads = len(grid)
     # the bias is the weight of a constant input: one product and one update for both
     inputs = torch.cat([inputs, inputs.new_ones(count, 1)], dim=1)
-    rates, decays = (inputs.new_tensor(values).view(1, heads, 1) for values in zip(*grid, strict=True))
-    weight = inputs.new_zeros(width + 1, heads, classes)
+    rates, decays = (inputs.new_tensor(values) for values in zip(*grid, strict=True))
+    # heads stand last: what differs between them then runs along memory, softmax and updates too
+    weight = inputs.new_zeros(width + 1, classes, heads)
     velocity = torch.zeros_like(weight)
-    onehot = F.one_hot(targets, classes).to(inputs.dtype)
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * math.ceil(count / batch_size)
     step = 0
     for _ in tqdm(range(epochs), desc=f"linear probe, {heads} settings", unit="epoch", disable=not progress):
         order = torch.randperm(count, generator=generator).to(inputs.device)
         for positions in torch.split(order, batch_size):
-            batch = inputs[positions]
-            error = (batch @ weight.flatten(1)).view(-1, heads, classes).softmax(2)
-            error.sub_(onehot[positions].unsqueeze(1))
-            gradient = (batch.T @ error.flatten(1)).view_as(weight).div_(len(positions)).addcmul_(weight, decays)
+            rows = len(positions)
+            batch = inputs.index_select(0, positions)
+            error = (batch @ weight.flatten(1)).view(rows, classes, heads).softmax(1)
+            error[torch.arange(rows, device=error.device), targets[positions]] -= 1
+            decayed = (weight * decays).flatten(1)
+            gradient = torch.addmm(decayed, batch.T, error.flatten(1), alpha=1 / rows).view_as(weight)
             velocity.mul_(MOMENTUM).add_(gradient)
             gradient.add_(velocity, alpha=MOMENTUM)
             weight.addcmul_(gradient, rates, value=-0.5 * (1 + math.cos(math.pi * step / steps)))
             step += 1
-    weight = weight.transpose(0, 1)
+    weight = weight.permute(2, 0, 1).contiguous()
     return weight[:, :-1], weight[:, -1]
 
 
@@ -366,12 +367,7 @@ def class_positions(labels: Tensor, classes: Tensor, name: str) -> Tensor:
     """Return the position of each label in the sorted classes, -1 where it is not among them."""
     positions = torch.searchsorted(classes, labels).clamp_(max=len(classes) - 1)
     positions[classes[positions] != labels] = -1
-    absent = torch.unique(labels[positions < 0]).tolist()
-    if absent:
-        warnings.warn(
-            f"{len(absent)} classes of the {name} features have no training image and count as errors: {absent[:10]}",
-            stacklevel=4,
-        )
+    tell_absent(labels, classes, name)
     return positions
 
 

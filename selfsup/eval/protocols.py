@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -775,9 +775,14 @@ def evaluate_diagnostics(features: SplitFeatures, *, epoch: int | None = None, s
     They need no labels and are computed on at most 25,600 training images, spaced evenly over the split. The RankMe
     record carries the singular values as fractions of the largest, at ranks spaced evenly on a logarithmic axis. Where
     there are labels, tolerance is added; alpha-ReQ is left out where too few eigenvalues are above rounding error.
+
+    Raises:
+        UserError: Fewer than two training images.
     """
     start = time.perf_counter()
     count = min(len(features.train), DIAGNOSTIC_IMAGES)
+    if count < 2:
+        raise UserError("data.limit: diagnostics need at least two training images; raise it.")
     chosen = torch.linspace(0, len(features.train) - 1, count).round().long()
     z, labels = features.train.features[chosen], features.train.labels
     sigma = singular_values(z)
@@ -971,7 +976,7 @@ def evaluate_all(
     for name in [name for name in PROTOCOLS if name not in BY_NAME] if protocols is None else protocols:
         try:
             found = [record | (facts or {}) for record in PROTOCOLS[name](subject)]
-        except UserError as error:
+        except (UserError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             left_out.setdefault(str(error), []).append(name)
             continue
         records += found
@@ -988,18 +993,30 @@ def evaluate_all(
 
 
 def draw_figures(subject: Subject, records: Sequence[Record], folder: Path) -> None:
-    """Draw what the records and the features have to show."""
-    splits, device = subject.splits, subject.device
-    if subject.extracted is not None:
-        draw_features(subject.extracted, splits, folder)
+    """Draw what the records and the features have to show; what cannot be drawn is told in a warning."""
+    splits, device, pooled = subject.splits, subject.device, subject.extracted
+    if pooled is not None:
+        with _told("features"):
+            draw_features(pooled, splits, folder)
     for record in records:
         if record["protocol"] == "linear_probe" and "confusion" in record:
-            draw_confusion(record, splits, folder)
+            with _told("confusions"):
+                draw_confusion(record, splits, folder)
     if subject.segmented is not None:
-        draw_segmentation(subject.backbone, subject.segmented, splits, folder, device=device)
-    draw_diagnostics(
-        subject.backbone, subject.extracted, records, splits, folder, device=device, progress=subject.progress
-    )
+        with _told("segmentation"):
+            draw_segmentation(subject.backbone, subject.segmented, splits, folder, device=device)
+    with _told("diagnostics"):
+        draw_diagnostics(subject.backbone, pooled, records, splits, folder, device=device, progress=subject.progress)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a picture into a warning: it must not cost the numbers."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"The figures of the {what} could not be drawn ({reason}); the results are kept.", stacklevel=4)
 
 
 def draw_features(features: SplitFeatures, splits: Splits, folder: Path) -> list[Path]:

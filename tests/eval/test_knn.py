@@ -219,3 +219,10 @@ def test_an_approximate_search_says_what_it_missed():
         assert result.recall < 1
     assert {result.recall for result in knn_grid(train, test, [5, 30], [0.1])} == {1.0}
     assert knn_loo(train, [5], index="ivf")[0].recall < 1
+
+
+def test_a_class_that_the_bank_lacks_is_told():
+    bank = FeatureSet(torch.eye(4), torch.tensor([0, 0, 1, 1]), torch.arange(4))
+    queries = FeatureSet(torch.eye(4)[[0, 2]], torch.tensor([0, 7]), torch.arange(2))
+    with pytest.warns(UserWarning, match=r"Classes of the test features .* \[7\]"):
+        assert knn(bank, queries, k=1) == {1: 0.5}

@@ -228,6 +228,17 @@ def test_invariance_of_a_collapsed_network_is_an_error():
         evaluate_invariance(Constant(False), splits(), CONFIG, progress=False)
 
 
+def test_features_that_only_an_augmentation_breaks_are_an_error():
+    class Fragile(Pixels):
+        def forward(self, images):
+            features = super().forward(images)
+            self.calls = getattr(self, "calls", 0) + 1
+            return features * float("nan") if self.calls > 20 else features
+
+    with pytest.raises(UserError, match=r"augmented images of .* are NaN or infinite"):
+        evaluate_invariance(Fragile(False), splits(), CONFIG, progress=False)
+
+
 def test_attention_is_what_the_fused_kernel_uses():
     module = vit().network.blocks[0].attn.eval()
     nn.init.normal_(module.qkv.weight, std=0.6)

@@ -220,7 +220,7 @@ def test_a_class_that_training_lacks_counts_as_errors_and_nothing_is_left_out(tm
     parts = splits()
     parts = replace(parts, train=parts.train.subset((parts.train.labels != 1).nonzero().flatten()))
     chosen = ["knn", "linear_probe", "ridge", "clustering", "retrieval", "logistic"]
-    with pytest.warns(UserWarning, match=r"1 classes of the test features have no training image .*\[1\]"):
+    with pytest.warns(UserWarning, match=r"Classes of the test features have no training image .*\[1\]"):
         records = evaluate_all(Network(), parts, CONFIG, protocols=chosen, run_dir=tmp_path, progress=False)
     assert {record["protocol"] for record in records} == set(chosen)
     share = (parts.test.labels != 1).double().mean().item()
@@ -240,3 +240,25 @@ def test_records_tell_a_lowered_precision():
     assert all("precision" not in record for record in double), "a float64 network is not lowered"
     with pytest.raises(UserError, match=r"eval\.precision: there is no '8'"):
         evaluate_all(network, parts, replace(CONFIG, precision="8"), protocols=["knn"], progress=False)
+
+
+def test_diagnostics_of_one_image_are_left_out():
+    parts = replace(splits(), train=splits().train.subset(torch.tensor([3])))
+    with pytest.raises(UserError, match="at least two training images"):
+        evaluate_all(None, parts, CONFIG, protocols=["diagnostics"], progress=False)
+
+
+def test_a_factorisation_that_fails_stops_its_protocol_alone(monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "ridge", lambda subject: torch.linalg.cholesky(-torch.eye(2)))
+    with pytest.warns(UserWarning, match="Left out: ridge .*positive-definite"):
+        records = evaluate_all(None, splits(), CONFIG, protocols=["ridge", "knn"], progress=False)
+    assert {record["protocol"] for record in records} == {"knn"}
+
+
+def test_figures_that_cannot_be_written_cost_no_number(tmp_path):
+    (tmp_path / "figures").write_text("in the way")
+    with pytest.warns(UserWarning, match="figures of the features could not be drawn .FileExistsError"):
+        records = evaluate_all(
+            None, splits(), replace(CONFIG, figures=True), protocols=["knn"], run_dir=tmp_path, progress=False
+        )
+    assert read_results(tmp_path) == records
