@@ -97,7 +97,7 @@ def memory(bank: int, queries: int) -> None:
     before, start = peak_memory_mb(), time.perf_counter()
     search(features, some, max(KS), progress=True)
     taken = time.perf_counter() - start
-    at_work = min(queries, QUERIES_AT_ONCE) * 4 * (DIM + 20 * max(KS)) / 1e6
+    at_work = min(queries, QUERIES_AT_ONCE) * 4 * (DIM + 32 * max(KS) + 1024) / 1e6
     answer = queries * max(KS) * 12 / 1e6
     stated = MEMORY_MB + at_work + answer
     print(f"features {features.nbytes / 1e6:.0f} MB")

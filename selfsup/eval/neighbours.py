@@ -55,7 +55,7 @@ def search(
         index: One of ``INDEXES``.
         effort: How much of an approximate index is visited: more finds more of the true neighbours and takes longer.
         memory_mb: Most memory (10⁶ bytes) of the index with the normalised rows it is made of, beside the bank. The
-            queries at work, at most 4,096, take ``4 (D + 20 k)`` bytes each besides.
+            queries at work, at most 4,096, take up to ``4 (D + 32 k + 1024)`` bytes each besides.
         progress: Show a progress bar when it takes longer than two seconds.
 
     Returns:
