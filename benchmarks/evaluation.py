@@ -22,10 +22,10 @@ from selfsup.eval.features import prepare_images
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.types import Normalization
 
-EPOCHS = 10
+EPOCHS = 3
 GRID = ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], [0.0, 1e-5, 1e-4, 1e-3, 1e-2])  # 8 × 5 = 40 settings
 SINGLE = ([0.1], [0.0])
-FEATURES = ((9_000, 128, 10), (10_000, 512, 10), (10_000, 512, 100), (10_000, 2048, 10))  # images, width, classes
+FEATURES = ((9_000, 128, 10), (10_000, 512, 10), (10_000, 512, 100))  # images, width, classes
 STATISTICS = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 #: Network, side of the images and their number, which makes a pass a second or so.
 NETWORKS: tuple[tuple[BackboneConfig, int, int], ...] = (
