@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from selfsup.augment.recipes import Interpolation
 
+OWN_HUES = (0.0, 1 / 3, 2 / 3)  # of the channels red, green and blue, in turns
+
 
 def crop_and_resize(
     images: Tensor, box: Tensor, flip: Tensor, size: tuple[int, int], interpolation: Interpolation
@@ -78,12 +80,12 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Move away from (factor > 1) or towards the mean grey of the image."""
-    return _blend(images, luminance(images).mean(dim=(1, 2, 3), keepdim=True), factor)
+    return blend(images, luminance(images).mean(dim=(1, 2, 3), keepdim=True), _spread(factor))
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Move away from (factor > 1) or towards the grey of each pixel; one channel stays as it is."""
-    return images if images.shape[1] == 1 else _blend(images, luminance(images), factor)
+    return images if images.shape[1] == 1 else blend(images, luminance(images), _spread(factor))
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -94,15 +96,25 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     """
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.unbind(1)
-    low = images.amin(dim=1)
-    chroma = images.amax(dim=1).sub_(low)
+    hue, chroma, low = hexcone(*images.unbind(1))
+    own = torch.tensor(OWN_HUES, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    hue = hue.add_(turns[:, None, None])
+    return channel_of_hue(hue[:, None], own, chroma[:, None], low[:, None])
+
+
+def hexcone(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hue in turns, chroma C and the lowest value m of pixels given by channel, see ``adjust_hue``."""
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(low)
     sixths = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(1e-12)).add_(1)
-    hue = sixths.copysign_(green - blue).div_(6).add_(turns[:, None, None])
-    own = torch.tensor([0, 1 / 3, 2 / 3], device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    distance = hue[:, None] - own
+    return sixths.copysign_(green - blue).div_(6), chroma, low
+
+
+def channel_of_hue(hue: Tensor, own: float | Tensor, chroma: Tensor, low: Tensor) -> Tensor:
+    """Return the value of the channel whose own hue is ``own``, see ``adjust_hue``."""
+    distance = hue - own
     distance.sub_(distance.round()).abs_()
-    return distance.mul_(-6).add_(2).clamp_(0, 1).mul_(chroma[:, None]).add_(low[:, None])
+    return distance.mul_(-6).add_(2).clamp_(0, 1).mul_(chroma).add_(low)
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -125,19 +137,15 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
     """Return ``[B,size,size]``: the blur along one axis, its reflected borders included."""
-    radius = kernel // 2
-    reach = torch.arange(radius + 1, device=sigma.device)
+    reach = torch.arange(-(kernel // 2), kernel // 2 + 1, device=sigma.device)
     weight = torch.exp(-0.5 * (reach / sigma[:, None]).square())
     weight = functional.threshold(weight, 1e-12, 0.0)  # nothing to see, but subnormal numbers make the product crawl
-    weight = weight / (weight[:, :1] + 2 * weight[:, 1:].sum(dim=1, keepdim=True))
-    place = torch.arange(size, device=sigma.device)
-    target, source = place[:, None], place[None, :]
-    # A source pixel also stands in for its mirror images beyond both borders; the border pixels have none.
-    low = torch.where(source > 0, target + source, kernel)
-    high = torch.where(source < size - 1, 2 * (size - 1) - target - source, kernel)
-    distance = torch.stack([(target - source).abs(), low, high])
-    spread = (distance == reach[:, None, None, None]).sum(dim=1).to(weight.dtype)
-    return (weight @ spread.flatten(1)).view(-1, size, size)
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    last = size - 1
+    pixel = (torch.arange(size, device=sigma.device)[:, None] + reach).abs()
+    pixel = last - (last - pixel).abs()  # mirrored at the first and at the last
+    shape = (len(sigma), size, kernel)
+    return weight.new_zeros(len(sigma), size, size).scatter_add_(2, pixel.expand(shape), weight[:, None].expand(shape))
 
 
 def solarize(images: Tensor, threshold: float) -> Tensor:
@@ -149,12 +157,17 @@ def luminance(images: Tensor) -> Tensor:
     """Return ``[B,1,H,W]``, the grey value of each pixel."""
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.unbind(1)
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+    return weigh(*images.unbind(1))[:, None]
 
 
-def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other, images, _spread(factor)).clamp_(0, 1)
+def weigh(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+    """Return the grey value of pixels given by channel."""
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def blend(value: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """Return ``factor · value + (1 - factor) · other``, within [0, 1]."""
+    return torch.lerp(other, value, factor).clamp_(0, 1)
 
 
 def _spread(factor: Tensor) -> Tensor:
