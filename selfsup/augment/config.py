@@ -20,6 +20,8 @@ class AugmentConfig:
         override: Recipe values to replace in every view, by field name of ``ViewRecipe`` (``{blur_p: 0.0}``).
         local_override: The same for the views of the second size, over ``override`` (``{scale: [0.1, 0.3]}``).
         extra: Kornia augmentations inserted before normalisation: ``[{name: RandomErasing, params: {p: 0.5}}]``.
+        compile: Compile the colour operations when the first batch comes; without a working compiler the views are
+            made as without it, and a line says so. Pixels differ by rounding alone.
     """
 
     recipe: str = "simclr"
@@ -29,3 +31,4 @@ class AugmentConfig:
     override: dict[str, Any] = field(default_factory=dict)
     local_override: dict[str, Any] = field(default_factory=dict)
     extra: list[dict[str, Any]] = field(default_factory=list)
+    compile: bool = False

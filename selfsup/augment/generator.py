@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.augment import operations
+from selfsup.augment.compiled import arrange, compiled_color
 from selfsup.augment.config import AugmentConfig
 from selfsup.augment.draws import Draws, draw
 from selfsup.augment.extra import apply_extra, build_extra
@@ -40,6 +41,7 @@ class ViewGenerator(nn.Module):
         sizes: Side in pixels, one per view.
         normalization: Statistics to normalise with. Three values meet one channel as their mean.
         extra: Kornia augmentations applied last before normalisation, see ``AugmentConfig.extra``.
+        compiled: Compile the colour operations, see ``AugmentConfig.compile``.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class ViewGenerator(nn.Module):
         sizes: Sequence[int],
         normalization: Normalization = IMAGENET,
         extra: Sequence[Mapping[str, Any]] = (),
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.recipes = tuple(recipes)
         self.sizes = tuple(sizes)
         self.normalization = normalization
         self.extra = build_extra(extra)
+        self.compiled = compiled
 
     def forward(self, images: Tensor, seed: int = 0, index: Tensor | None = None, step: int = 0) -> tuple[View, ...]:
         """Return the views of the images.
@@ -83,7 +87,7 @@ class ViewGenerator(nn.Module):
         recipe, size = self.recipes[number], self.sizes[number]
         height, width = source.shape[-2:]
         draws = draw(recipe, fold_in(seed, number), index, height, width)
-        image = _augment(source, recipe, draws, size)
+        image = _augment(source, recipe, draws, size, self.compiled)
         to_source = crop_to_source(draws.box, draws.flip, height, width).to(source.device)
         if len(self.extra):
             image, to_source = apply_extra(self.extra, image, to_source, fold_in(fold_in(seed, step), number))
@@ -142,19 +146,34 @@ def build_views(config: AugmentConfig, image_size: int, normalization: Normaliza
     name = small_name if small and small_name in RECIPES else config.recipe
     recipes = view_recipes(name, counts, config.override, config.local_override)
     view_sizes = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
-    return ViewGenerator(recipes, view_sizes, normalization, config.extra)
+    return ViewGenerator(recipes, view_sizes, normalization, config.extra, config.compile)
 
 
-def _augment(source: Tensor, recipe: ViewRecipe, draws: Draws, size: int) -> Tensor:
+def _augment(source: Tensor, recipe: ViewRecipe, draws: Draws, size: int, compiled: bool) -> Tensor:
     device = source.device
     image = operations.crop_and_resize(
         source, draws.box.to(device), draws.flip.to(device), (size, size), recipe.interpolation
     )
     if recipe.interpolation == "bicubic":
         image.clamp_(0, 1)
-    factors = draws.factors.to(device)
+    image = _color(image, recipe, draws, compiled)
+    kernel = max(3, int(recipe.blur_kernel * size) // 2 * 2 + 1)
+    _apply(partial(operations.gaussian_blur, kernel=kernel), image, draws.blur, draws.sigma.to(device))
+    _apply(partial(operations.solarize, threshold=recipe.solarize_threshold), image, draws.solarize)
+    return image
+
+
+def _color(image: Tensor, recipe: ViewRecipe, draws: Draws, compiled: bool) -> Tensor:
+    """Return the images with jitter and grey; the argument may be changed."""
+    if compiled and len(image) > 1 and (recipe.jitter_p > 0 or recipe.gray_p > 0):  # code for one image is another
+        result = compiled_color(
+            image, arrange(draws).to(image.device), draws.gray.to(image.device), recipe.gray_before_jitter
+        )
+        if result is not None:
+            return result
     if recipe.gray_before_jitter:
         _apply(operations.grayscale, image, draws.gray)
+    factors = draws.factors.to(image.device)
     strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     for stage in draws.order.unbind(1):
         for which, (operation, strength) in enumerate(zip(_COLOR_OPERATIONS, strengths, strict=True)):
@@ -162,9 +181,6 @@ def _augment(source: Tensor, recipe: ViewRecipe, draws: Draws, size: int) -> Ten
                 _apply(operation, image, draws.jitter & (stage == which), factors[:, which])
     if not recipe.gray_before_jitter:
         _apply(operations.grayscale, image, draws.gray)
-    kernel = max(3, int(recipe.blur_kernel * size) // 2 * 2 + 1)
-    _apply(partial(operations.gaussian_blur, kernel=kernel), image, draws.blur, draws.sigma.to(device))
-    _apply(partial(operations.solarize, threshold=recipe.solarize_threshold), image, draws.solarize)
     return image
 
 

@@ -1,0 +1,113 @@
+"""Compiled colour: the same views, compiled once, and eager views where nothing can be compiled."""
+
+import dataclasses
+import itertools
+import logging
+import shutil
+
+import pytest
+import torch
+from test_view_generator import IDENTITY, photographs, reference_view
+
+from selfsup.augment import AugmentConfig, ViewGenerator, ViewRecipe, build_views, compiled, fold_in
+from selfsup.augment.draws import draw
+from selfsup.augment.generator import _color
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+RECIPE = ViewRecipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+
+
+@pytest.fixture(autouse=True)
+def forget_what_is_compiled():
+    compiled._function.cache_clear()
+    torch._dynamo.reset()
+    yield
+    compiled._function.cache_clear()
+
+
+def draws_of(order, recipe=RECIPE, count=24):
+    """Parameters with the given orders, every image jittered."""
+    draws = draw(recipe, 5, torch.arange(count), 20, 20)
+    return dataclasses.replace(draws, order=torch.tensor(order), jitter=torch.ones(count, dtype=torch.bool))
+
+
+def test_the_sequence_of_steps_holds_every_order():
+    orders = list(itertools.permutations(range(4)))
+    draws = draws_of(orders)
+    factors = compiled.arrange(draws)
+    neutral = torch.tensor([0.0 if which == compiled.HUE else 1.0 for which in compiled.SEQUENCE])
+    for order, row, own in zip(orders, factors, draws.factors, strict=True):
+        steps = (row != neutral).nonzero().squeeze(1).tolist()
+        assert tuple(compiled.SEQUENCE[step] for step in steps) == order
+        assert row[steps].tolist() == own[list(order)].tolist()
+
+
+def test_images_without_jitter_get_neutral_factors_and_stay_as_they_are():
+    draws = dataclasses.replace(draws_of([(0, 1, 2, 3)] * 6, count=6), jitter=torch.zeros(6, dtype=torch.bool))
+    images = torch.rand(6, 3, 9, 11)
+    nothing = torch.zeros(6, dtype=torch.bool)
+    assert torch.equal(compiled.color(images, compiled.arrange(draws), nothing, False), images)
+
+
+@pytest.mark.parametrize("gray_first", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_steps_in_one_pass_equal_the_operations_one_by_one(channels, gray_first):
+    """On every order of the operations; eager is what is tested against torchvision and Kornia."""
+    recipe = dataclasses.replace(RECIPE, gray_before_jitter=gray_first)
+    draws = draws_of(list(itertools.permutations(range(4))), recipe)
+    images = photographs(24, channels, (20, 20)) / 255
+    assert set(draws.gray.tolist()) == {True, False}
+    once = compiled.color(images, compiled.arrange(draws), draws.gray, gray_first)
+    torch.testing.assert_close(once, _color(images.clone(), recipe, draws, False), rtol=0, atol=5e-6)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiled_views_equal_torchvisions_and_compile_once():
+    recipe = dataclasses.replace(RECIPE, blur_p=0.5, solarize_p=0.5)
+    size, images = 33, photographs(12)
+    generator = ViewGenerator([recipe, recipe], [size, size], IDENTITY, compiled=True)
+    torch._dynamo.utils.counters.clear()
+    for number, view in enumerate(generator(images, seed=4)):
+        draws = draw(recipe, fold_in(4, number), torch.arange(12), *images.shape[-2:])
+        expected = [reference_view(image / 255, recipe, draws, row, size) for row, image in enumerate(images)]
+        torch.testing.assert_close(view.image, torch.stack(expected), rtol=0, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    # other images, draws, epochs and numbers of images
+    generator(images.flip(0), seed=fold_in(4, 1), index=torch.arange(100, 112))
+    first, again = (generator(images[:7], seed=9) for _ in range(2))
+    generator(images[:2])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert all(torch.equal(a.image, b.image) for a, b in zip(first, again, strict=True))
+    # a batch of one is made eagerly
+    (alone, _), (among, _) = generator(images[:1], seed=9), first
+    torch.testing.assert_close(alone.image[0], among.image[0], rtol=0, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_without_a_working_compiler_views_are_eager_and_a_line_says_so(monkeypatch, caplog):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    images = photographs(6)
+    config = AugmentConfig("byol", compile=True)
+    generator = build_views(config, 32, IDENTITY)
+    expected = build_views(dataclasses.replace(config, compile=False), 32, IDENTITY)(images)
+    with caplog.at_level(logging.WARNING):
+        first, second = generator(images), generator(images)
+    for views in (first, second):
+        assert all(torch.equal(a.image, b.image) for a, b in zip(views, expected, strict=True))
+    lines = [record.getMessage() for record in caplog.records if record.name == "selfsup.augment.compiled"]
+    assert len(lines) == 1
+    assert "without compiled code" in lines[0]
+    assert "\n" not in lines[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_views_on_cuda_equal_eager_views_on_the_cpu():
+    images = photographs()
+    config = AugmentConfig("byol", small=False)
+    expected = build_views(config, 40, IDENTITY)(images, seed=2)
+    ours = build_views(dataclasses.replace(config, compile=True), 40, IDENTITY)(images.cuda(), seed=2)
+    for view, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(view.image.cpu(), other.image, rtol=0, atol=1e-4)
