@@ -251,7 +251,7 @@ class _Visit:
             config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
             self.notes.append(
                 f"One of {self.world_size} devices was timed, with its share of the batch; what devices send each "
-                "other is not in here (docs/scaling.md)."
+                "other is not in here."
             )
         if config.logger.wandb:
             config.logger.wandb = False
