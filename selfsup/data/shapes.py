@@ -6,7 +6,8 @@ tint with fine noise, so that it says little about which image a crop is from. C
 position, size and rotation are drawn apart from the class, so that raw pixels say little about the class.
 
 Every scene is a function of (seed, index) alone and is described in the unit square, so that image ``i`` is the same
-in every batch, and the same scene at every size.
+in every batch, and the same scene at every size. With ``objects`` above 1 there are others behind the object, for
+methods that learn from places rather than from whole images.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ class ShapesConfig(DataConfig):
     Attributes:
         train_size, test_size: Number of scenes.
         seed: Seed of the scenes; apart from the run's ``seed``.
+        objects: Objects in a scene, each the smaller the more there are. They may overlap; the label is that of the
+            one in front, which hides what is behind it, and the mask tells the class of whatever is seen.
     """
 
     name: str = "shapes"
     train_size: int = 10000
     test_size: int = 2000
     seed: int = 0
+    objects: int = 1
     mean: list[float] = field(default_factory=lambda: [0.455, 0.455, 0.455])
     std: list[float] = field(default_factory=lambda: [0.2, 0.2, 0.2])
 
@@ -56,7 +60,8 @@ def shapes(config: ShapesConfig) -> SourceSplits:
     def split(name: str, start: int, count: int) -> ResidentDataset:
         if count < 1:
             raise UserError(f"data.{name}_size is {count}; set it to at least 1.")
-        images, labels, masks = draw_scenes(torch.arange(start, start + count), config.seed, config.image_size)
+        index = torch.arange(start, start + count)
+        images, labels, masks = draw_scenes(index, config.seed, config.image_size, config.objects)
         return ResidentDataset(
             images=images,
             labels=labels,
@@ -70,23 +75,26 @@ def shapes(config: ShapesConfig) -> SourceSplits:
 
     if config.image_size < SMALLEST:
         raise UserError(f"data.image_size is {config.image_size}; shapes are drawn from {SMALLEST} pixels on.")
+    if config.objects < 1:
+        raise UserError(f"data.objects is {config.objects}; a scene has at least 1.")
     return SourceSplits(
         train=split("train", 0, config.train_size),
         test=split("test", TEST_START, config.test_size),
     )
 
 
-def draw_scenes(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def draw_scenes(index: Tensor, seed: int, size: int, objects: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the scenes with the numbers ``index``.
 
     Args:
         index: int64 ``[n]``; scene ``i`` depends on ``i``, ``seed`` and ``size`` only.
         seed: Seed of the family of scenes.
         size: Side in pixels, at least 32.
+        objects: Number of objects in each; every one has ``1 / objects`` of the area that a single one would have.
 
     Returns:
-        Images uint8 ``[n,3,size,size]``, labels int64 ``[n]``, and masks uint8 ``[n,size,size]`` that hold 0 on the
-        background and 1 + class on the object.
+        Images uint8 ``[n,3,size,size]``, labels int64 ``[n]`` of the objects in front, and masks uint8
+        ``[n,size,size]`` that hold 0 on the background and 1 + class on the objects.
 
     Raises:
         ValueError: ``size`` is below 32.
@@ -99,7 +107,7 @@ def draw_scenes(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Te
     chunks = torch.split(torch.arange(len(index)), max(1, 2**17 // size**2))  # what stays in the cache
 
     def draw(rows: Tensor) -> int:
-        images[rows], labels[rows], masks[rows] = _draw(index[rows], seed, size)
+        images[rows], labels[rows], masks[rows] = _draw(index[rows], seed, size, objects)
         return len(rows)
 
     # One thread a chunk. Threads within the many small operations would wait for each other at every one of them,
@@ -117,32 +125,47 @@ def draw_scenes(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Te
     return images, labels, masks
 
 
-def _draw(index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _draw(index: Tensor, seed: int, size: int, objects: int) -> tuple[Tensor, Tensor, Tensor]:
     # Whatever is computed per pixel uses only + - * / sqrt, min, max and floor, which round the same in vector and
     # scalar code: the image cannot depend on its place in the batch. Sines are taken of parameters, in float64.
     dice = _Dice(index, seed)
-    labels = dice.uniform(0, len(CLASSES)).long()
-    radius = dice.uniform(0.24, 0.425)
-    turn = dice.uniform(0, 2 * math.pi)
-    room = (0.5 - radius) + 0.1
-    jitter = dice.uniform(-1, 1, 2) * room[:, None]
-
     centres = (torch.arange(size, dtype=torch.float32) + 0.5) / size
+    front = _Pose(dice, objects)
     image = _background(dice, centres)
+    masks = torch.zeros(len(index), size, size, dtype=torch.int64)
+    for number in range(objects - 1, -1, -1):  # from the back to the front
+        own = _Dice(index, fold_in(seed, -number)) if number else dice
+        pose = _Pose(own, objects) if number else front
+        u, v, distance = _outline(pose, centres)
+        image = _paint(image, _surface(own, u, v), _coverage(distance * size))
+        masks = torch.where(distance < 0, (pose.labels + 1)[:, None, None], masks)
+    return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8), front.labels, masks.to(torch.uint8)
 
-    x = centres[None, None, :] - _plane(0.5 + jitter[:, 0])
-    y = centres[None, :, None] - _plane(0.5 + jitter[:, 1])
-    cos, sin, scale = _plane(turn.cos()), _plane(turn.sin()), _plane(radius)
+
+class _Pose:
+    """Class, size, turn and place of one object of each image."""
+
+    def __init__(self, dice: _Dice, objects: int) -> None:
+        self.labels = dice.uniform(0, len(CLASSES)).long()
+        self.radius = dice.uniform(0.24, 0.425) / math.sqrt(objects)
+        self.turn = dice.uniform(0, 2 * math.pi)
+        room = (0.5 - self.radius) + 0.1
+        self.jitter = dice.uniform(-1, 1, 2) * room[:, None]
+
+
+def _outline(pose: _Pose, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the object's own coordinates of every pixel, and the signed distance to its outline: ``[n,S,S]`` each."""
+    x = centres[None, None, :] - _plane(0.5 + pose.jitter[:, 0])
+    y = centres[None, :, None] - _plane(0.5 + pose.jitter[:, 1])
+    cos, sin, scale = _plane(pose.turn.cos()), _plane(pose.turn.sin()), _plane(pose.radius)
     u, v = (x * cos + y * sin) / scale, (y * cos - x * sin) / scale
     distance = torch.empty_like(u)
     for label, outline in enumerate(_OUTLINES):
-        rows = (labels == label).nonzero().squeeze(1)
+        rows = (pose.labels == label).nonzero().squeeze(1)
         if len(rows):
             distance[rows] = outline(u[rows], v[rows])
     distance *= scale
-    image = _paint(image, _surface(dice, u, v), _coverage(distance * size))
-    masks = (distance < 0) * (labels + 1)[:, None, None]
-    return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8), labels, masks.to(torch.uint8)
+    return u, v, distance
 
 
 class _Dice:

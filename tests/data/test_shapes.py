@@ -11,13 +11,13 @@ from selfsup.data.shapes import CLASSES, TEST_START, ShapesConfig, draw_scenes
 from selfsup.errors import UserError
 
 
-@pytest.mark.parametrize("size", [32, 45])
-def test_a_scene_does_not_depend_on_its_batch(size):
+@pytest.mark.parametrize(("size", "objects"), [(32, 1), (45, 1), (45, 3)])
+def test_a_scene_does_not_depend_on_its_batch(size, objects):
     index = torch.arange(150)
-    whole = draw_scenes(index, 3, size)
+    whole = draw_scenes(index, 3, size, objects)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
-    shuffled = draw_scenes(order, 3, size)
-    alone = [draw_scenes(index[i : i + 1], 3, size) for i in range(0, 150, 7)]
+    shuffled = draw_scenes(order, 3, size, objects)
+    alone = [draw_scenes(index[i : i + 1], 3, size, objects) for i in range(0, 150, 7)]
     for part in range(3):
         assert torch.equal(whole[part][order], shuffled[part])
         assert torch.equal(whole[part][::7], torch.cat([scene[part] for scene in alone]))
@@ -73,6 +73,41 @@ def test_only_the_object_depends_on_the_class(monkeypatch):
         near = torch.nn.functional.max_pool2d((masks[rows] > 0).float(), 2 * margin + 1, 1, margin) > 0
         assert (difference[rows][~near] == 0).all()
     assert (difference[masks > 0] > 20).float().mean() > 0.97  # the object stands out from what it covers
+
+
+def test_several_objects_are_seen_where_the_mask_says(monkeypatch):
+    images, labels, masks = draw_scenes(torch.arange(200), 0, 64, 3)
+    one, _, _ = draw_scenes(torch.arange(200), 0, 64, 1)
+    assert not torch.equal(images, one)
+    monkeypatch.setattr(shapes, "_OUTLINES", tuple(lambda x, y: torch.full_like(x, 9.0) for _ in CLASSES))
+    empty, same_labels, _ = draw_scenes(torch.arange(200), 0, 64, 3)
+    assert torch.equal(labels, same_labels)
+    difference = (images.int() - empty.int()).abs().amax(1)
+    near = torch.nn.functional.max_pool2d((masks > 0).float(), 9, 1, 4) > 0
+    assert (difference[~near] == 0).all()
+    assert (difference[masks > 0] > 20).float().mean() > 0.97
+    classes = [set(mask.unique().tolist()) - {0} for mask in masks]
+    assert all(int(label) + 1 in found for label, found in zip(labels, classes, strict=True))
+    # three of ten classes drawn at random are 2.71 different ones, and the front one may hide another
+    assert 2.4 < sum(map(len, classes)) / len(classes) < 2.8
+
+
+def test_the_front_object_hides_the_others(monkeypatch):
+    monkeypatch.setattr(shapes, "_OUTLINES", tuple(lambda x, y: torch.full_like(x, -9.0) for _ in CLASSES))
+    _, labels, masks = draw_scenes(torch.arange(50), 0, 32, 3)
+    assert (masks == (labels + 1)[:, None, None]).all()
+
+
+def test_objects_are_the_smaller_the_more_there_are(monkeypatch):
+    """Discs in place of all outlines and of all but the front one: its area is a third of a single one's."""
+    disc = tuple(shapes._disc for _ in CLASSES)
+    monkeypatch.setattr(shapes, "_OUTLINES", disc)
+    _, _, alone = draw_scenes(torch.arange(300), 0, 64, 1)
+    _, labels, three = draw_scenes(torch.arange(300), 0, 64, 3)
+    seen = (alone > 0).flatten(1).float().mean(1)
+    front = (three == (labels + 1)[:, None, None]).flatten(1).float().mean(1)
+    # the others may be of the same class, and an edge of the image cuts a large disc more often
+    assert 0.3 < (front / seen).median() < 0.4
 
 
 def test_classes_are_about_equally_frequent():
@@ -193,7 +228,7 @@ def test_growing_a_split_keeps_its_first_scenes():
     assert torch.equal(small.test.read(first), large.test.read(first))
 
 
-@pytest.mark.parametrize("change", [{"image_size": 31}, {"train_size": 0}, {"test_size": -1}])
+@pytest.mark.parametrize("change", [{"image_size": 31}, {"train_size": 0}, {"test_size": -1}, {"objects": 0}])
 def test_impossible_settings(change):
     with pytest.raises(UserError, match=next(iter(change))):
         load_splits(ShapesConfig(**{"train_size": 20, "test_size": 20, **change}))
