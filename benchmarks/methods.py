@@ -1,15 +1,16 @@
-"""Every method with the same network, images and number of passes: one table.
+"""Every method with the same network, images and number of passes: one table for each kind of data.
 
-    python benchmarks/methods.py table [--data shapes fashion_mnist] [--methods simclr moco …]
-    python benchmarks/methods.py tune  [--methods …]        three learning rates each, judged on held-out images
+    python benchmarks/methods.py table [--data shapes fashion_mnist …] [--methods simclr moco …]
+    python benchmarks/methods.py tune  --data fashion_mnist [--methods …]   learning rates, judged on held-out images
     python benchmarks/methods.py time  [--methods …]        milliseconds a step and memory, one method after the other
 
-``table`` trains each method's small preset (``experiment=small/NAME``), evaluates the checkpoint on the test images
-and prints a Markdown table, which is also saved as ``OUT/DATA.md``. ``tune`` never touches a test image: it prints, and
-saves as ``OUT/tune.csv``, the kNN accuracy on the held-out images at the end of shorter runs.
+``table`` trains each method's small preset (``experiment=small/NAME``) with the settings of ``DATA`` and ``OWN`` below,
+evaluates the checkpoint on the test images and prints a Markdown table, which is also saved as ``OUT/DATA.md``.
+``tune`` never touches a test image: it prints, and saves as ``OUT/tune.csv``, the kNN accuracy on the held-out images
+at the end of shorter runs, or their mIoU for ``shapes_dense``.
 
-``time`` needs a quiet machine: every method has it alone, in a process of its own, with all cores. The table shows its
-figures, saved as ``OUT/time.json``.
+``time`` needs a quiet machine: every method has it alone, in a process of its own, with all cores. The table of the
+same data shows its figures, saved as ``OUT/time.json``.
 
 Runs go to ``--out`` and are not repeated when they are there: a benchmark that was stopped goes on where it was. Each
 run of ``table`` and ``tune`` has one thread, and ``--jobs`` of them go side by side.
@@ -36,52 +37,104 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from tqdm import tqdm
 
 import selfsup
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
+from selfsup.eval.segmentation import segmentation_probe
 from selfsup.registry import methods
 from selfsup.training import build_method, load_resumed_config
 
-#: The network and the strength of the views are the same for all methods: the presets have those for drawn scenes.
-#: Two crops or many, blur and solarisation are the method's own.
+#: Settings of all methods, over the presets, which are those for drawn scenes. Two crops or many, blur and solarisation
+#: are the method's own.
 DATA = {
     "shapes": ["data=shapes"],
+    # Crops are smaller than the image: objects are magnified less by them, and a step takes half the time.
     "fashion_mnist": [
+        "data=fashion_mnist",
+        "data.limit=10000",
+        "backbone.blocks=[1, 1, 1, 1]",
+        "augment.sizes=[20]",
+        "augment.override={scale: [0.4, 1.0], brightness: 0.4, contrast: 0.4}",
+    ],
+    # The drawn scenes' network, under which several methods lose what tells clothes apart: see docs/methods.md.
+    "fashion_mnist_seven": [
         "data=fashion_mnist",
         "data.limit=10000",
         "augment.override={scale: [0.4, 1.0], brightness: 0.4, contrast: 0.4}",
         "augment.local_override={scale: [0.15, 0.4]}",
     ],
+    # For methods that learn from places: two objects a scene, crops that show a part of it, and cells of 4 pixels, of
+    # which a crop has 6 × 6 and a scene 12 × 12.
+    "shapes_dense": [
+        "data=shapes",
+        "data.image_size=48",
+        "data.objects=2",
+        "data.train_size=4000",
+        "data.test_size=1000",
+        "backbone.blocks=[1, 2, 2]",
+        "augment.sizes=[24]",
+        "augment.override={scale: [0.2, 0.6]}",
+    ],
 }
+LOCAL_CROPS = {
+    "fashion_mnist": ["augment.sizes=[20, 12]", "augment.local_override={scale: [0.15, 0.4]}"],
+    "shapes_dense": ["augment.sizes=[24, 12]", "augment.local_override={scale: [0.05, 0.2]}"],
+}
+MULTI_CROP = ("dino", "swav")
+#: Settings of single methods, by kind of data. A head over every cell costs more than the network where it is as wide
+#: as in the presets; BYOL's is as wide as those it is compared with.
+OWN: dict[str, dict[str, list[str]]] = {
+    "shapes_dense": {name: ["method.hidden_dim=128"] for name in ("byol", "pixpro", "pixcontrast")}
+}
+#: ``shapes_dense`` is for the dense methods and what they are compared with; the others compare all.
+COMPARED = {"shapes_dense": ("simclr", "vicreg", "moco", "densecl", "byol", "pixpro", "pixcontrast")}
+EPOCHS = {"shapes": 8, "fashion_mnist": 3, "fashion_mnist_seven": 5, "shapes_dense": 15}
 BASELINES = ("raw_pixels", "untrained")
 QUICK = ["eval.figures=false", "eval.probe_epochs=30", "eval.segmentation_epochs=5"]
 PROTOCOLS = ("diagnostics", "knn", "linear_probe")
+HELDOUT = "heldout.json"
 LEARNING_RATES = (1 / 3, 1.0, 3.0)  # times the preset's, for tune
+WARM_UP = 5  # steps that are not timed
 QUIET = ["trainer.progress=false", "trainer.accelerator=cpu", "trainer.devices=1", "online.every_epochs=100000"]
+MISSING = "–"
 COLUMNS = ("method", "kNN", "linear probe", "mIoU", "RankMe", "alignment", "uniformity", "batch", "ms a step", "MB")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run folder to fill: by training, where there are settings for it, and by evaluation, where there are any."""
+    """A run folder to fill: by training and by evaluation, where there are settings for them.
+
+    With ``heldout_masks`` the masks of the held-out images are segmented too, and no test image is read.
+    """
 
     folder: Path
     train: list[str]
     evaluate: list[str]
+    heldout_masks: bool = False
 
 
 def train_job(folder: Path, name: str, data: str, settings: Sequence[str], evaluate: bool) -> Job:
     """Return the job that trains a preset and, for the table, evaluates it."""
-    train = [f"experiment=small/{name}", *DATA[data], *QUIET, *settings, f"run_dir={folder}"]
-    return Job(folder, train, [f"checkpoint={folder}"] if evaluate else [])
+    train = [*preset(name, data), *QUIET, *settings, f"run_dir={folder}"]
+    if evaluate:
+        return Job(folder, train, [f"checkpoint={folder}"])
+    return Job(folder, train, [], heldout_masks=data == "shapes_dense")
+
+
+def preset(name: str, data: str) -> list[str]:
+    """Return the settings of a method for a kind of data."""
+    crops = LOCAL_CROPS.get(data, []) if name in MULTI_CROP else []
+    return [f"experiment=small/{name}", *DATA[data], *crops, *OWN.get(data, {}).get(name, [])]
 
 
 def baseline_job(folder: Path, name: str, data: str) -> Job:
     """Return the job that evaluates pixels or random weights."""
-    settings = [setting for setting in DATA[data] if setting.startswith("data")]
-    return Job(folder, [], [f"checkpoint={name}", *settings, "backbone=convnet", f"run_dir={folder}"])
+    network = ["backbone=convnet", *(s for s in DATA[data] if s.startswith("backbone."))]
+    images = [s for s in DATA[data] if s.startswith("data")]
+    return Job(folder, [], [f"checkpoint={name}", *images, *network, f"run_dir={folder}"])
 
 
 def run(job: Job) -> None:
@@ -99,12 +152,21 @@ def run(job: Job) -> None:
             config = selfsup.load_evaluate_config([*job.evaluate, *QUICK])
             masks = ["segmentation"] if config.data.name == "shapes" else []
             selfsup.evaluate(config, [*PROTOCOLS, *masks], progress=False)
+        if job.heldout_masks:
+            splits, network = load_splits(load_config(job.train).data), selfsup.load_backbone(job.folder)
+            found = segmentation_probe(network, splits.train, splits.holdout, epochs=5, progress=False)
+            (job.folder / HELDOUT).write_text(json.dumps({"miou": found.miou}) + "\n")
     done.touch()
 
 
 def run_all(jobs: Sequence[Job], side_by_side: int) -> None:
-    """Run jobs, some at a time, each in a process with one thread; the first that fails ends the benchmark."""
+    """Run jobs, some at a time, each with one thread; the first that fails ends the benchmark."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    if side_by_side == 1:  # here, as every process would load all libraries once more
+        torch.set_num_threads(1)
+        for job in tqdm(jobs, desc="runs", unit="run"):
+            run(job)
+        return
     with ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         for future in tqdm(as_completed(futures), total=len(jobs), desc="runs", unit="run"):
@@ -116,7 +178,7 @@ def run_all(jobs: Sequence[Job], side_by_side: int) -> None:
                 raise
 
 
-def row(folder: Path, name: str, times: dict[str, tuple[float, float]]) -> list[str]:
+def row(folder: Path, name: str, data: str, times: dict[str, tuple[float, float]]) -> list[str]:
     """Return the table's row of a run."""
     records = json.loads((folder / "results.json").read_text())["results"]
 
@@ -125,7 +187,7 @@ def row(folder: Path, name: str, times: dict[str, tuple[float, float]]) -> list[
         return found[-1]["value"] if found else None
 
     def show(number: float | None, form: str, factor: float = 1.0) -> str:
-        return "–" if number is None else format(factor * number, form)
+        return MISSING if number is None else format(factor * number, form)
 
     metrics = folder / "metrics.csv"
     alignment = last_metric(metrics, "health/alignment") if metrics.exists() else None
@@ -138,7 +200,7 @@ def row(folder: Path, name: str, times: dict[str, tuple[float, float]]) -> list[
         show(value("diagnostics", "rank_me"), ".1f"),
         show(alignment, ".2f"),
         show(value("diagnostics", "uniformity"), ".2f"),
-        "–" if name in BASELINES else str(load_config([f"experiment=small/{name}"]).batch_size),
+        MISSING if name in BASELINES else str(load_config(preset(name, data)).batch_size),
         show(milliseconds, ".0f"),
         show(memory, ".0f"),
     ]
@@ -151,44 +213,58 @@ def last_metric(path: Path, name: str) -> float | None:
     return float(values[-1]) if values else None
 
 
-def table(names: Sequence[str], arguments: argparse.Namespace) -> None:
+def table(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
     """Train, evaluate and print, one table a data source."""
     measured = Path(arguments.out) / "time.json"
     times = json.loads(measured.read_text()) if measured.exists() else {}
     for data in arguments.data:
         folder = Path(arguments.out) / data
-        settings = [f"seed={arguments.seed}", f"trainer.max_epochs={arguments.epochs}"]
+        chosen, epochs = names or compared(data), arguments.epochs or EPOCHS[data]
+        settings = [f"seed={arguments.seed}", f"trainer.max_epochs={epochs}"]
         jobs = [baseline_job(folder / name, name, data) for name in BASELINES]
-        jobs += [train_job(folder / name, name, data, settings, evaluate=True) for name in names]
+        jobs += [train_job(folder / name, name, data, settings, evaluate=True) for name in chosen]
         run_all(jobs, arguments.jobs)
-        rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
-        rows += [row(folder / name, name, times) for name in (*BASELINES, *names)]
-        text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+        rows = [row(folder / name, name, data, times.get(data, {})) for name in (*BASELINES, *chosen)]
+        shown = [i for i, column in enumerate(zip(*rows, strict=True)) if set(column) != {MISSING}]
+        rows = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
+        text = "\n".join(f"| {' | '.join(cells[i] for i in shown)} |" for cells in rows) + "\n"
         folder.with_suffix(".md").write_text(text)
-        print(f"\n{data}, {arguments.epochs} epochs, seed {arguments.seed}\n\n{text}")
+        print(f"\n{data}, {epochs} epochs, seed {arguments.seed}\n\n{text}")
 
 
-def tune(names: Sequence[str], arguments: argparse.Namespace) -> None:
-    """Train every method with each learning rate and print the held-out accuracies."""
-    data, rows = arguments.data[0], []
-    trials = []
-    for name in names:
-        rate = load_config([f"experiment=small/{name}"]).optimizer.lr
+def compared(data: str) -> Sequence[str]:
+    """Return the methods that a kind of data compares."""
+    return COMPARED.get(data, tuple(methods))
+
+
+def tune(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
+    """Train every method with each learning rate and print how it does on the held-out images."""
+    data = arguments.data[0]
+    epochs = arguments.epochs or EPOCHS[data] // 2
+    trials, rows = [], []
+    for name in names or compared(data):
+        rate = load_config(preset(name, data)).optimizer.lr
         for factor in arguments.factors:
             chosen = float(f"{rate * factor:.2g}")
-            settings = [f"optimizer.lr={chosen}", f"trainer.max_epochs={arguments.epochs}", *arguments.set]
+            settings = [f"optimizer.lr={chosen}", f"trainer.max_epochs={epochs}", *arguments.set]
             settings += [f"seed={arguments.seed}", "online.bank=9000"]
-            label = "-".join([name, f"{chosen:g}", *(re.sub(r"[^\w.]", "_", s) for s in arguments.set)])
+            label = "-".join([name, f"{epochs}", f"{chosen:g}", *(re.sub(r"[^\w.]", "_", s) for s in arguments.set)])
             job = train_job(Path(arguments.out) / "tune" / data / label, name, data, settings, evaluate=False)
             trials.append((name, chosen, job))
     run_all([job for _, _, job in trials], arguments.jobs)
     for name, chosen, job in trials:
-        found = last_metric(job.folder / "metrics.csv", "online/knn")
-        rows.append([name, f"{chosen:g}", " ".join(arguments.set), "" if found is None else f"{100 * found:.1f}"])
+        if job.heldout_masks:
+            found = json.loads((job.folder / HELDOUT).read_text())["miou"]
+        else:
+            found = last_metric(job.folder / "metrics.csv", "online/knn")
+        rows.append([data, name, epochs, f"{chosen:g}", " ".join(arguments.set), f"{100 * (found or 0):.1f}"])
     with (Path(arguments.out) / "tune.csv").open("a", newline="") as file:
         csv.writer(file).writerows(rows)
-    print("| method | learning rate | other settings | held-out kNN |\n|---|---|---|---|")
-    print("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
+    measure = "mIoU" if data == "shapes_dense" else "kNN"
+    print(
+        f"| data | method | epochs | learning rate | other settings | held-out {measure} |\n|---|---|---|---|---|---|"
+    )
+    print("\n".join(f"| {' | '.join(map(str, cells))} |" for cells in rows))
 
 
 class StepTimes(pl.Callback):
@@ -201,9 +277,9 @@ class StepTimes(pl.Callback):
         self.marks.append(time.perf_counter())
 
 
-def measure(name: str, steps: int) -> tuple[float, float]:
+def measure(name: str, data: str, steps: int) -> tuple[float, float]:
     """Return the median milliseconds of a step and the peak memory in MB that training adds to the process."""
-    config = load_config([f"experiment=small/{name}", *DATA["shapes"], f"data.train_size={128 * steps * 2}"])
+    config = load_config([*preset(name, data), *(["data.train_size=1500"] if data.startswith("shapes") else [])])
     splits = load_splits(config.data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     method, times = build_method(config, splits), StepTimes()
@@ -212,38 +288,39 @@ def measure(name: str, steps: int) -> tuple[float, float]:
         max_steps=steps, accelerator="cpu", devices=1, callbacks=[times], enable_model_summary=False, **quiet
     )
     trainer.fit(method, TrainLoader(splits.pretrain, config.batch_size, config.seed))
-    seconds = [b - a for a, b in itertools.pairwise(times.marks)][5:]
+    seconds = [b - a for a, b in itertools.pairwise(times.marks)][WARM_UP:]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return 1000 * statistics.median(seconds), memory / 1024
 
 
-def time_steps(names: Sequence[str], arguments: argparse.Namespace) -> None:
+def time_steps(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
     """Measure every method in a process of its own and print."""
     path = Path(arguments.out) / "time.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     times = json.loads(path.read_text()) if path.exists() else {}
-    for name in tqdm(names, desc="methods"):
+    data = arguments.data[0]
+    own, chosen = times.setdefault(data, {}), names or compared(data)
+    for name in tqdm(chosen, desc="methods"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            times[name] = process.submit(measure, name, 30).result()
+            own[name] = process.submit(measure, name, data, 20 + WARM_UP).result()
         path.write_text(json.dumps(times, indent=2) + "\n")
     print("| method | ms a step | MB |\n|---|---|---|")
-    print("\n".join(f"| {name} | {times[name][0]:.0f} | {times[name][1]:.0f} |" for name in names))
+    print("\n".join(f"| {name} | {own[name][0]:.0f} | {own[name][1]:.0f} |" for name in chosen))
 
 
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["table", "tune", "time"])
-    parser.add_argument("--methods", nargs="+", default=list(methods))
-    parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
-    parser.add_argument("--epochs", type=int, default=None, help="8 for the table, 4 for tuning")
+    parser.add_argument("--methods", nargs="+", help="all by default; of shapes_dense those of COMPARED")
+    parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA), help="all; tune and time: one")
+    parser.add_argument("--epochs", type=int, default=None, help="EPOCHS for the table, half of it for tuning")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", default="runs/methods")
     parser.add_argument("--set", nargs="*", default=[], help="further settings for tune: key=value")
     parser.add_argument("--factors", nargs="+", type=float, default=list(LEARNING_RATES), help="for tune")
     arguments = parser.parse_args()
-    arguments.epochs = arguments.epochs or (8 if arguments.what == "table" else 4)
     {"table": table, "tune": tune, "time": time_steps}[arguments.what](arguments.methods, arguments)
 
 
