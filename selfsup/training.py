@@ -40,12 +40,16 @@ from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_
 from selfsup.registry import methods
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     """Train a method and return the run folder.
 
     The folder receives ``config.yaml``, ``environment.json``, ``metrics.csv``, ``times.csv``, ``checkpoints/last.ckpt``
     and ``figures/``. With ``config.resume`` the run it names goes on in its own folder, and the result is bit for bit
     the one of a run that was never stopped.
+
+    Args:
+        config: The run.
+        callbacks: Further ones of Lightning's, called before the run's own.
 
     Raises:
         UserError: A setting, a file or a folder is not as it must be. Nothing that existed is overwritten.
@@ -58,7 +62,7 @@ def train(config: TrainConfig) -> Path:
     _quieten()
     splits = load_splits(config.data)
     stopwatch = Stopwatch(run_dir / "times.csv")
-    trainer = _build_trainer(config, splits, run_dir, resumed_step, stopwatch)
+    trainer = _build_trainer(config, splits, run_dir, resumed_step, stopwatch, callbacks)
     data = _Data(splits, config)
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
     method = build_method(config, splits, trainer.world_size)
@@ -154,11 +158,16 @@ def _check_resume(config: TrainConfig, checkpoint: dict[str, Any]) -> int:
 
 
 def _build_trainer(
-    config: TrainConfig, splits: Splits, run_dir: Path, resumed_step: int, stopwatch: Stopwatch
+    config: TrainConfig,
+    splits: Splits,
+    run_dir: Path,
+    resumed_step: int,
+    stopwatch: Stopwatch,
+    further: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     settings, online = config.trainer, config.online
     views = ViewsFigure(run_dir / "figures" / "views.png", splits.pretrain)
-    callbacks: list[pl.Callback] = [stopwatch, views, WatchLoss(settings.log_every_steps)]
+    callbacks: list[pl.Callback] = [*further, stopwatch, views, WatchLoss(settings.log_every_steps)]
     if online.every_epochs:
         callbacks.append(OnlineEvaluation(splits, online))
     # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong

@@ -126,3 +126,15 @@ def test_a_method_that_needs_labels_says_so_before_training() -> None:
     )
     with pytest.raises(UserError, match="Supervised learns from labels"):
         Supervised(parts)
+
+
+def test_further_callbacks_see_the_training(tiny_config: Callable[..., Any]) -> None:
+    class Steps(pl.Callback):
+        seen = 0
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.seen += 1
+
+    steps = Steps()
+    train(tiny_config(), [steps])
+    assert steps.seen == 8
