@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.collectives import gather, rank_of
+from selfsup.functional.collectives import gather, gather_together, rank_of
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, group: dist.ProcessGroup
         raise ValueError(f"nt_xent needs two [N,D] tensors of one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = F.normalize(full_precision(z1), dim=1), F.normalize(full_precision(z2), dim=1)
-        all1, all2 = gather(z1, group), gather(z2, group)
+        all1, all2 = gather_together((z1, z2), group)
         local, total = len(z1), len(all1)
         logits = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T / temperature  # [2N, 2B]
         row = torch.arange(local, device=z1.device) + rank_of(group) * local

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.collectives import gather
+from selfsup.functional.collectives import gather_together
 from selfsup.functional.contrastive import full_precision
 
 
@@ -38,7 +38,7 @@ def barlow_twins_loss(
     """
     _check("barlow_twins_loss", z1, z2, group)
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = (gather(full_precision(z), group) for z in (z1, z2))
+        z1, z2 = gather_together((full_precision(z1), full_precision(z2)), group)
         z1, z2 = ((z - z.mean(0)) * (z.var(0, correction=0) + eps).rsqrt() for z in (z1, z2))
         correlation = z1.T @ z2 / len(z1)
         on_diagonal = (1 - correlation.diagonal()).square().sum()
@@ -83,7 +83,7 @@ def vicreg_loss(
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = full_precision(z1), full_precision(z2)
         loss = invariance_weight * F.mse_loss(z1, z2)  # of this rank's own images
-        for z in (gather(z1, group), gather(z2, group)):
+        for z in gather_together((z1, z2), group):
             centred = z - z.mean(0)
             covariance = centred.T @ centred / (len(z) - 1)
             spread = (covariance.diagonal() + eps).sqrt()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.functional.collectives import gather, rank_of
+from selfsup.functional.collectives import rank_of
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -70,10 +70,27 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
 def shuffle(images: Tensor, permutation: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Return this rank's share of the images of all ranks in the order of ``permutation`` ``[B]`` (ShuffleBN).
 
-    No gradient flows: keys need none.
+    Every image goes to the rank that wants it and to no other, so that what is sent does not grow with the number of
+    ranks. No gradient flows: keys need none.
+
+    Args:
+        images: ``[N,…]``, the same number on every rank.
+        permutation: int64 ``[B]`` of the images of all ranks, the same on every rank. On the CPU it spares a wait.
+        group: The ranks; None for a single process.
     """
-    share = permutation.chunk(1 if group is None else dist.get_world_size(group))[rank_of(group)]
-    return gather(images.detach(), group)[share]
+    images = images.detach()
+    if group is None or dist.get_world_size(group) == 1:
+        return images[permutation]
+    rank, local, permutation = rank_of(group), len(images), permutation.cpu()
+    shares = torch.split(permutation, local)
+    given = [share[share // local == rank] % local for share in shares]  # to each rank, in the order that it asks for
+    owners = shares[rank] // local
+    received = torch.empty_like(images, memory_format=torch.contiguous_format)
+    counts = torch.bincount(owners, minlength=len(shares)).tolist()
+    sent = images[torch.cat(given).to(images.device)].contiguous()
+    dist.all_to_all_single(received, sent, counts, [len(part) for part in given], group=group)
+    # what came is sorted by its owner; the inverse of that sort puts it in the order of the share
+    return received[owners.argsort(stable=True).argsort().to(images.device)]
 
 
 def unshuffle(keys: Tensor, permutation: Tensor, group: dist.ProcessGroup | None) -> Tensor:

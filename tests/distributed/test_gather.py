@@ -8,7 +8,7 @@ from torch import nn
 
 from selfsup.distributed import any_rank, world
 from selfsup.functional import nt_xent
-from selfsup.functional.collectives import gather
+from selfsup.functional.collectives import gather, gather_together
 from selfsup.nn import FeatureQueue, MomentumEncoder, shuffle, unshuffle
 
 RANKS = 2
@@ -41,9 +41,34 @@ def test_gather_concatenates_in_rank_order_and_its_gradient_sums_what_all_ranks_
         torch.testing.assert_close(gradient, parts_of(weights.sum(0))[rank], rtol=1e-14, atol=1e-14)
 
 
+def run_gather_together(rank, x, weights):
+    locals_ = [parts_of(part)[rank].requires_grad_() for part in x]
+    calls = []
+    originals = {name: getattr(dist, name) for name in ("all_gather", "reduce_scatter", "all_reduce")}
+    for name, original in originals.items():
+        setattr(dist, name, lambda *a, name=name, original=original, **k: (calls.append(name), original(*a, **k))[1])
+    try:
+        everything = gather_together(locals_, world())
+        sum((e * w).sum() for e, w in zip(everything, weights[rank], strict=True)).backward()
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return [e.detach().clone() for e in everything], [part.grad for part in locals_], calls
+
+
+def test_tensors_gathered_together_are_those_gathered_alone_by_one_call_each_way(two_ranks):
+    x, weights = random(3, 6, 2), random(RANKS, 3, 6, 2, seed=1)
+    for rank, (everything, gradients, calls) in enumerate(two_ranks.run(run_gather_together, x, weights)):
+        assert torch.equal(torch.stack(everything), x)
+        for gradient, asked in zip(gradients, weights.sum(0), strict=True):
+            torch.testing.assert_close(gradient, parts_of(asked)[rank], rtol=1e-14, atol=1e-14)
+        assert calls == ["all_gather", "reduce_scatter"]
+
+
 def test_gather_in_a_single_process_is_the_identity():
     x = random(3, 2)
     assert gather(x, None) is x
+    assert gather_together([x, x], None)[1] is x
     assert world() is None
 
 
