@@ -91,13 +91,15 @@ def _train(arguments: Arguments) -> int:
 
     --import FILE   load a Python file first, such as one that registers a method of your own
     --config FILE   start from a run's config.yaml in place of the defaults
-    --multirun      train every combination of comma-separated values
+    --multirun      train every combination of comma-separated values; hydra/launcher=submitit_slurm makes each a job
+                    of a cluster (docs/clusters.md)
     """
-    arguments = _import_files(arguments)
+    given, arguments = arguments, _import_files(arguments)
     file, arguments = _option(arguments, "--config")
     if _asks_help(arguments):
         return _help(_train, "train", ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"))
     if "--multirun" in arguments or "-m" in arguments:
+        _let_jobs_import(given)
         return _sweep([a for a in arguments if a not in ("--multirun", "-m")])
     _refuse_options(arguments)
     from selfsup.config import load_config
@@ -121,6 +123,13 @@ def _run_training(config: Any) -> int:
     if is_first_process():
         print(f"\nTrained: {run_dir}\nnext: selfsup evaluate checkpoint={run_dir}")
     return 0
+
+
+def _let_jobs_import(arguments: Arguments) -> None:
+    """Put the folders of ``--import`` on the path of the processes of a launcher: they import what they unpickle."""
+    while (found := _option(arguments, "--import"))[0] is not None:
+        folder, arguments = str(Path(str(found[0])).resolve().parent), found[1]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
 
 
 def _sweep(arguments: Arguments) -> int:

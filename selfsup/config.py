@@ -232,6 +232,11 @@ def explain(error: Exception, kind: str) -> str:
     """Say in one sentence what is wrong with a configuration, naming the nearest right key or choice."""
     text = " ".join(str(error).split())
     cause = error.__cause__
+    if found := re.search(r"hydra/(launcher|sweeper)/(\w+)", text):
+        return (
+            f"There is no hydra/{found.group(1)}={found.group(2)}: a package of its own brings it "
+            "(submitit_slurm and submitit_local: pip install hydra-submitit-launcher)."
+        )
     details = f"{text} {' '.join(str(cause).split())}" if cause is not None else text
     if isinstance(error, MissingConfigException) and (found := re.search(r"'(\w+)/([^']+)'", text)):
         group, choice = found.groups()

@@ -173,6 +173,12 @@ def _build_trainer(
     # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong
     callbacks.append(SaveLast(run_dir, settings.checkpoint_every_epochs, settings.checkpoint_every_steps))
     strategy: str | Strategy = settings.strategy
+    if settings.strategy.startswith("fsdp"):
+        raise UserError(
+            f"trainer.strategy={settings.strategy} is not offered: it leaves each device pieces of flattened "
+            "parameters, while weight decay, LARS, momentum encoders and prototypes go by whole ones; take "
+            "trainer.strategy=ddp."
+        )
     if strategy == "ddp":
         # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
         strategy = DDPStrategy(broadcast_buffers=False)

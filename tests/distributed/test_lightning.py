@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from tiny import TINY, TINY_METHOD
 from selfsup.checkpoint import read_checkpoint
 
 
-def run(folder: Path, name: str, *settings: str) -> dict[str, torch.Tensor]:
-    command = [sys.executable, "-m", "selfsup.cli", "train", "method=moco", *TINY_METHOD["moco"], *TINY]
+def run(folder: Path, name: str, *settings: str, launch: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    command = [sys.executable, *launch, "-m", "selfsup.cli", "train", "method=moco", *TINY_METHOD["moco"], *TINY]
     done = subprocess.run(
         [*command, f"run_dir={name}", *settings], cwd=folder, capture_output=True, text=True, timeout=240, check=False
     )
@@ -25,8 +26,19 @@ def run(folder: Path, name: str, *settings: str) -> dict[str, torch.Tensor]:
 def test_two_devices_train_what_one_does(tmp_path: Path) -> None:
     one = run(tmp_path, "one")
     two = run(tmp_path, "two", "trainer.devices=2", "trainer.strategy=ddp")
+    assert_equal_but_for_statistics(one, two)
+
+
+def assert_equal_but_for_statistics(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
     assert one.keys() == two.keys()
     for key, value in one.items():
         if "running_" in key:  # each rank has the statistics of its own share
             continue
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_torchrun_trains_what_one_process_does(tmp_path: Path) -> None:
+    one = run(tmp_path, "one")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    two = run(tmp_path, "two", "trainer.devices=2", "trainer.strategy=ddp", launch=launch)
+    assert_equal_but_for_statistics(one, two)

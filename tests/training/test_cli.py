@@ -94,6 +94,38 @@ def test_multirun_trains_every_combination(tmp_path: Path) -> None:
     assert kinds == [("moco", 0), ("moco", 1), ("simclr", 0), ("simclr", 1)]
 
 
+def test_multirun_through_a_launcher(tmp_path: Path) -> None:
+    """Submitit's local executor: jobs in processes of their own, which import a file of one's own."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_method.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from selfsup.methods.simclr import SimCLR, SimCLRConfig\n"
+        "from selfsup.registry import methods\n"
+        "@dataclass\n"
+        "class MineConfig(SimCLRConfig):\n"
+        "    name: str = 'mine'\n"
+        "@methods.register('mine', MineConfig, augment='simclr')\n"
+        "class Mine(SimCLR):\n"
+        "    'A method of one\\'s own.'\n"
+    )
+    command = [sys.executable, "-m", "selfsup.cli", "train", "--multirun", "--import", "mine/my_method.py"]
+    settings = ["hydra/launcher=submitit_local", "method=mine", "seed=0,1", *TINY, "trainer.max_epochs=1"]
+    done = subprocess.run([*command, *settings], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = [p for p in (tmp_path / "runs").iterdir() if (p / "checkpoints" / "last.ckpt").exists()]
+    assert sorted(read_checkpoint(p)["selfsup"]["config"]["seed"] for p in runs) == [0, 1]
+
+
+def test_a_launcher_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "selfsup.cli", "train", "--multirun", "hydra/launcher=submitit_slrm", "seed=0,1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "hydra/launcher=submitit_slrm" in done.stderr
+    assert "pip install hydra-submitit-launcher" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_method_in_a_file_of_ones_own(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         '''
@@ -157,7 +189,8 @@ def test_one_s_own_folder_of_images(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "probe", "knn", "evaluate", "segmentation", "neighbours", "compare", "methods"]
+    "command",
+    ["train", "probe", "knn", "evaluate", "segmentation", "neighbours", "compare", "methods", "doctor"],
 )
 def test_help(command: str, run: Run) -> None:
     code, out, _ = run(command, "--help")
@@ -192,6 +225,7 @@ MISTAKES = {
     "unknown recipe value": (["train", "augment.override.blurp=0", *TINY], "blur_p"),
     "unknown Kornia name": (["train", "augment.extra=[{name: RandomRotatoin}]", *TINY], "RandomRotation"),
     "bad precision": (["train", "trainer.precision=13", *TINY], "trainer"),
+    "sharded parameters": (["train", "trainer.strategy=fsdp", *TINY], "trainer.strategy=ddp"),
     "bad strategy": (["train", "trainer.strategy=dpd", *TINY], "trainer"),
     "batch larger than the data": (["train", *TINY, "batch_size=999"], "batch_size"),
     "queue smaller than a batch": (["train", "method=moco", *TINY, "method.queue_size=8"], "method.queue_size"),
