@@ -95,7 +95,9 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
     backbone = build_backbone(config.backbone, data.channels, data.normalization)
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
-    views = build_views(config.augment, config.data.image_size, data.normalization)
+    views = build_views(
+        config.augment, config.data.image_size, data.normalization, len(data) * config.trainer.max_epochs
+    )
     labelled = data.labels is not None
     parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled)
     method: Method = methods[config.method.name].target(config.method, parts)

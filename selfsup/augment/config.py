@@ -21,7 +21,8 @@ class AugmentConfig:
         local_override: The same for the views of the second size, over ``override`` (``{scale: [0.1, 0.3]}``).
         extra: Kornia augmentations inserted before normalisation: ``[{name: RandomErasing, params: {p: 0.5}}]``.
         compile: Compile the colour operations when the first batch comes; without a working compiler the views are
-            made as without it, and a line says so. Pixels differ by rounding alone.
+            made as without it, and a line says so. Pixels differ by rounding alone. None: in trainings so long that
+            it pays (``COMPILING_PAYS`` pixels of views and more).
     """
 
     recipe: str = "simclr"
@@ -31,4 +32,4 @@ class AugmentConfig:
     override: dict[str, Any] = field(default_factory=dict)
     local_override: dict[str, Any] = field(default_factory=dict)
     extra: list[dict[str, Any]] = field(default_factory=list)
-    compile: bool = False
+    compile: bool | None = None

@@ -111,3 +111,18 @@ def test_compiled_views_on_cuda_equal_eager_views_on_the_cpu():
     ours = build_views(dataclasses.replace(config, compile=True), 40, IDENTITY)(images.cuda(), seed=2)
     for view, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(view.image.cpu(), other.image, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "setting", "expected"),
+    [
+        (10**6, None, True),
+        (10**5, None, False),
+        (0, None, False),
+        (10**7, False, False),
+        (1, True, True),
+    ],
+)
+def test_a_training_compiles_when_it_is_long_enough_to_win_the_time_back(images, setting, expected):
+    config = AugmentConfig(counts=[2], sizes=[32], compile=setting)  # 2048 pixels of views an image
+    assert build_views(config, 32, IDENTITY, images).compiled is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tiny import TINY, TINY_METHOD
 
+from selfsup.augment import compiled
 from selfsup.callbacks import Interrupted
 from selfsup.checkpoint import read_checkpoint
 from selfsup.config import load_config
@@ -82,6 +84,25 @@ def test_resumed_equals_uninterrupted(
     logged = [list(csv.DictReader((run / "metrics.csv").open())) for run in (whole, parts)]
     assert logged[0] == logged[1]
     assert len({row["step"] for row in logged[0]}) == 8  # four steps in each of two epochs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_views_resume(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tiny_config("simclr", "augment.compile=true", run="whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config("simclr", "augment.compile=true", run="parts"))
+    parts = stopped.value.checkpoint.parent.parent
+    compiled._function.cache_clear()  # as in a new process
+    torch._dynamo.reset()
+    train(load_resumed_config([f"resume={parts}"]))
+    assert_same_state(whole, parts)
+    assert differences(
+        read_checkpoint(whole)["state_dict"],
+        read_checkpoint(train(tiny_config("simclr", "augment.compile=false", run="eager")))["state_dict"],
+    ), "the compiled pixels were used"
 
 
 def test_the_comparison_notices_a_difference(tiny_config: Callable[..., Any]) -> None:
