@@ -114,8 +114,17 @@ def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> li
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]], config: OptimizerConfig, lr: float, *, fused: bool = True
+) -> torch.optim.Optimizer:
     """Build the timm optimiser over parameter groups, see ``Method.param_groups``.
+
+    Args:
+        groups: Parameters, on the device they are trained on.
+        config: The optimiser and its settings.
+        lr: Learning rate, scaled.
+        fused: Let torch's own optimisers (SGD, Adam, AdamW) move all weights in one call, where the device can. The
+            others take timm's or torch's default: lists of tensors at a time on a GPU.
 
     Raises:
         UserError: Unknown name, or arguments that it does not take.
@@ -124,10 +133,21 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, lr: f
     if config.name not in known:
         raise UserError(f"optimizer.name: timm has no optimiser '{config.name}'.{nearest(config.name, known)}")
     groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
+    kwargs = dict(config.kwargs)
+    if fused and not kwargs.keys() & {"fused", "foreach"} and _can_fuse(config.name, groups):
+        kwargs["fused"] = True
     try:
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            groups, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, **config.kwargs
+            groups, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, **kwargs
         )
     except (TypeError, ValueError, ImportError, AssertionError) as error:
         raise UserError(f"optimizer: '{config.name}' cannot be built with these settings: {error}") from error
     return optimizer
+
+
+def _can_fuse(name: str, groups: list[dict[str, Any]]) -> bool:
+    optimizer = timm.optim.get_optimizer_class(name, bind_defaults=False)
+    if optimizer not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        return False
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)

@@ -297,3 +297,31 @@ def test_arguments_it_does_not_take_are_a_users_error(name, kwargs):
 def test_a_negative_learning_rate_is_a_users_error():
     with pytest.raises(UserError, match="learning rate"):
         build(network(), lr=-0.1)
+
+
+@pytest.mark.parametrize("name", ["momentum", "sgd", "adam", "adamw"])
+def test_one_fused_call_moves_the_weights_as_the_loop_does(name):
+    steps = []
+    for fused in (False, True):
+        module = network()
+        config = OptimizerConfig(name=name, weight_decay=0.05)
+        optimizer = build_optimizer(decay_groups(module, 0.05, True), config, 0.01, fused=fused)
+        assert bool(optimizer.defaults.get("fused")) == fused
+        for step in range(3):
+            backward(module, seed=step)
+            optimizer.step()
+        steps.append(snapshot(module))
+    for key, loop in steps[0].items():
+        torch.testing.assert_close(steps[1][key], loop, rtol=1e-10, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("kwargs", [{"fused": False}, {"foreach": True}])
+def test_settings_decide_before_the_default(kwargs):
+    optimizer = build(network(), name="sgd", kwargs=kwargs)
+    assert {key: optimizer.defaults[key] for key in kwargs} == kwargs
+    assert not optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb", "lion", "nadam"])
+def test_what_has_no_fused_form_is_built_without(name):
+    assert not build(network(), name=name).defaults.get("fused")
