@@ -27,6 +27,7 @@ class DataConfig:
             see the same images.
         workers: Worker processes that decode images when the source is streamed from disk.
         resident_limit_mb: A source whose decoded images take at most this much memory is kept as one tensor.
+        resident_on_device: Keep such a source on the GPU that trains when a quarter of its free memory holds it.
         mean, std: Per-channel statistics of images scaled to [0, 1], used to normalise views and evaluation images.
     """
 
@@ -39,6 +40,7 @@ class DataConfig:
     subset_seed: int = 0
     workers: int = 2
     resident_limit_mb: int = 2048
+    resident_on_device: bool = True
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 

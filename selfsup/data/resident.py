@@ -46,7 +46,27 @@ class ResidentDataset(ImageDataset):
         self.index = self._source_index[self._rows]
 
     def read(self, positions: Tensor) -> Tensor:
-        return self._images.index_select(0, self._rows[positions])
+        rows = self._rows[positions].to(self._images.device, non_blocking=True)
+        return self._images.index_select(0, rows)
+
+    def on(self, device: torch.device) -> ResidentDataset:
+        """Return this part with its images on ``device``, where they are then read; all else stays where it is."""
+        return ResidentDataset(
+            self._images[self._rows].to(device),
+            self.labels,
+            name=self.name,
+            split=self.split,
+            image_size=self.image_size,
+            normalization=self.normalization,
+            classes=self.classes,
+            masks=None if self._masks is None else self._masks[self._rows],
+            index=self.index,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the images of this part take."""
+        return len(self) * self._images[:1].nbytes
 
     def read_masks(self, positions: Tensor) -> Tensor | None:
         return None if self._masks is None else self._masks.index_select(0, self._rows[positions])
@@ -64,3 +84,8 @@ class ResidentDataset(ImageDataset):
             rows=self._rows[positions],
             index=self._source_index,
         )
+
+
+def fits(dataset: ResidentDataset, device: torch.device) -> bool:
+    """Whether a GPU has room for the images: at most a quarter of what is free before training begins."""
+    return device.type == "cuda" and 4 * dataset.nbytes <= torch.cuda.mem_get_info(device)[0]

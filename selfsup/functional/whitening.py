@@ -89,7 +89,7 @@ def whitening_mse(
             raise ValueError(f"{count} images do not divide into sub-batches of {subbatch_size}")
         place = "cpu" if generator is None else generator.device
         orders = [torch.randperm(count, generator=generator, device=place) for _ in range(iterations)]
-        order = torch.stack(orders).view(-1, subbatch_size).to(views.device)
+        order = torch.stack(orders).view(-1, subbatch_size).to(views.device, non_blocking=True)
         whitened, singular = _whiten(views[:, order], eps, jitter)  # [V, sub-batches, subbatch_size, D]
         if failures is not None:
             failures += singular.sum()
