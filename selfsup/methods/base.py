@@ -82,6 +82,8 @@ class Method(pl.LightningModule, ABC):
         self.seed = parts.seed
         #: Optimiser steps of the whole training; Lightning tells when training starts.
         self.total_steps = 1
+        #: Steps between two that are logged; as above.
+        self.log_every_steps = 1
         #: Goes into every checkpoint: what is needed to build the network, and the run, again.
         self.checkpoint_info: dict[str, Any] = {}
         self.finite: Tensor
@@ -130,32 +132,51 @@ class Method(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Draw the views, take the method's step, log it."""
+        output = self.step(self.draw_views(batch, batch_idx), batch)
+        self.finite &= output.loss.detach().isfinite()
+        # Lightning hands the loggers these steps' values and no others
+        if (self.trainer.global_step + 1) % self.log_every_steps == 0:
+            self.log("train/loss", output.loss.detach(), prog_bar=True, sync_dist=False)
+            for name, value in output.logs.items():
+                self.log(f"train/{name}", value.detach())
+        return output.loss
+
+    @final
+    def draw_views(self, batch: Batch, batch_idx: int) -> tuple[View, ...]:
+        """Seed everything random in a step and return the views of its batch."""
         epoch_seed = fold_in(self.seed, self.current_epoch)
         self._batch_seed = fold_in(epoch_seed, batch_idx)
         torch.manual_seed(fold_in(self._batch_seed, self.global_rank))  # dropout and the like
         unique_step = batch_idx * self.trainer.world_size + self.global_rank
-        views = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step)
-        output = self.step(views, batch)
-        self.finite &= output.loss.detach().isfinite()
-        self.log("train/loss", output.loss.detach(), prog_bar=True, sync_dist=False)
-        for name, value in output.logs.items():
-            self.log(f"train/{name}", value.detach())
-        return output.loss
+        views: tuple[View, ...] = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step)
+        return views
+
+    @final
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Send images and labels off without waiting for their arrival; the index stays, as views are drawn here."""
+        image, label = batch.image, batch.label
+        if device.type == "cuda" and image.device.type == "cpu":
+            image = image.pin_memory()  # from there alone is a copy asynchronous
+        image = image.to(device, non_blocking=True)
+        label = None if label is None else label.to(device, non_blocking=True)
+        return Batch(image, label, batch.index)
 
     @final
     def batch_permutation(self, local: int) -> Tensor:
         """Return a random order of the images of all ranks, ``local`` on each: the same on every rank."""
         generator = torch.Generator().manual_seed(self._batch_seed)
-        return torch.randperm(local * self.trainer.world_size, generator=generator).to(self.device)
+        order = torch.randperm(local * self.trainer.world_size, generator=generator)
+        return order.to(self.device, non_blocking=True)
 
     @final
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the per-step schedule."""
         config, trainer = self.optimizer_config, self.trainer
-        optimizer = build_optimizer(
-            self.param_groups(), config, scaled_lr(config, self.batch_size * trainer.accumulate_grad_batches)
-        )
+        lr = scaled_lr(config, self.batch_size * trainer.accumulate_grad_batches)
+        # Lightning cannot clip what a fused optimiser unscales by itself (trainer.precision=16-mixed)
+        optimizer = build_optimizer(self.param_groups(), config, lr, fused=trainer.gradient_clip_val is None)
         self.total_steps = int(trainer.estimated_stepping_batches)
+        self.log_every_steps = max(1, int(trainer.log_every_n_steps))  # type: ignore[attr-defined]
         factors = learning_rate_factors(config, self.total_steps, max(1, trainer.max_epochs or 1), optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

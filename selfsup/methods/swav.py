@@ -88,6 +88,7 @@ class SwAV(Method):
         self.queues = nn.ModuleList([FeatureQueue(config.queue_size, config.output_dim) for _ in range(queues)])
         self.stored: Tensor
         self.register_buffer("stored", torch.zeros((), dtype=torch.long))  # images put into the queues so far
+        self._read: tuple[int, int] | None = None
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
         """Return the swapped prediction; the global views' embeddings then enter the queues."""
@@ -98,14 +99,22 @@ class SwAV(Method):
         if self.current_epoch >= self.config.queue_start_epoch and self.queues:
             for queue, view in zip(self.queues, embeddings.chunk(len(views)), strict=False):
                 queue.enqueue(view.detach())  # type: ignore[operator]
+            count = self.count_stored() + self.batch_size
             self.stored += self.batch_size
+            self._read = (self.stored._version, count)
         return StepOutput(swapped_prediction(scores, codes, self.config.temperature))
+
+    def count_stored(self) -> int:
+        """Return ``stored``. The device is asked only when somebody else has written there, as a resumed run does."""
+        if self._read is None or self._read[0] != self.stored._version:
+            self._read = (self.stored._version, int(self.stored))
+        return self._read[1]
 
     @torch.no_grad()
     def assign(self, scores: tuple[Tensor, ...]) -> list[Tensor]:
         """Return the codes of the global views, assigned together with the queues' embeddings once these are full."""
         config, group = self.config, world()
-        full = bool(self.queues) and bool(self.stored >= config.queue_size)
+        full = bool(self.queues) and self.count_stored() >= config.queue_size
         codes = []
         for number, own in enumerate(scores):
             rows = own.detach()
