@@ -17,6 +17,7 @@ from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 from torch import Tensor
 
 from selfsup.augment import save_views_figure
+from selfsup.compilation import evaluating
 from selfsup.config import OnlineConfig
 from selfsup.data import ImageDataset, Splits
 from selfsup.distributed import any_rank
@@ -196,7 +197,8 @@ class OnlineEvaluation(pl.Callback):
         assert isinstance(module, Method)
         collapsed = False
         if trainer.is_global_zero:
-            values = self.look(module)
+            with evaluating():
+                values = self.look(module)
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
             collapsed = values["health/std"] < 0.02 or values["health/rank"] < 1.5

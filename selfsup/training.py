@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import itertools
@@ -21,6 +22,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
@@ -28,8 +30,10 @@ from torch import nn
 from selfsup.augment import build_views
 from selfsup.callbacks import MetricsCsv, OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure, WatchLoss
 from selfsup.checkpoint import INFO, AtomicCheckpointIO, find_checkpoint, read_checkpoint, run_of
+from selfsup.compilation import Compile
 from selfsup.config import TrainConfig, from_values, to_yaml
 from selfsup.data import Splits, TrainLoader, load_splits
+from selfsup.data.resident import ResidentDataset, fits
 from selfsup.errors import UserError
 from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
@@ -60,6 +64,7 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     run_dir = _choose_run_dir(config) if checkpoint is None else run_of(checkpoint)
     pl.seed_everything(config.seed, verbose=False)
     _quieten()
+    _keep_memory()
     splits = load_splits(config.data)
     stopwatch = Stopwatch(run_dir / "times.csv")
     trainer = _build_trainer(config, splits, run_dir, resumed_step, stopwatch, callbacks)
@@ -123,7 +128,7 @@ class _Data(pl.LightningDataModule):
 
     def __init__(self, splits: Splits, config: TrainConfig) -> None:
         super().__init__()
-        self.splits, self.config = splits, config
+        self.dataset, self.config = splits.pretrain, config
 
     def loader(
         self, rank: int = 0, world_size: int = 1, position: Callable[[], tuple[int, int]] | None = None
@@ -131,13 +136,20 @@ class _Data(pl.LightningDataModule):
         """Return the loader of one rank."""
         config = self.config
         return TrainLoader(
-            self.splits.pretrain, config.batch_size, config.seed, rank, world_size, config.data.workers, position
+            self.dataset, config.batch_size, config.seed, rank, world_size, config.data.workers, position
         )
 
     def train_dataloader(self) -> TrainLoader:
-        """Called by Lightning, which knows by then which rank this is."""
+        """Called by Lightning, which knows by then which rank this is, and on which device."""
         trainer = self.trainer
         assert trainer is not None
+        device = trainer.strategy.root_device
+        if (
+            isinstance(self.dataset, ResidentDataset)
+            and self.config.data.resident_on_device
+            and fits(self.dataset, device)
+        ):
+            self.dataset = self.dataset.on(device)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return self.loader(
             trainer.global_rank, trainer.world_size, lambda: (trainer.current_epoch, progress.current.ready)
@@ -170,6 +182,11 @@ def _build_trainer(
     settings, online = config.trainer, config.online
     views = ViewsFigure(run_dir / "figures" / "views.png", splits.pretrain)
     callbacks: list[pl.Callback] = [*further, stopwatch, views, WatchLoss(settings.log_every_steps)]
+    if settings.compile:
+        callbacks.append(Compile())
+    if settings.progress:
+        # every refresh reads the loss, for which it has to wait for the device
+        callbacks.append(TQDMProgressBar(refresh_rate=settings.log_every_steps))
     if online.every_epochs:
         callbacks.append(OnlineEvaluation(splits, online))
     # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong
@@ -332,8 +349,22 @@ def _quieten() -> None:
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
         ".*broadcast_buffers.*",
+        ".*transfer_batch_to_device.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _keep_memory() -> None:
+    """Let glibc keep the memory that a step frees for the next step, instead of asking the kernel for it anew.
+
+    Activations are a few large tensors, which by default come from the kernel, page by page and zeroed, in every step.
+    Elsewhere (GPU memory has torch's own cache; other C libraries) nothing happens.
+    """
+    mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, never)
 
 
 def load_resumed_config(overrides: Sequence[str]) -> TrainConfig:
