@@ -8,6 +8,7 @@ from selfsup.nn.heads import projection_head
 from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import Prototypes
 from selfsup.nn.queue import FeatureQueue
+from selfsup.nn.recompute import in_chunks, unchanged_statistics
 
 __all__ = [
     "Backbone",
@@ -22,8 +23,10 @@ __all__ = [
     "build_backbone",
     "check_dense",
     "dense_head",
+    "in_chunks",
     "projection_head",
     "shuffle",
     "split_batch_norm",
+    "unchanged_statistics",
     "unshuffle",
 ]

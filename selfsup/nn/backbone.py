@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import timm
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from selfsup.errors import UserError
+from selfsup.nn.recompute import in_chunks
 from selfsup.types import Normalization
 
 
@@ -44,6 +47,8 @@ class Backbone(nn.Module):
         dim: Width ``D`` of the pooled feature.
         in_channels: Channels of the images it takes.
         normalization: Statistics its training images were normalised with, or None when unknown.
+        chunk_size: Most images that training holds activations of at a time, or None; see :meth:`save_memory`.
+        recomputes: Whether the backward pass computes parts of the network again.
     """
 
     def __init__(self, network: nn.Module, in_channels: int, normalization: Normalization | None = None) -> None:
@@ -53,10 +58,40 @@ class Backbone(nn.Module):
         self.dim = int(cast(int, getattr(network, "head_hidden_size", network.num_features)))
         self.in_channels = in_channels
         self.normalization = normalization
+        self.chunk_size: int | None = None
+        self.recomputes = False
+
+    def save_memory(self, chunk_size: int | None = None, activation_checkpointing: bool = False) -> None:
+        """Trade time for memory in training; whoever backpropagates wraps that in ``unchanged_statistics``.
+
+        Args:
+            chunk_size: Run so many images at a time, see :func:`~selfsup.nn.in_chunks`. None is all in one pass.
+            activation_checkpointing: Keep the inputs of the network's blocks only, as its author chose them.
+
+        Raises:
+            UserError: A chunk of no images, or a network that does not know its blocks.
+        """
+        if chunk_size is not None and chunk_size < 1:
+            raise UserError(f"trainer.chunk_size={chunk_size} must be at least 1; null is one pass of the whole batch.")
+        if activation_checkpointing:
+            try:
+                self.network.set_grad_checkpointing(True)  # type: ignore[operator]
+            except (AttributeError, AssertionError) as error:
+                raise UserError(
+                    "trainer.activation_checkpointing: this network has no blocks that could be computed again "
+                    "(set_grad_checkpointing); leave it out, or set trainer.chunk_size."
+                ) from error
+        self.chunk_size = chunk_size
+        self.recomputes = activation_checkpointing or chunk_size is not None
+
+    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        if self.chunk_size is None or not self.training:
+            return function(images)
+        return in_chunks(function, images, self.chunk_size, self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features: float ``[B,C,H,W]`` to ``[B,D]``."""
-        return cast(Tensor, self.network(images))
+        return self._run(self.network, images)
 
     def forward_dense(self, images: Tensor) -> Tensor:
         """Return the feature map: float ``[B,C,H,W]`` to ``[B,D,S,S]``.
@@ -65,7 +100,7 @@ class Backbone(nn.Module):
         map and the pooled feature have ``network.num_features`` channels here instead of ``D``. Tokens of a
         transformer are laid out on their grid; class and register tokens are left out.
         """
-        features = cast(Tensor, self.network.forward_features(images))  # type: ignore[operator]
+        features = self._run(cast(Callable[[Tensor], Tensor], self.network.forward_features), images)
         if features.ndim == 4:
             width = self.network.num_features
             channels_last = features.shape[1] != width and features.shape[3] == width
@@ -90,6 +125,7 @@ class ConvNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
+        self._checkpointing = False
         for stage, count in enumerate(convolutions):
             for position in range(count):
                 wider = width * 2**stage
@@ -101,7 +137,15 @@ class ConvNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the last feature map ``[B,D,S,S]``."""
-        return cast(Tensor, self.layers(images))
+        if not self._checkpointing:
+            return cast(Tensor, self.layers(images))
+        for start in range(0, len(self.layers), 3):
+            images = checkpoint(self.layers[start : start + 3], images, use_reentrant=False)
+        return images
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what convolutions take and compute the rest again, or not (timm's name for it)."""
+        self._checkpointing = enable
 
     def forward(self, images: Tensor) -> Tensor:
         """Return its spatial mean ``[B,D]``."""
