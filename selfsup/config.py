@@ -37,7 +37,13 @@ class TrainerConfig:
         accelerator, devices, num_nodes, strategy, precision: As Lightning's ``Trainer`` takes them.
         sync_batchnorm: Share BatchNorm statistics over ranks; None: yes on several GPUs, unless the method needs
             statistics per rank (MoCo).
-        accumulate: Batches whose gradients add up to one step. Contrastive losses still see one batch at a time.
+        accumulate: Batches whose gradients add up to one step. Losses that compare images still see one batch at a
+            time: a larger ``batch_size`` with ``chunk_size`` gives them more.
+        chunk_size: Most images, views counted singly, that the backbone runs at a time on a rank, and that training
+            holds activations of (GradCache); None is one pass. The gradient is that of the whole batch, for a third
+            more arithmetic; BatchNorm layers of the backbone have statistics of each chunk.
+        activation_checkpointing: Keep only the inputs of the backbone's blocks and compute the rest again in the
+            backward pass. Changes no result.
         gradient_clip: Largest gradient norm; None does not clip.
         log_every_steps: Steps between two rows of ``metrics.csv``.
         checkpoint_every_epochs: Epochs between two checkpoints; the last epoch always leaves one.
@@ -55,6 +61,8 @@ class TrainerConfig:
     precision: str = "32-true"
     sync_batchnorm: bool | None = None
     accumulate: int = 1
+    chunk_size: int | None = None
+    activation_checkpointing: bool = False
     gradient_clip: float | None = None
     log_every_steps: int = 10
     checkpoint_every_epochs: int = 1

@@ -100,6 +100,7 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
     backbone = build_backbone(config.backbone, data.channels, data.normalization)
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
+    backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
     views = build_views(
         config.augment, config.data.image_size, data.normalization, len(data) * config.trainer.max_epochs
     )
@@ -330,6 +331,13 @@ def _announce(config: TrainConfig, splits: Splits, run_dir: Path, method: Method
         f"\nrun folder: {run_dir}",
         flush=True,
     )
+    if config.trainer.accumulate > 1 and method.couples_images:
+        print(
+            f"note: trainer.accumulate={config.trainer.accumulate} adds up gradients of batches that never meet: "
+            f"{config.method.name} compares the {config.batch_size} images of one batch only, so this adds no "
+            f"negatives and nothing else to compare with; batch_size={effective} with trainer.chunk_size does.",
+            flush=True,
+        )
     queue_size = getattr(config.method, "queue_size", 0)
     if queue_size > len(splits.pretrain):
         print(

@@ -50,6 +50,8 @@ class BarlowTwinsConfig(MethodConfig):
 class BarlowTwins(Method):
     """Draw the cross-correlation matrix of two views' embeddings to the identity (Barlow Twins)."""
 
+    couples_images = True
+
     def __init__(self, config: BarlowTwinsConfig, parts: Parts) -> None:
         super().__init__(parts)
         if config.head_layers < 1:

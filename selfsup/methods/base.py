@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from selfsup.augment import ViewGenerator
 from selfsup.checkpoint import INFO
 from selfsup.errors import UserError
 from selfsup.hashing import fold_in
-from selfsup.nn import Backbone
+from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
     OptimizerConfig,
     build_optimizer,
@@ -71,6 +72,10 @@ class Method(pl.LightningModule, ABC):
     view_count: tuple[int, int | None] = (2, 2)
     #: Whether ``step`` reads ``batch.label``.
     needs_labels = False
+    #: Whether the loss of an image depends on the other images of the batch (negatives, correlations, balanced codes).
+    couples_images = False
+    #: Whether the backbone may see the batch in chunks (``trainer.chunk_size``).
+    chunkable = True
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
@@ -182,6 +187,13 @@ class Method(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @final
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backpropagate; what the backbone computes again meanwhile does not count in its running statistics."""
+        again = self.backbone.recomputes
+        with unchanged_statistics(self.backbone) if again else contextlib.nullcontext():
+            super().backward(loss, *args, **kwargs)
+
+    @final
     def on_after_backward(self) -> None:
         """Drop the gradients of what is frozen. (Without them no optimiser decays or moves it.)"""
         for parameter in self.frozen_parameters():
@@ -216,3 +228,8 @@ class Method(pl.LightningModule, ABC):
             )
         if self.needs_labels and not parts.labelled:
             raise UserError(f"{type(self).__name__} learns from labels and these images have none; choose other data.")
+        if parts.backbone.chunk_size is not None and not self.chunkable:
+            raise UserError(
+                f"{type(self).__name__} needs its batch in one pass, so leave trainer.chunk_size out; "
+                "trainer.activation_checkpointing saves memory too."
+            )

@@ -71,6 +71,7 @@ class DenseCL(Method):
     """Contrast images and, matched by the backbone's features, the cells of their maps (InfoNCE, two queues)."""
 
     sync_batchnorm = False  # ShuffleBN needs statistics per rank
+    chunkable = False  # bn_groups are parts of the whole batch, and keys wait in a queue
 
     def __init__(self, config: DenseCLConfig, parts: Parts) -> None:
         super().__init__(parts)

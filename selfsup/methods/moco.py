@@ -70,6 +70,7 @@ class MoCo(Method):
     """Find the momentum encoder's key of the same image among a queue of earlier keys; MoCo v1 and v2."""
 
     sync_batchnorm = False  # ShuffleBN needs statistics per rank
+    chunkable = False  # bn_groups are parts of the whole batch, and keys wait in a queue
 
     def __init__(self, config: MoCoConfig, parts: Parts) -> None:
         super().__init__(parts)

@@ -57,6 +57,8 @@ class MoCoV3Config(MethodConfig):
 class MoCoV3(Method):
     """Predict the momentum encoder's key of the other view among the keys of the batch."""
 
+    couples_images = True
+
     def __init__(self, config: MoCoV3Config, parts: Parts) -> None:
         super().__init__(parts)
         patch_embed = getattr(self.backbone.network, "patch_embed", None)

@@ -50,6 +50,8 @@ class NNCLRConfig(MethodConfig):
 class NNCLR(Method):
     """Contrast the nearest neighbour of one view, among earlier images, with the other views of the batch."""
 
+    couples_images = True
+
     def __init__(self, config: NNCLRConfig, parts: Parts) -> None:
         super().__init__(parts)
         if config.queue_size < parts.batch_size:

@@ -41,6 +41,8 @@ class SimCLRConfig(MethodConfig):
 class SimCLR(Method):
     """Contrast two views of each image with all other images of the batch (NT-Xent)."""
 
+    couples_images = True
+
     def __init__(self, config: SimCLRConfig, parts: Parts) -> None:
         super().__init__(parts)
         self.temperature = config.temperature

@@ -48,6 +48,7 @@ class SupCon(Method):
 
     view_count = (2, None)
     needs_labels = True
+    couples_images = True
 
     def __init__(self, config: SupConConfig, parts: Parts) -> None:
         super().__init__(parts)

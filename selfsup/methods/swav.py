@@ -66,6 +66,7 @@ class SwAV(Method):
     """Predict a view's balanced cluster assignment from the other views, small crops included."""
 
     view_count = (GLOBAL_VIEWS, None)
+    couples_images = True
 
     def __init__(self, config: SwAVConfig, parts: Parts) -> None:
         super().__init__(parts)

@@ -49,6 +49,8 @@ class VICRegConfig(MethodConfig):
 class VICReg(Method):
     """Make views agree under a floor on each dimension's variance and a penalty on covariances (VICReg)."""
 
+    couples_images = True
+
     def __init__(self, config: VICRegConfig, parts: Parts) -> None:
         super().__init__(parts)
         if config.head_layers < 1:

@@ -66,6 +66,7 @@ class WMSE(Method):
     """Attract the whitened embeddings of two or more views of each image (W-MSE)."""
 
     view_count = (2, None)
+    couples_images = True
 
     def __init__(self, config: WMSEConfig, parts: Parts) -> None:
         super().__init__(parts)

@@ -13,11 +13,12 @@ from tiny import TINY, TINY_METHOD
 from selfsup.checkpoint import read_checkpoint
 
 
-def run(folder: Path, name: str, *settings: str, launch: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    command = [sys.executable, *launch, "-m", "selfsup.cli", "train", "method=moco", *TINY_METHOD["moco"], *TINY]
-    done = subprocess.run(
-        [*command, f"run_dir={name}", *settings], cwd=folder, capture_output=True, text=True, timeout=240, check=False
-    )
+def run(
+    folder: Path, name: str, *settings: str, method: str = "moco", launch: Sequence[str] = ()
+) -> dict[str, torch.Tensor]:
+    own = [f"method={method}", *TINY_METHOD.get(method, []), *TINY]
+    command = [sys.executable, *launch, "-m", "selfsup.cli", "train", *own, f"run_dir={name}", *settings]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     state: dict[str, torch.Tensor] = read_checkpoint(folder / name)["state_dict"]
     return state
@@ -41,4 +42,12 @@ def test_torchrun_trains_what_one_process_does(tmp_path: Path) -> None:
     one = run(tmp_path, "one")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     two = run(tmp_path, "two", "trainer.devices=2", "trainer.strategy=ddp", launch=launch)
+    assert_equal_but_for_statistics(one, two)
+
+
+def test_two_devices_in_chunks_train_what_one_does(tmp_path: Path) -> None:
+    """Chunks of 4 are the same images on one device and on two, so that BatchNorm agrees; SupCon's head has none."""
+    one = run(tmp_path, "one", "trainer.chunk_size=4", method="supcon")
+    saving = ["trainer.chunk_size=4", "trainer.activation_checkpointing=true"]
+    two = run(tmp_path, "two", *saving, "trainer.devices=2", "trainer.strategy=ddp", method="supcon")
     assert_equal_but_for_statistics(one, two)

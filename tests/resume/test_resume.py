@@ -172,3 +172,22 @@ def test_signals_to_the_command_leave_a_checkpoint(number: signal.Signals, tmp_p
     assert f"resume={run}" in errors
     assert "Traceback" not in errors
     assert read_checkpoint(run)["global_step"] > 0
+
+
+def test_chunks_and_activation_checkpoints_resume(
+    tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [
+        "backbone=resnet18",
+        "backbone.kwargs={drop_path_rate: 0.5, channels: [4, 8, 8, 8]}",
+        "trainer.chunk_size=6",
+        "trainer.activation_checkpointing=true",
+    ]
+    whole = train(tiny_config("simclr", *settings, run="whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config("simclr", *settings, run="parts"))
+    parts = stopped.value.checkpoint.parent.parent
+    train(load_resumed_config([f"resume={parts}"]))
+    assert_same_state(whole, parts)
