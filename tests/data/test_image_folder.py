@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from selfsup.data import FileDataset, TrainLoader, load_splits
 from selfsup.data import decode as decoding
@@ -150,6 +150,36 @@ def test_a_large_jpeg_is_shrunk_well(tmp_path):
     Image.fromarray(_ramp()).resize((1600, 1200), Image.Resampling.NEAREST).save(tmp_path / "a.jpg", quality=95)
     image = decode_image(tmp_path / "a.jpg", 16)
     assert np.abs(np.array(_quarters(image)) - _COLOURS).max() <= 6
+
+
+def _pillow(path):
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpegs_are_decoded_as_pillow_decodes_them(tmp_path, orientation, mode, subsampling):
+    noise = np.random.default_rng(orientation).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if mode == "L" else {"subsampling": subsampling}
+    Image.fromarray(noise).convert(mode).save(tmp_path / "a.jpg", quality=80, exif=exif, **options)
+    expected = torch.from_numpy(np.array(_pillow(tmp_path / "a.jpg"))).permute(2, 0, 1)
+    assert torch.equal(decode_image(tmp_path / "a.jpg", 24), expected)
+    assert torch.equal(decode_image((tmp_path / "a.jpg").read_bytes(), 24), expected)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((50, 50), 24), ((40, 64), 32), ((64, 40), 57), ((20, 20), 33)])
+def test_resizing_is_that_of_pillow_within_a_level(tmp_path, shape, size):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    square = _pillow(tmp_path / "a.png").crop((left, top, left + side, top + side))
+    expected = np.array(square.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.abs(decode_image(tmp_path / "a.png", size).numpy().astype(int) - expected).max() <= 1
 
 
 def test_too_many_pixels(tmp_path, monkeypatch):
