@@ -29,6 +29,7 @@ from tqdm import tqdm
 from selfsup.callbacks import OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure
 from selfsup.config import TrainConfig, from_values
 from selfsup.data import ResidentDataset, Splits, load_splits
+from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
 from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method
@@ -390,7 +391,7 @@ class _Visit:
         """Take one step that does not count, then some that do."""
         torch.set_num_threads(variant.threads)
         if not variant.splits.pretrain.resident:
-            steps = max(steps, 4 * variant.config.data.workers)  # or batches that were fetched ahead hide a wait
+            steps = max(steps, 4 * worker_count(variant.config.data))  # or batches that were fetched ahead hide a wait
         lap = (_Limit if variant.precomputed else _Lap)(1, steps)
         began = time.perf_counter()
         try:
@@ -559,7 +560,7 @@ def _candidates(config: TrainConfig, splits: Splits, device: torch.device) -> It
     """Settings that can help this configuration on this machine."""
     data, images, cores = config.data, splits.pretrain, len(os.sched_getaffinity(0))
     if not images.resident:
-        for workers in sorted({cores, 2 * cores} - {data.workers}):
+        for workers in sorted({cores, 2 * cores} - {worker_count(data)}):
             yield _Candidate(f"data.workers={workers}", ("data wait",))
         megabytes = _size_mb(splits)
         note = f"images in memory: {megabytes} MB"

@@ -23,6 +23,7 @@ from selfsup.config import EvaluateConfig
 from selfsup.data import load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.files import FileDataset
+from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, extract_features
 from selfsup.eval.results import Record
@@ -125,7 +126,7 @@ def embed(config: EvaluateConfig, out: str | Path, progress: bool = True) -> tup
             for block in _blocks(part):
                 # the device is the backbone's: None leaves it there between blocks
                 found = extract_features(
-                    backbone, block, batch_size=config.eval.batch_size, workers=data.workers, progress=False
+                    backbone, block, batch_size=config.eval.batch_size, workers=worker_count(data), progress=False
                 )
                 if labelled and found.labels is None:
                     found = dataclasses.replace(found, labels=torch.full_like(found.index, -1))

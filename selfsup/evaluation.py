@@ -17,6 +17,7 @@ from selfsup.config import EvaluateConfig, from_values, load_config
 from selfsup.data import load_splits
 from selfsup.data.base import ImageDataset, Splits
 from selfsup.data.resident import ResidentDataset
+from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
 from selfsup.eval import PROTOCOLS, Audit, CkaTable, audit_dataset, cka, evaluate_all, extract_splits, pixel_splits
 from selfsup.eval.results import Record
@@ -79,7 +80,7 @@ def evaluate(config: EvaluateConfig, protocols: Sequence[str] | None = None, pro
         facts=facts,
         head=load_head(config.checkpoint) if trained_here and "layers" in (protocols or PROTOCOLS) else None,
         seed=config.seed,
-        workers=config.data.workers,
+        workers=worker_count(config.data),
         device=choose_device(config.accelerator),
         progress=progress,
     )
@@ -145,13 +146,13 @@ def find_neighbours(config: EvaluateConfig, progress: bool = True) -> tuple[Audi
         run_dir = run_of(find_checkpoint(config.checkpoint))
     folder = run_dir / "neighbours"
     if backbone is None:
-        found = pixel_splits(splits, workers=config.data.workers)
+        found = pixel_splits(splits, workers=worker_count(config.data))
     else:
         found = extract_splits(
             backbone,
             splits,
             batch_size=settings.batch_size,
-            workers=config.data.workers,
+            workers=worker_count(config.data),
             device=choose_device(config.accelerator),
             cache_dir=folder / "features" if settings.cache else None,
             progress=progress,
@@ -200,7 +201,7 @@ def compare_networks(
         images,
         layers=layers,
         batch_size=first.eval.batch_size,
-        workers=first.data.workers,
+        workers=worker_count(first.data),
         device=choose_device(first.accelerator),
         progress=progress,
     )

@@ -34,6 +34,7 @@ from selfsup.compilation import Compile
 from selfsup.config import TrainConfig, from_values, to_yaml
 from selfsup.data import Splits, TrainLoader, load_splits
 from selfsup.data.resident import ResidentDataset, fits
+from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
 from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
@@ -132,12 +133,23 @@ class _Data(pl.LightningDataModule):
         self.dataset, self.config = splits.pretrain, config
 
     def loader(
-        self, rank: int = 0, world_size: int = 1, position: Callable[[], tuple[int, int]] | None = None
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        position: Callable[[], tuple[int, int]] | None = None,
+        processes: int = 1,
     ) -> TrainLoader:
-        """Return the loader of one rank."""
+        """Return the loader of one rank, of which there are ``processes`` on this machine."""
         config = self.config
         return TrainLoader(
-            self.dataset, config.batch_size, config.seed, rank, world_size, config.data.workers, position
+            self.dataset,
+            config.batch_size,
+            config.seed,
+            rank,
+            world_size,
+            worker_count(config.data, processes),
+            position,
+            config.trainer.max_epochs,
         )
 
     def train_dataloader(self) -> TrainLoader:
@@ -153,7 +165,10 @@ class _Data(pl.LightningDataModule):
             self.dataset = self.dataset.on(device)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return self.loader(
-            trainer.global_rank, trainer.world_size, lambda: (trainer.current_epoch, progress.current.ready)
+            trainer.global_rank,
+            trainer.world_size,
+            lambda: (trainer.current_epoch, progress.current.ready),
+            trainer.num_devices,
         )
 
 

@@ -25,7 +25,8 @@ class DataConfig:
             before ``limit`` and is never trained on.
         subset_seed: Seed of the hold-out and of ``limit``. Apart from ``seed``, so that runs with different seeds
             see the same images.
-        workers: Worker processes that decode images when the source is streamed from disk.
+        workers: Worker processes that decode images when the source is streamed from disk. None is one for each core
+            that a training process has, at most 16; 0 reads in the training process.
         resident_limit_mb: A source whose decoded images take at most this much memory is kept as one tensor.
         resident_on_device: Keep such a source on the GPU that trains when a quarter of its free memory holds it.
         mean, std: Per-channel statistics of images scaled to [0, 1], used to normalise views and evaluation images.
@@ -38,7 +39,7 @@ class DataConfig:
     limit: int | None = None
     holdout: float = 0.1
     subset_seed: int = 0
-    workers: int = 2
+    workers: int | None = None
     resident_limit_mb: int = 2048
     resident_on_device: bool = True
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
@@ -57,6 +58,7 @@ class ImageDataset(ABC):
         labels: int64 ``[N]`` on the CPU, or None. A missing label is -1.
         index: int64 ``[N]`` on the CPU: the stable position of each image in its source split.
         resident: Whether the images are in memory, so that reading needs no worker processes.
+        cached: Whether they are read from a cache of pixels, for which one thread is enough.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ImageDataset(ABC):
     labels: Tensor | None
     index: Tensor
     resident: bool = True
+    cached: bool = False
 
     def __len__(self) -> int:
         return len(self.index)
@@ -93,6 +96,15 @@ class ImageDataset(ABC):
         Raises:
             UserError: There are more than the source allows.
         """
+
+    def blocks(self) -> tuple[Tensor, int] | None:
+        """Return how training must shuffle so that the disk reads in long runs; None where any order will do.
+
+        Returns:
+            int64 ``[N]``, the block of storage that each image lies in, and how many images are shuffled with each
+            other: whole blocks in random order, up to that number.
+        """
+        return None
 
     @abstractmethod
     def subset(self, positions: Tensor) -> ImageDataset:

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfsup.data.base import DataConfig, ImageDataset, SourceSplits
+from selfsup.data.base import DataConfig, SourceSplits
+from selfsup.data.encoded import prepared
 from selfsup.data.files import FileDataset, find_images
+from selfsup.data.splits import draw_test
 from selfsup.errors import UserError
 from selfsup.registry import sources
 from selfsup.types import Normalization
@@ -30,6 +32,8 @@ class ImageFolderConfig(DataConfig):
             ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
         max_undecodable: Largest fraction of files that may turn out to be undecodable, rounded up to whole files of a
             split; they are left out.
+        cache: Folder for the decoded and resized images, so that only the first epoch decodes; it takes three bytes
+            a pixel. None decodes in every epoch.
     """
 
     name: str = "image_folder"
@@ -38,6 +42,7 @@ class ImageFolderConfig(DataConfig):
     test_fraction: float = 0.2
     source_size: int | None = None
     max_undecodable: float = 0.01
+    cache: str | None = None
 
 
 @sources.register("image_folder", ImageFolderConfig)
@@ -53,7 +58,8 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
         test_root = None  # folders called "test" or "val" are classes like others
     train_names = _images(train_root)
     if test_root is None:
-        train_names, test_names = _set_aside(train_names, config.test_fraction)
+        train, test = draw_test(len(train_names), config.test_fraction)
+        train_names, test_names = [train_names[place] for place in train], [train_names[place] for place in test]
         test_root = train_root
     else:
         test_names = _images(test_root)
@@ -62,11 +68,9 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
     source_size = config.source_size or (
         round(config.image_size * 8 / 7) if config.image_size > 64 else config.image_size
     )
-    image_bytes = 3 * source_size**2
-    resident = (len(train_names) + len(test_names)) * image_bytes <= config.resident_limit_mb * 2**20
 
-    def split(name: str, folder: Path, names: list[str]) -> ImageDataset:
-        files = FileDataset(
+    def split(name: str, folder: Path, names: list[str]) -> FileDataset:
+        return FileDataset(
             folder,
             names,
             _labels(names, classes),
@@ -78,12 +82,12 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
             classes=classes,
             max_undecodable=config.max_undecodable,
         )
-        return files.decode_all() if resident else files
 
-    return SourceSplits(
-        train=split("train", train_root, train_names),
-        test=split("test", test_root, test_names) if test_names else None,
-    )
+    parts = {"train": split("train", train_root, train_names)}
+    if test_names:
+        parts["test"] = split("test", test_root, test_names)
+    found = prepared(parts, config, config.cache)
+    return SourceSplits(found["train"], found.get("test"))
 
 
 def _root(config: ImageFolderConfig) -> Path:
@@ -102,16 +106,6 @@ def _images(folder: Path) -> list[str]:
     if not names:
         raise UserError(f"data.root: {folder} holds no images; set data.root to a folder that does.")
     return names
-
-
-def _set_aside(names: list[str], fraction: float) -> tuple[list[str], list[str]]:
-    # Fixed, not subset_seed: what is tested must not change with a setting of the training images
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
-    tested = set(order[: round(fraction * len(names))])
-    if len(tested) == len(names):
-        raise UserError(f"data.test_fraction is {fraction}, which leaves no training image; lower it.")
-    train = [name for position, name in enumerate(names) if position not in tested]
-    return train, [names[position] for position in sorted(tested)]
 
 
 def _classes(config: ImageFolderConfig, root: Path, names: list[str]) -> tuple[str, ...] | None:

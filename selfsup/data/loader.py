@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.types import Batch
+
+READ_AHEAD = 4  # batches that a thread reads from a cache before they are asked for
 
 _Read = tuple[Tensor, Tensor, Tensor]  # positions that were read, their images, positions that could not be
 
@@ -24,14 +28,19 @@ class TrainLoader:
     images of a step do not depend on the number of ranks. The last, incomplete batch is dropped. An image that cannot
     be decoded is replaced by the next one of the dataset that can, with that one's label and index.
 
+    Reading does not stop at the end of an epoch: the first batches of the next one are decoded while the last of this
+    one are trained on and whatever follows is evaluated.
+
     Args:
         dataset: What is trained on.
         batch_size: Images of a step over all ranks.
         seed: Seed of the order.
         rank, world_size: This process, and how many there are.
-        workers: Processes that decode a streamed dataset; a resident one is indexed in this process.
+        workers: Processes that decode a streamed dataset, of which a cached one needs only a thread; 0 reads in this
+            thread, as a resident one always does.
         position: Returns (epoch, batches already done in it). Asked when iteration begins, so that a resumed run
             goes on with the exact rest of its epoch. None counts the epochs of this loader from 0.
+        epochs: Epochs of the training, beyond which nothing is read ahead; None knows no end.
 
     Raises:
         UserError: The batch is larger than the dataset, or does not split evenly over the ranks.
@@ -46,6 +55,7 @@ class TrainLoader:
         world_size: int = 1,
         workers: int = 0,
         position: Callable[[], tuple[int, int]] | None = None,
+        epochs: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; set it to at least 1.")
@@ -66,6 +76,8 @@ class TrainLoader:
         self.workers = workers
         self._position = position
         self._epochs_begun = 0
+        self._epochs = epochs
+        self._ahead: tuple[int, Iterator[Batch]] | None = None  # an epoch, and the reading that has come to its begin
 
     def __len__(self) -> int:
         return len(self.dataset) // self.batch_size
@@ -77,11 +89,26 @@ class TrainLoader:
             self._epochs_begun += 1
         else:
             epoch, done = self._position()
-        order = epoch_order(len(self.dataset), self.seed, epoch)
+        if done == 0 and self._ahead is not None and self._ahead[0] == epoch:
+            batches = self._ahead[1]
+        else:
+            batches = _batches(self.dataset, self._requests(epoch, done), self.workers, replace=True)
+        self._ahead = None  # one that stops within its epoch is not gone on with
+        for number in range(done, len(self)):
+            batch = next(batches)
+            if number == len(self) - 1:
+                self._ahead = epoch + 1, batches
+            yield batch
+
+    def _requests(self, epoch: int, done: int) -> Iterator[Tensor]:
         share = self.batch_size // self.world_size
-        begins = (batch * self.batch_size + self.rank * share for batch in range(done, len(self)))
-        requests = [order[begin : begin + share] for begin in begins]
-        yield from _batches(self.dataset, requests, self.workers, replace=True)
+        last = None if self._epochs is None else max(epoch, self._epochs - 1)
+        while last is None or epoch <= last:
+            order = epoch_order(len(self.dataset), self.seed, epoch, self.dataset.blocks())
+            for number in range(done, len(self)):
+                begin = number * self.batch_size + self.rank * share
+                yield order[begin : begin + share]
+            epoch, done = epoch + 1, 0
 
     # Lightning takes a loader that has these two methods for one that can resume within an epoch, and then neither
     # warns nor skips batches by itself. There is nothing to store: the order follows from (seed, epoch), and the
@@ -93,11 +120,35 @@ class TrainLoader:
         pass
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
-    """Return the permutation of ``range(length)`` that an epoch follows: int64 ``[length]``."""
+def epoch_order(length: int, seed: int, epoch: int, blocks: tuple[Tensor, int] | None = None) -> Tensor:
+    """Return the permutation of ``range(length)`` that an epoch follows: int64 ``[length]``.
+
+    Args:
+        length, seed, epoch: Images of the dataset, and the key of the order.
+        blocks: As ``ImageDataset.blocks``; None shuffles all images with each other.
+    """
     # Two numbers make one generator seed; a large odd factor keeps (seed, epoch + 1) apart from (seed + 1, epoch)
     mixed = (seed * 0x9E3779B97F4A7C15 + epoch * 0xC2B2AE3D27D4EB4F) % 2**63
-    return torch.randperm(length, generator=torch.Generator().manual_seed(mixed))
+    generator = torch.Generator().manual_seed(mixed)
+    if blocks is None:
+        return torch.randperm(length, generator=generator)
+    block_of, window = blocks
+    together = torch.argsort(block_of, stable=True)
+    counts = torch.unique_consecutive(block_of[together], return_counts=True)[1]
+    stored = torch.split(together, counts.tolist())
+    order: list[Tensor] = []
+    waiting: list[Tensor] = []
+    for block in torch.randperm(len(stored), generator=generator).tolist():
+        waiting.append(stored[block])
+        if sum(map(len, waiting)) >= window:
+            order.append(_mixed(waiting, generator))
+            waiting = []
+    return torch.cat([*order, _mixed(waiting, generator)] if waiting else order)
+
+
+def _mixed(blocks: list[Tensor], generator: torch.Generator) -> Tensor:
+    rows = torch.cat(blocks)
+    return rows[torch.randperm(len(rows), generator=generator)]
 
 
 def eval_batches(dataset: ImageDataset, batch_size: int, workers: int = 0) -> Iterator[Batch]:
@@ -106,15 +157,18 @@ def eval_batches(dataset: ImageDataset, batch_size: int, workers: int = 0) -> It
     return _batches(dataset, list(torch.split(positions, batch_size)), workers, replace=False)
 
 
-def _batches(dataset: ImageDataset, requests: list[Tensor], workers: int, replace: bool) -> Iterator[Batch]:
+def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, replace: bool) -> Iterator[Batch]:
     reads: Iterator[_Read | UserError]
     if dataset.resident or workers == 0:
         reads = (_read(dataset, positions, replace) for positions in requests)
+    elif dataset.cached:
+        reads = _read_ahead(dataset, requests, replace)
     else:
         reads = iter(
             DataLoader(
-                _Requests(dataset, requests, replace),
+                _Reader(dataset, replace),
                 batch_size=None,
+                sampler=requests,  # one item is one batch, so that workers return whole batches in order
                 num_workers=workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # else starting the workers would draw from the global generator
@@ -126,25 +180,58 @@ def _batches(dataset: ImageDataset, requests: list[Tensor], workers: int, replac
         positions, images, undecodable = read
         # Workers are other processes: what they found is told to the dataset here, where it is logged and counted
         dataset.report_undecodable(undecodable)
+        if replace and not len(positions):
+            raise UserError(f"No image of {dataset.name} can be decoded; look at the files in data.root.")
         if len(positions):
             labels = None if dataset.labels is None else dataset.labels[positions]
             yield Batch(images, labels, dataset.index[positions])
 
 
-class _Requests(Dataset[_Read | UserError]):
-    """One item is one batch, so that workers return whole batches in order."""
+class _Reader(Dataset[_Read | UserError]):
+    """A dataset whose items are batches and whose keys are their positions."""
 
-    def __init__(self, dataset: ImageDataset, requests: list[Tensor], replace: bool) -> None:
-        self.dataset, self.requests, self.replace = dataset, requests, replace
+    def __init__(self, dataset: ImageDataset, replace: bool) -> None:
+        self.dataset, self.replace = dataset, replace
 
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def __getitem__(self, item: int) -> _Read | UserError:
+    def __getitem__(self, positions: Tensor) -> _Read | UserError:
         try:
-            return _read(self.dataset, self.requests[item], self.replace)
+            return _read(self.dataset, positions, self.replace)
         except UserError as error:
             return error  # raised in a worker it would arrive wrapped in a traceback
+
+
+def _read_ahead(dataset: ImageDataset, requests: Iterable[Tensor], replace: bool) -> Iterator[_Read]:
+    """Read in a thread, a few batches ahead: copying pixels from a mapped file runs outside Python's lock."""
+    found: queue.Queue[_Read | BaseException | None] = queue.Queue(READ_AHEAD)
+    stop = threading.Event()
+
+    def put(item: _Read | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                found.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def work() -> None:
+        try:
+            for request in requests:
+                positions, images, undecodable = _read(dataset, request, replace)
+                put((positions, images.pin_memory() if torch.cuda.is_available() else images, undecodable))
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=work, name="read-ahead", daemon=True).start()
+    try:
+        while (item := found.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
 
 
 def _read(dataset: ImageDataset, positions: Tensor, replace: bool) -> _Read:

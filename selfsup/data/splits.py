@@ -56,5 +56,22 @@ def _limited(dataset: ImageDataset, order: Tensor, limit: int | None) -> ImageDa
     return dataset.subset(order.sort().values)
 
 
+def draw_test(count: int, fraction: float) -> tuple[list[int], list[int]]:
+    """Set a fraction of ``count`` images aside for testing where a source has no split for it.
+
+    Returns:
+        The positions of the training images and of the test images, both ascending.
+
+    Raises:
+        UserError: Nothing is left to train on.
+    """
+    # Fixed, not subset_seed: what is tested must not change with a setting of the training images
+    order = _shuffled(count, 0).tolist()
+    tested = set(order[: round(fraction * count)])
+    if len(tested) == count:
+        raise UserError(f"data.test_fraction is {fraction}, which leaves no training image; lower it.")
+    return [position for position in range(count) if position not in tested], sorted(tested)
+
+
 def _shuffled(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

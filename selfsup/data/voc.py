@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ class VocConfig(DataConfig):
         source_size: Side of the square that each file is brought to before views are cut from it; None is 8/7 of
             ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
         max_undecodable: Largest fraction of images that may turn out to be undecodable; they are left out.
+        cache: Folder for the decoded and resized images (masks are read from their files); None decodes in every epoch.
     """
 
     name: str = "voc"
@@ -70,6 +72,7 @@ class VocConfig(DataConfig):
     classes: list[str] = field(default_factory=lambda: list(CLASSES))
     source_size: int | None = None
     max_undecodable: float = 0.01
+    cache: str | None = None
 
 
 class VocDataset(FileDataset):
@@ -79,8 +82,8 @@ class VocDataset(FileDataset):
         masks: Folder of the masks, named as the images with the ending ``.png``.
     """
 
-    def __init__(self, root: Path, names: list[str], labels: Tensor | None, *, masks: Path, **settings: object) -> None:
-        super().__init__(root, names, labels, **settings)  # type: ignore[arg-type]
+    def __init__(self, root: Path, names: list[str], labels: Tensor | None, *, masks: Path, **settings: Any) -> None:
+        super().__init__(root, names, labels, **settings)
         self.masks = masks
 
     def read_masks(self, positions: Tensor) -> Tensor:
@@ -144,6 +147,8 @@ def voc(config: VocConfig) -> SourceSplits:
             classes=tuple(config.classes),
             max_undecodable=config.max_undecodable,
         )
+        if config.cache is not None:
+            files.use_cache(Path(config.cache).expanduser())
         return files.decode_all() if resident else files
 
     return SourceSplits(train=split("train"), test=split("test") if "test" in names else None)

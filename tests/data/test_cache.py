@@ -1,0 +1,341 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfsup.data import FileDataset, TrainLoader, cache, eval_batches, load_splits
+from selfsup.data.decode import UndecodableError
+from selfsup.errors import UserError
+from selfsup.registry import sources
+
+SIDE = 8
+
+
+def _folder(root, count, broken=()):
+    for number in range(count):
+        path = root / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (9 + number % 5, 13, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        if number in broken:
+            path.write_bytes(b"no image")
+    return root
+
+
+def _load(root, where, **settings):
+    given = {"holdout": 0, "image_size": SIDE, "test_fraction": 0.0, "resident_limit_mb": 0, "max_undecodable": 0.2}
+    config = sources["image_folder"].config(root=str(root), cache=where and str(where), **(given | settings))
+    return load_splits(config)
+
+
+def _caches(where):
+    return sorted(path.name for path in where.iterdir() if path.is_dir())
+
+
+def _files(where):
+    return {
+        str(path.relative_to(where)): path.read_bytes()
+        for path in where.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def _equal(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.index, b.index)
+        assert torch.equal(a.label, b.label)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_equals_streamed(tmp_path, workers):
+    root = _folder(tmp_path / "images", 23, broken=(4, 5))
+    streamed, cached = _load(root, None).train, _load(root, tmp_path / "cache").train
+    assert (streamed.cached, cached.cached) == (False, True)
+    ours, theirs = (TrainLoader(part, 6, 0, workers=workers) for part in (cached, streamed))
+    for _ in range(3):  # with what is read ahead at the ends of epochs
+        _equal(ours, theirs)
+    _equal(eval_batches(cached, 4, workers), eval_batches(streamed, 4, workers))
+    positions = torch.tensor([20, 3, 7])
+    _equal(eval_batches(cached.subset(positions), 2, workers), eval_batches(streamed.subset(positions), 2, workers))
+
+
+def test_resident_images_come_from_the_cache(tmp_path, monkeypatch):
+    root = _folder(tmp_path / "images", 10, broken=(3,))
+    decoded = _load(root, None, resident_limit_mb=10).train
+    _load(root, tmp_path / "cache")
+    monkeypatch.setattr(FileDataset, "_decode", lambda self, row: pytest.fail("decoded again"))
+    cached = _load(root, tmp_path / "cache", resident_limit_mb=10).train
+    assert cached.resident
+    _equal(eval_batches(cached, 4), eval_batches(decoded, 4))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_later_epochs_do_not_decode(tmp_path, monkeypatch, workers):
+    root = _folder(tmp_path / "images", 12)
+    _load(root, tmp_path / "cache")
+    monkeypatch.setattr(FileDataset, "_decode", lambda self, row: pytest.fail("decoded again"))
+    train = _load(root, tmp_path / "cache").train
+    assert len(list(eval_batches(train, 5, workers))) == 3
+
+
+def test_train_and_test_have_caches_of_their_own(tmp_path):
+    root = _folder(tmp_path / "images", 12)
+    splits = _load(root, tmp_path / "cache", test_fraction=0.25)
+    assert len(_caches(tmp_path / "cache")) == 2
+    streamed = _load(root, None, test_fraction=0.25)
+    _equal(eval_batches(splits.test, 5), eval_batches(streamed.test, 5))
+    _equal(eval_batches(splits.train, 5), eval_batches(streamed.train, 5))
+
+
+# --- undecodable files -----------------------------------------------------------------------------------------------
+
+
+def test_undecodable_files_are_remembered_and_reported(tmp_path, caplog, monkeypatch):
+    root = _folder(tmp_path / "images", 12, broken=(2,))
+    for attempt in range(2):
+        if attempt:
+            monkeypatch.setattr(FileDataset, "_decode", lambda self, row: pytest.fail("decoded again"))
+        caplog.clear()
+        train = _load(root, tmp_path / "cache").train
+        list(TrainLoader(train, 6, 0))
+        assert [r.getMessage() for r in caplog.records if "002.png" in r.getMessage() and r.levelno == logging.WARNING]
+        with pytest.raises(UserError, match=r"002\.png cannot be decoded"):
+            train.read(torch.arange(len(train)))
+        with pytest.raises(UserError, match=r"^1 of 12 images .* data.max_undecodable above 0.0"):
+            _load(root, tmp_path / "cache", max_undecodable=0.0)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+def test_a_failure_that_may_pass_is_not_remembered(tmp_path, error):
+    root = _folder(tmp_path / "images", 6)
+    good = FileDataset.encoded
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fails(self, row):
+            if row == 3:
+                raise UndecodableError("003.png") from error
+            return good(self, row)
+
+        patch.setattr(FileDataset, "encoded", fails)
+        with pytest.raises(UserError, match="may pass"):
+            _load(root, tmp_path / "cache")
+    cached, streamed = _load(root, tmp_path / "cache").train, _load(root, None).train
+    assert torch.equal(cached.read(torch.arange(6)), streamed.read(torch.arange(6)))
+
+
+def test_a_file_that_may_not_be_read_is_undecodable(tmp_path):
+    root = _folder(tmp_path / "images", 6)
+    (root / "a" / "002.png").unlink()
+    (root / "a" / "002.png").symlink_to(tmp_path / "nowhere")
+    train = _load(root, tmp_path / "cache").train
+    assert train.read_decodable(torch.arange(6))[1].tolist() == [number != 1 for number in range(6)]  # a/000, a/002, …
+
+
+# --- the key ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_files_and_settings_have_the_same_cache(tmp_path):
+    root = _folder(tmp_path / "images", 6)
+    for settings in ({}, {"limit": 3}, {"holdout": 0.5}, {"subset_seed": 3}, {"mean": [0.0, 0.0, 0.0]}):
+        _load(root, tmp_path / "cache", **settings)
+    assert len(_caches(tmp_path / "cache")) == 1
+
+
+def _replaced(root):
+    """Other content of the same size, with the old date."""
+    path = root / "a" / "002.png"
+    old = path.stat()
+    content = bytearray(path.read_bytes())
+    Image.new("RGB", (20, 20), "red").save(path)
+    path.write_bytes(path.read_bytes() + bytes(len(content) - path.stat().st_size))
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+
+
+CHANGES = {
+    "content": lambda root: Image.new("RGB", (9, 9), "red").save(root / "a" / "002.png"),
+    "content of the same size and date": _replaced,
+    "repaired": lambda root: Image.new("RGB", (9, 9), "red").save(root / "b" / "001.png"),
+    "added": lambda root: Image.new("RGB", (9, 9)).save(root / "a" / "100.png"),
+    "removed": lambda root: (root / "a" / "002.png").unlink(),
+    "renamed": lambda root: (root / "a" / "002.png").rename(root / "a" / "zzz.png"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_files_is_never_missed(tmp_path, change):
+    root = _folder(tmp_path / "images", 6, broken=(1,))
+    _load(root, tmp_path / "cache")
+    time.sleep(0.02)  # the clock of the file system is coarse
+    CHANGES[change](root)
+    cached, streamed = _load(root, tmp_path / "cache").train, _load(root, None).train
+    assert len(_caches(tmp_path / "cache")) == 2
+    every = torch.arange(len(streamed))
+    for ours, theirs in zip(cached.read_decodable(every), streamed.read_decodable(every), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_settings_that_change_pixels_make_another_cache(tmp_path, monkeypatch):
+    root = _folder(tmp_path / "images", 6)
+    _load(root, tmp_path / "cache")
+    assert _load(root, tmp_path / "cache", source_size=12).train.read(torch.tensor([0])).shape == (1, 3, 12, 12)
+    assert len(_caches(tmp_path / "cache")) == 2
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    _load(root, tmp_path / "cache")
+    assert len(_caches(tmp_path / "cache")) == 3
+
+
+# --- interrupted and concurrent builds -------------------------------------------------------------------------------
+
+BUILD = """
+import sys, time
+from selfsup.data import FileDataset, cache, load_splits
+from selfsup.registry import sources
+
+root, where, pause, log = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
+decode = FileDataset._decode
+
+def slow(self, row):
+    time.sleep(pause)
+    with open(log, "a") as file:
+        file.write(f"{row}\\n")
+    return decode(self, row)
+
+FileDataset._decode = slow
+cache.TASK, cache.SYNC = 2, 8 * 3 * 8 * 8  # journal after eight images
+config = sources["image_folder"].config
+settings = {"holdout": 0, "image_size": 8, "test_fraction": 0.0, "resident_limit_mb": 0, "max_undecodable": 0.2}
+train = load_splits(config(root=root, cache=where, **settings)).train
+print(train.cached)
+"""
+
+
+def _start(root, where, pause, log):
+    arguments = [sys.executable, "-c", BUILD, str(root), str(where), str(pause), str(log)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _lines(path):
+    return path.read_text().split() if path.exists() else []
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path):
+    root = _folder(tmp_path / "images", 60, broken=(7, 50))
+    _load(root, tmp_path / "whole")
+    where, log = tmp_path / "cache", tmp_path / "log"
+
+    def noted():
+        journal = next(where.glob("*.part/journal.u8"), None)
+        return 0 if journal is None else sum(state != 0 for state in journal.read_bytes())
+
+    killed = _start(root, where, 0.05, log)
+    _wait(lambda: noted() >= 16)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = noted()
+    assert 16 <= kept < 60
+    assert [name for name in _caches(where) if not name.endswith(".part")] == []  # nothing that would be read
+    # what the journal does not vouch for is written anew, whatever is there
+    part = next(where.glob("*.part"))
+    journal = np.frombuffer((part / "journal.u8").read_bytes(), np.uint8)
+    pixels = np.memmap(part / "images.u8", np.uint8, "r+", shape=(60, 3 * SIDE**2))
+    pixels[journal == 0] = 99
+    pixels.flush()
+
+    log.unlink()
+    resumed = _start(root, where, 0, log)
+    out, err = resumed.communicate(timeout=120)
+    assert out.strip() == "True", err
+    assert len(_lines(log)) == 60 - kept
+    assert _files(where) == _files(tmp_path / "whole")
+    assert len(_files(where)) == 2
+
+
+def test_a_build_killed_before_it_was_renamed_is_only_renamed(tmp_path, monkeypatch):
+    root = _folder(tmp_path / "images", 6)
+    _load(root, tmp_path / "cache")
+    whole = _files(tmp_path / "cache")
+    folder = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    folder.rename(f"{folder}.part")
+    (tmp_path / "cache" / f"{folder.name}.part" / "journal.u8").write_bytes(b"\1" * 6)
+    monkeypatch.setattr(FileDataset, "_decode", lambda self, row: pytest.fail("decoded again"))
+    _load(root, tmp_path / "cache")
+    assert _files(tmp_path / "cache") == whole
+
+
+def test_two_processes_build_one_cache_once(tmp_path):
+    root = _folder(tmp_path / "images", 24, broken=(7,))
+    where, log = tmp_path / "cache", tmp_path / "log"
+    both = [_start(root, where, 0.05, log) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=120)
+        assert out.strip() == "True", err
+    assert sorted(map(int, _lines(log))) == list(range(24))  # each image by one of them
+    _load(root, tmp_path / "whole")
+    assert _files(where) == _files(tmp_path / "whole")
+
+
+# --- what can go wrong -----------------------------------------------------------------------------------------------
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    root = _folder(tmp_path / "images", 6)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data.cache: .* cannot be written .* data.cache to another folder"):
+        _load(root, tmp_path / "file")
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
+def test_a_full_disk(tmp_path, monkeypatch, call):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    root = _folder(tmp_path / "images", 6)
+    monkeypatch.setattr(cache.os, call, full)
+    with pytest.raises(UserError, match=r"data.cache: .*No space left on device.* takes 1.15e-06 GB .* free the space"):
+        _load(root, tmp_path / "cache")
+    monkeypatch.undo()
+    assert torch.equal(
+        _load(root, tmp_path / "cache").train.read(torch.arange(6)), _load(root, None).train.read(torch.arange(6))
+    )
+
+
+def test_a_file_system_that_cannot_reserve(tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    root = _folder(tmp_path / "images", 6)
+    monkeypatch.setattr(cache.os, "posix_fallocate", unsupported)
+    assert _load(root, tmp_path / "cache").train.cached
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    root = _folder(tmp_path / "images", 6)
+    _load(root, tmp_path / "cache")
+    images = next((tmp_path / "cache").glob("*/images.u8"))
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"images.u8 is damaged; delete"):
+        _load(root, tmp_path / "cache")
+
+
+def test_a_part_cannot_make_a_cache(tmp_path):
+    part = _load(_folder(tmp_path / "images", 6), None).train.subset(torch.tensor([1]))
+    with pytest.raises(ValueError, match="before subset"):
+        part.use_cache(tmp_path / "cache")
