@@ -7,10 +7,12 @@ from selfsup.data import (  # noqa: F401 each registers itself
     fashion_mnist,
     image_folder,
     mnist,
+    parquet,
     shapes,
     stl10,
     svhn,
     voc,
+    webdataset,
 )
 from selfsup.data.base import DataConfig, ImageDataset, SourceSplits, Splits
 from selfsup.data.files import FileDataset

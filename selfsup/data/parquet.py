@@ -1,0 +1,249 @@
+"""Images in Parquet files, as datasets of the Hugging Face Hub are stored."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsup.data.base import SourceSplits
+from selfsup.data.decode import UndecodableError
+from selfsup.data.encoded import EncodedDataset, prepared
+from selfsup.data.files import file_stamp
+from selfsup.data.shards import ShardsConfig, classes_of, dataset_settings, find_shards, open_root, split_rows
+from selfsup.errors import UserError
+from selfsup.registry import sources
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class")
+
+
+@dataclass
+class ParquetConfig(ShardsConfig):
+    """Settings of a folder of Parquet files; see ``ShardsConfig`` for their splits.
+
+    Parquet is read in groups of rows, so that a shuffle of all images would read a group for every image. By default
+    the groups are shuffled, and then the images of as many groups as hold ``shuffle_window`` images; with ``cache``
+    all images are shuffled with each other.
+
+    Attributes:
+        image_column: Column of encoded images, binary or a struct with a field ``bytes``; None finds it.
+        label_column: Column of class numbers or names; None takes ``label`` or the like where there is one.
+    """
+
+    name: str = "parquet"
+    shuffle_window: int | None = 1024
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+class Groups:
+    """The row groups of several files, of which those read last stay in memory.
+
+    Args:
+        files: Paths of the files.
+        column: Column of the images.
+        fields: What to read of it: the column, or one field of a struct.
+        held: Images that stay in memory, beside the group in use.
+    """
+
+    def __init__(self, files: Sequence[Path], column: str, fields: str, held: int) -> None:
+        self.files, self.column, self.fields, self.held = list(files), column, fields, held
+        _, parquet = _pyarrow()
+        counts, places = [], []
+        for number, path in enumerate(self.files):
+            metadata = parquet.read_metadata(path)
+            counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            places += [(number, group) for group in range(metadata.num_row_groups)]
+        self.places = np.array(places, np.int64).reshape(-1, 2)
+        self.begins = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))])
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_open": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def group_of(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the group of each row."""
+        found: np.ndarray[Any, Any] = np.searchsorted(self.begins, rows, side="right") - 1
+        return found
+
+    def value(self, row: int) -> Any:
+        """Return what a row holds: bytes, a struct as a dictionary, or None."""
+        group = int(self.group_of(np.array(row)))
+        with self._lock:
+            if group not in self._open:
+                self._open[group] = self._read(group)
+            self._open.move_to_end(group)
+            values = self._open[group]
+            while len(self._open) > 2 and sum(map(len, self._open.values())) - len(values) > self.held:
+                self._open.popitem(last=False)
+        return values[row - int(self.begins[group])].as_py()
+
+    def _read(self, group: int) -> Any:
+        _, parquet = _pyarrow()
+        number, place = self.places[group]
+        with parquet.ParquetFile(self.files[number]) as file:
+            return file.read_row_group(int(place), columns=[self.fields], use_threads=False)[self.column]
+
+
+class ParquetDataset(EncodedDataset):
+    """Images in Parquet files; arguments as ``EncodedDataset``, and the groups that hold them.
+
+    Args:
+        shards: Paths of the files below ``root``.
+        groups: Their row groups.
+        rows: int64 ``[N]``, the rows over all files that are of this split.
+        window: ``data.shuffle_window``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        shards: Sequence[str],
+        groups: Groups,
+        rows: np.ndarray[Any, Any],
+        labels: Tensor | None,
+        *,
+        window: int | None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(root, len(rows), labels, **settings)
+        self._shards, self._groups, self._rows, self._window = list(shards), groups, rows, window
+
+    def row_name(self, row: int) -> str:
+        place = int(self._rows[row])
+        file = int(self._groups.places[self._groups.group_of(np.array(place)), 0])
+        begin = self._groups.begins[np.searchsorted(self._groups.places[:, 0], file)]
+        return f"{self._shards[file]}/{place - int(begin)}"
+
+    def encoded(self, row: int) -> bytes:
+        arrow, _ = _pyarrow()
+        try:
+            value = self._groups.value(int(self._rows[row]))
+        except (arrow.ArrowException, OSError) as error:
+            raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}") from error
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise UndecodableError(f"{self.row_name(row)} holds no image")
+        return content
+
+    def identity(self) -> Iterator[bytes]:
+        """Yield the files with their sizes and times, the column and the rows."""
+        yield os.fsencode(self.root.resolve())
+        yield self._groups.fields.encode()
+        for shard in self._shards:
+            yield os.fsencode(shard) + file_stamp(self.root / shard)
+        yield self._rows.tobytes()
+
+    def blocks(self) -> tuple[Tensor, int] | None:
+        if self._window is None or self.cached:  # a cache reads any order as fast
+            return None
+        return torch.from_numpy(self._groups.group_of(self._rows))[self.index], self._window
+
+
+@sources.register("parquet", ParquetConfig)
+def parquet(config: ParquetConfig) -> SourceSplits:
+    """Parquet files of images, as the Hugging Face Hub stores datasets: set data.root; needs pyarrow."""
+    arrow, reader = _pyarrow()
+    root = open_root(config)
+    shards = find_shards(
+        root,
+        ".parquet",
+        "set data.root to a folder of Parquet files (what save_to_disk wrote becomes one by to_parquet).",
+    )
+    try:
+        schema = reader.read_schema(root / shards[0])
+        column, fields = _image_column(arrow, schema, config.image_column)
+        label = _label_column(schema, config.label_column)
+        groups = Groups([root / shard for shard in shards], column, fields, config.shuffle_window or 0)
+        values: list[Any] = []
+        for shard in shards if label is not None else ():
+            values += reader.read_table(root / shard, columns=[label], partitioning=None)[label].to_pylist()
+    except (arrow.ArrowException, OSError, KeyError) as error:
+        raise UserError(
+            f"data.root: a file in {root} is no Parquet file, is damaged, or has other columns than {shards[0]} "
+            f"({str(error).splitlines()[0]}); repair it or take it out."
+        ) from error
+    if any(isinstance(value, (list, dict)) for value in values):
+        raise UserError(f"data.label_column: {label} holds no classes; set it to a column of numbers or names.")
+    labels, classes = classes_of(values, _class_names(schema, label))
+    shard_of = groups.places[groups.group_of(np.arange(groups.begins[-1])), 0]
+    parts = {
+        split: ParquetDataset(
+            root,
+            shards,
+            groups,
+            rows,
+            None if labels is None else labels[torch.from_numpy(rows)],
+            window=config.shuffle_window,
+            split=split,
+            classes=classes,
+            **dataset_settings(config),
+        )
+        for split, rows in split_rows(shards, shard_of, config).items()
+    }
+    found = prepared(parts, config, config.cache)
+    return SourceSplits(found["train"], found.get("test"))
+
+
+def _image_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str, str]:
+    """Return the column and what to read of it."""
+
+    def fields(name: str) -> str | None:
+        kind = schema.field(name).type
+        if arrow.types.is_struct(kind):
+            return f"{name}.bytes" if kind.get_field_index("bytes") >= 0 else None
+        return name if arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind) else None
+
+    found = {name: place for name in schema.names if (place := fields(name)) is not None}
+    if wanted is not None and wanted not in found:
+        raise UserError(
+            f"data.image_column: {wanted} holds no encoded images; columns that do: {', '.join(found) or 'none'}."
+        )
+    column = wanted or next((name for name in IMAGE_COLUMNS if name in found), None)
+    if column is None:
+        if len(found) != 1:
+            raise UserError(
+                f"data.image_column is not set and {', '.join(found) or 'no column'} could hold the images; set it to "
+                f"one of the columns ({', '.join(schema.names)}) that is binary or has a field bytes."
+            )
+        column = next(iter(found))
+    return column, found[column]
+
+
+def _label_column(schema: Any, wanted: str | None) -> str | None:
+    if wanted is not None and wanted not in schema.names:
+        raise UserError(f"data.label_column: there is no {wanted}; the columns are {', '.join(schema.names)}.")
+    return wanted or next((name for name in LABEL_COLUMNS if name in schema.names), None)
+
+
+def _class_names(schema: Any, label: str | None) -> list[str] | None:
+    """Return the names that the Hub's metadata gives the class numbers."""
+    try:
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return names if isinstance(names, list) else None
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise UserError(
+            "data=parquet needs the package pyarrow; install the extra: pip install 'selfsup[parquet]'."
+        ) from error

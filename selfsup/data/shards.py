@@ -1,0 +1,180 @@
+"""What sources in shards have in common: their settings, which shard is of which split, and classes from labels."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsup.data.base import DataConfig
+from selfsup.data.splits import draw_test
+from selfsup.errors import UserError
+from selfsup.types import Normalization
+
+SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|val)(?=[-_.\d]|$)", re.IGNORECASE)
+TEST_SPLITS = ("test", "validation", "val")
+MOST_CLASSES = 10**6
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ShardsConfig(DataConfig):
+    """Settings of a folder of shards.
+
+    A shard is of the split that its name or a folder above it says: ``train-00000.tar``, ``data/test-00000.parquet``,
+    ``val/17.tar``. Where no name says ``train``, all shards are one split, of which ``test_fraction`` is set aside by
+    a fixed draw of images.
+
+    Attributes:
+        test_split: The split to test on: ``test``, ``validation`` or ``val``; None takes the first of them there is.
+        test_fraction: Fraction set aside where there is no test split; 0 sets none aside.
+        source_size: Side of the square that each image is brought to before views are cut from it; None is 8/7 of
+            ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
+        max_undecodable: Largest fraction of images that may turn out to be undecodable, rounded up to whole images of
+            a split; they are left out.
+        cache: Folder for the decoded and resized images, so that only the first epoch decodes; it takes three bytes
+            a pixel. None decodes in every epoch.
+        shuffle_window: None shuffles all images with each other. A number shuffles whole shards (of Parquet: groups
+            of rows) and then the images of as many of them as hold so many images, which the disk reads in long runs.
+    """
+
+    image_size: int = 224
+    test_split: str | None = None
+    test_fraction: float = 0.2
+    source_size: int | None = None
+    max_undecodable: float = 0.01
+    cache: str | None = None
+    shuffle_window: int | None = None
+
+
+def open_root(config: ShardsConfig) -> Path:
+    """Return ``data.root``.
+
+    Raises:
+        UserError: It is no folder, or another setting is impossible.
+    """
+    for setting in ("test_fraction", "max_undecodable"):
+        if not 0 <= getattr(config, setting) < 1:
+            raise UserError(f"data.{setting} is {getattr(config, setting)}; set a fraction from 0 to below 1.")
+    if config.shuffle_window is not None and config.shuffle_window < 1:
+        raise UserError(f"data.shuffle_window is {config.shuffle_window}; set at least 1 image, or null for all.")
+    if config.root is None:
+        raise UserError("data.root is not set; set it to the folder of the shards.")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root: there is no folder {root}; set data.root to the folder of the shards.")
+    return root
+
+
+def find_shards(root: Path, ending: str, others: str) -> list[str]:
+    """Return the shards below a folder, relative to it and sorted; hidden ones are left out.
+
+    Args:
+        root: The folder.
+        ending: What their names end with.
+        others: What to say of a folder that has none.
+
+    Raises:
+        UserError: There are none.
+    """
+    found = sorted(path.relative_to(root) for path in root.rglob(f"*{ending}") if path.is_file())
+    names = [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
+    if not names:
+        raise UserError(f"data.root: {root} holds no {ending} files; {others}")
+    return names
+
+
+def split_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[list[int], list[int] | None]:
+    """Return the shards for training and those for testing, by their place; None: the test images are to be drawn.
+
+    Raises:
+        UserError: The split that ``test_split`` asks for is not there.
+    """
+    splits: dict[str, list[int]] = {}
+    for place, shard in enumerate(shards):
+        said = next((match for part in shard.split("/") if (match := SPLIT.search(part))), None)
+        splits.setdefault("" if said is None else said[1].lower(), []).append(place)
+    if "train" not in splits:
+        if config.test_split is not None:
+            raise UserError(
+                f"data.test_split is {config.test_split} but no shard in data.root is named train; name the shards "
+                "after their splits, or set data.test_split=null to draw test images."
+            )
+        return list(range(len(shards))), None
+    if "" in splits:
+        logger.warning("%d shards that name no split are left out, %s for one", len(splits[""]), shards[splits[""][0]])
+    wanted = TEST_SPLITS if config.test_split is None else (config.test_split,)
+    test = next((splits[name] for name in wanted if name in splits), None)
+    if test is None and config.test_split is not None:
+        there = ", ".join(name for name in sorted(splits) if name)
+        raise UserError(f"data.test_split is {config.test_split}, but the shards are of: {there}; choose one of them.")
+    return splits["train"], test
+
+
+def split_rows(
+    shards: Sequence[str], shard_of: np.ndarray[Any, Any], config: ShardsConfig
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the images of each split: ``train``, and ``test`` where there are some.
+
+    Args:
+        shards: Names of the shards.
+        shard_of: int ``[N]``, the shard of each image.
+        config: The settings.
+    """
+    train, test = split_shards(shards, config)
+    rows = np.flatnonzero(np.isin(shard_of, train))
+    if test is None:
+        kept, drawn = draw_test(len(rows), config.test_fraction)
+        found = {"train": rows[kept], "test": rows[drawn]}
+    else:
+        found = {"train": rows, "test": np.flatnonzero(np.isin(shard_of, test))}
+    if not len(found["train"]):
+        raise UserError(f"data.root: the shards in {config.root} hold no training images; set data.root to others.")
+    return {split: part for split, part in found.items() if len(part)}
+
+
+def classes_of(values: Sequence[Any], names: Sequence[str] | None) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Return labels int64 ``[N]`` and the names of the classes; None twice where no image has a label.
+
+    Args:
+        values: Of each image a class number, a class name, or None. Negative numbers are missing labels, too.
+        names: Names of the class numbers, where the source has them.
+
+    Raises:
+        UserError: The numbers are none of classes, or lie beyond the names.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, None
+    try:
+        numbers = [-1 if value is None else max(-1, int(value)) for value in values]
+    except ValueError:
+        found = tuple(sorted({str(value) for value in known}))
+        place = {name: number for number, name in enumerate(found)}
+        return torch.tensor([-1 if value is None else place[str(value)] for value in values]), found
+    if max(numbers) < 0:
+        return None, None
+    limit = MOST_CLASSES if names is None else len(names)
+    if max(numbers) >= limit:
+        raise UserError(f"data.root: there is a label {max(numbers)}, but class numbers end at {limit - 1}; repair it.")
+    return torch.tensor(numbers), tuple(map(str, range(max(numbers) + 1))) if names is None else tuple(names)
+
+
+def dataset_settings(config: ShardsConfig) -> dict[str, Any]:
+    """Return the arguments of ``EncodedDataset`` that are the same for every split."""
+    size = config.image_size
+    return {
+        "name": config.name,
+        "source_size": config.source_size or (round(size * 8 / 7) if size > 64 else size),
+        "image_size": size,
+        "normalization": Normalization(tuple(config.mean), tuple(config.std)),
+        "max_undecodable": config.max_undecodable,
+    }
