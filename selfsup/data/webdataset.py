@@ -85,7 +85,7 @@ class TarDataset(EncodedDataset):
         place, size = self._place, int(self._place.size[row])
         with (self.root / self._shards[place.shard[row]]).open("rb") as file:
             file.seek(int(place.offset[row]))
-            content = file.read(size)
+            content: bytes = file.read(size)
         if len(content) < size:
             raise UndecodableError(f"{self.row_name(row)} is cut short")
         return content
