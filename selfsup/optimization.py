@@ -123,8 +123,8 @@ def build_optimizer(
         groups: Parameters, on the device they are trained on.
         config: The optimiser and its settings.
         lr: Learning rate, scaled.
-        fused: Let torch's own optimisers (SGD, Adam, AdamW) move all weights in one call, where the device can. The
-            others take timm's or torch's default: lists of tensors at a time on a GPU.
+        fused: Let torch's Adam and AdamW move all weights in one call, where the device can. The others take timm's or
+            torch's default: lists of tensors at a time on a GPU.
 
     Raises:
         UserError: Unknown name, or arguments that it does not take.
@@ -147,7 +147,8 @@ def build_optimizer(
 
 def _can_fuse(name: str, groups: list[dict[str, Any]]) -> bool:
     optimizer = timm.optim.get_optimizer_class(name, bind_defaults=False)
-    if optimizer not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+    # not SGD: fused, it fails on a weight that was frozen in the first steps and has no momentum yet
+    if optimizer not in (torch.optim.Adam, torch.optim.AdamW):
         return False
     parameters = [parameter for group in groups for parameter in group["params"]]
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)

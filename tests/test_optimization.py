@@ -299,7 +299,7 @@ def test_a_negative_learning_rate_is_a_users_error():
         build(network(), lr=-0.1)
 
 
-@pytest.mark.parametrize("name", ["momentum", "sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_one_fused_call_moves_the_weights_as_the_loop_does(name):
     steps = []
     for fused in (False, True):
@@ -317,11 +317,11 @@ def test_one_fused_call_moves_the_weights_as_the_loop_does(name):
 
 @pytest.mark.parametrize("kwargs", [{"fused": False}, {"foreach": True}])
 def test_settings_decide_before_the_default(kwargs):
-    optimizer = build(network(), name="sgd", kwargs=kwargs)
+    optimizer = build(network(), name="adamw", kwargs=kwargs)
     assert {key: optimizer.defaults[key] for key in kwargs} == kwargs
     assert not optimizer.defaults["fused"]
 
 
-@pytest.mark.parametrize("name", ["lars", "lamb", "lion", "nadam"])
+@pytest.mark.parametrize("name", ["momentum", "sgd", "lars", "lamb", "lion", "nadam"])
 def test_what_has_no_fused_form_is_built_without(name):
     assert not build(network(), name=name).defaults.get("fused")

@@ -39,7 +39,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_tests_that_a_page_names_exist(page: Path, tests: str) -> None:
     text = page.read_text("utf-8")
-    for name in re.findall(r"(?<![\w/])(test_\w+)(?![\w.])", text):
+    for name in re.findall(r"(?<![\w/.])(test_\w+)(?![\w.])", text):
         assert f"def {name}(" in tests + text, name
     for path in re.findall(r"`(tests/[\w/.]+\.py)`", text):
         assert (ROOT / path).is_file(), path
