@@ -221,7 +221,7 @@ class OnlineEvaluation(pl.Callback):
         mode = backbone.training
         backbone.eval()
         with torch.inference_mode():
-            values["health/alignment"] = float(alignment(*(backbone(v.image) for v in views[:2])))
+            values["health/alignment"] = float(alignment(*(backbone(v.image.to(module.dtype)) for v in views[:2])))
         backbone.train(mode)
         if bank.labels is not None and len(self.queries) and bool((bank.labels >= 0).all()):
             queries = extract_features(backbone, self.queries, device=device, progress=False)

@@ -34,7 +34,8 @@ class TrainerConfig:
 
     Attributes:
         max_epochs: Passes over the training images.
-        accelerator, devices, num_nodes, strategy, precision: As Lightning's ``Trainer`` takes them.
+        accelerator, devices, num_nodes, strategy, precision: As Lightning's ``Trainer`` takes them. Of precisions:
+            ``32-true``, ``bf16-mixed``, ``16-mixed``, ``bf16-true``, ``64-true``.
         sync_batchnorm: Share BatchNorm statistics over ranks; None: yes on several GPUs, unless the method needs
             statistics per rank (MoCo).
         accumulate: Batches whose gradients add up to one step. Losses that compare images still see one batch at a

@@ -571,7 +571,6 @@ def _candidates(config: TrainConfig, splits: Splits, device: torch.device) -> It
     if config.trainer.precision == "32-true" and _has_bfloat16(device):
         yield _Candidate("trainer.precision=bf16-mixed", NETWORKS, note="other rounding")
     offers = (
-        ("augment.compile", False, "true", ("views",), ""),
         ("trainer.activation_checkpointing", False, "true", (), "for memory"),
         ("trainer.chunk_size", None, str(max(2, config.batch_size // 4)), (), "for memory"),
     )

@@ -153,8 +153,9 @@ class Method(pl.LightningModule, ABC):
         self._batch_seed = fold_in(epoch_seed, batch_idx)
         torch.manual_seed(fold_in(self._batch_seed, self.global_rank))  # dropout and the like
         unique_step = batch_idx * self.trainer.world_size + self.global_rank
-        views: tuple[View, ...] = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step)
-        return views
+        views = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step)
+        # made in float32; trainer.precision=64-true and bf16-true want the type of the weights
+        return tuple(View(view.image.to(self.dtype), view.to_source) for view in views)
 
     @final
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
