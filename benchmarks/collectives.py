@@ -1,6 +1,6 @@
 """What the ranks of a training step send each other: calls, bytes and milliseconds, counted with two gloo processes.
 
-    python benchmarks/collectives.py [--methods simclr moco …] [--steps 7] [--out results]
+    python benchmarks/collectives.py [--methods simclr moco …] [--steps 7] [--out benchmarks/results]
 
 Two processes of one thread each train the small preset of every method under DistributedDataParallel, a half of its
 batch each. What goes through torch.distributed is counted with the bytes that a rank puts in: its part of a gather or
@@ -282,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(methods), default=list(methods))
     parser.add_argument("--steps", type=int, default=7, help="of each kind that are timed")
-    parser.add_argument("--out", default="results")
+    parser.add_argument("--out", default="benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as in the processes, for the files' line about the hardware
     with (

@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py --step-ms 150 --batch 256 [--methods simclr moco swav barlow_twins byol]
         [--gpus 1 8 64 512] [--intra-gb-s 300] [--inter-gb-s 25] [--latency-us 10] [--intra-latency-us 2]
-        [--gpus-per-node 8] [--hops ring] [--hidden-share 0.5] [--tflops 50] [--memory-gb-s 2000] [--out results]
+        [--gpus-per-node 8] [--hops ring] [--hidden-share 0.5] [--tflops 50] [--memory-gb-s 2000]
+        [--out benchmarks/results]
 
 ``--step-ms`` is a step of one GPU on its ``--batch`` images without others (``selfsup doctor`` prints it); each GPU
 keeps that many. The other figures describe the machines: give your own. Sizes of networks, heads and messages are those
@@ -313,7 +314,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--below", type=float, default=0.5, help="the efficiency at which scaling counts as stopped")
     add_machines(parser)
-    parser.add_argument("--out", default="results")
+    parser.add_argument("--out", default="benchmarks/results")
     options = parser.parse_args()
     machines, step = machines_of(options), 1e-3 * options.step_ms
     rows, stops = [], []
