@@ -45,7 +45,6 @@ from tqdm import tqdm
 
 from selfsup.config import TrainConfig, load_config
 from selfsup.data import TrainLoader, load_splits
-from selfsup.distributed import any_rank
 from selfsup.methods import Method
 from selfsup.optimization import build_optimizer
 from selfsup.registry import methods
@@ -57,7 +56,7 @@ WARM = 2  # steps that do not count: in the first DDP learns the order of its bu
 LARGE = 2**20  # float32 numbers, to measure the rate
 REPEATS = 20
 #: Of the table of times, and what each is for.
-COLUMNS = {"loss": ("loss", "shuffle", "stop flag"), "gradients": ("gradients",), "SyncBN": ("SyncBN",)}
+COLUMNS = {"loss": ("loss", "shuffle"), "gradients": ("gradients",), "SyncBN": ("SyncBN",)}
 
 
 @dataclass
@@ -164,8 +163,6 @@ def train(rank: int, ranks: int, config: TrainConfig) -> Iterator[Step]:
             method.on_after_backward()
             optimizer.step()
             method.after_optimizer_step()
-            recorder.purpose, recorder.backward = "stop flag", False
-            any_rank(False, method.device)  # as SaveLast asks after every step
             recorder.step.seconds = time.perf_counter() - start
         trainer.global_step += 1
         yield recorder.step

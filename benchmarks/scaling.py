@@ -34,7 +34,7 @@ from selfsup.registry import methods
 from selfsup.training import build_method
 
 FLOAT, LABEL = 4, 8  # bytes; in mixed precision MoCo's and DenseCL's shuffled keys and DINO's outputs are half as large
-PURPOSES = ("gradients", "loss", "shuffle", "SyncBN", "stop flag")
+PURPOSES = ("gradients", "loss", "shuffle", "SyncBN")
 #: Reads and writes of every element of the loss (see ``loss_work``), forward and backward, where each operation is a
 #: kernel of its own, as without compilation.
 TOUCHES = {
@@ -119,7 +119,6 @@ def messages(config: TrainConfig, method: Method, images: int) -> list[Message]:
         Message("gradients", "all_reduce", FLOAT * trainable, backward=True),
         *_of_loss(config, method, images),
         *(_of_batch_norm(config.method.name, method) if method.sync_batchnorm else []),
-        Message("stop flag", "all_reduce", FLOAT),  # whether somebody was told to stop, see SaveLast
     ]
 
 
@@ -247,7 +246,6 @@ def predict(
         "shuffle": cost["shuffle"],
         "SyncBN": cost["SyncBN"],
         "loss": growth,
-        "stop flag": cost["stop flag"],
     }
     whole = step + sum(terms.values())
     worst = max(terms, key=lambda name: terms[name])

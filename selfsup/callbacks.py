@@ -20,7 +20,7 @@ from selfsup.augment import save_views_figure
 from selfsup.compilation import evaluating
 from selfsup.config import OnlineConfig
 from selfsup.data import ImageDataset, Splits
-from selfsup.distributed import any_rank
+from selfsup.distributed import any_rank, world
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.functional import alignment, feature_std, rank_me
@@ -41,7 +41,8 @@ class SaveLast(pl.Callback):
     """Keep ``checkpoints/last.ckpt`` up to date, and leave one when Ctrl-C or SIGTERM asks the run to stop.
 
     A signal is acted on after the running optimiser step, never within one: what is saved is a state that the
-    uninterrupted run passes through too. A second signal ends the process at once.
+    uninterrupted run passes through too. On several ranks it is the next step of which a row is written. A second
+    signal ends the process at once.
     """
 
     def __init__(self, run_dir: Path, every_epochs: int, every_steps: int | None) -> None:
@@ -73,7 +74,10 @@ class SaveLast(pl.Callback):
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if not whole_step:
             return
-        stop = any_rank(bool(self.received), module.device)
+        assert isinstance(module, Method)
+        # several ranks ask each other only where a row is written and they wait for the device anyway
+        asked = world() is None or trainer.global_step % module.log_every_steps == 0
+        stop = asked and any_rank(bool(self.received), module.device)
         if stop or (self.every_steps and trainer.global_step % self.every_steps == 0):
             self._save(trainer, module)
         self._stopping = stop
