@@ -26,6 +26,7 @@ from selfsup.eval import extract_features, knn
 from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.hashing import fold_in
 from selfsup.methods import Method
+from selfsup.sharding import ShardedStrategy
 
 
 class Interrupted(Exception):
@@ -200,9 +201,11 @@ class OnlineEvaluation(pl.Callback):
             return
         assert isinstance(module, Method)
         collapsed = False
-        if trainer.is_global_zero:
+        # where each rank holds a part of the network, it takes all of them to run it
+        if trainer.is_global_zero or isinstance(trainer.strategy, ShardedStrategy):
             with evaluating():
                 values = self.look(module)
+        if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
             collapsed = values["health/std"] < 0.02 or values["health/rank"] < 1.5

@@ -78,7 +78,11 @@ def compile_networks(method: Method, mode: str | None = None) -> list[nn.Module]
     A backbone of repeated blocks is compiled block by block: blocks of one shape share one compilation. Any other
     backbone is compiled as a whole, and so is every head.
     """
-    parts = list(_parts(method))
+    parts = [
+        part
+        for network in networks(method)
+        for part in (isinstance(network, Backbone) and repeated_blocks(network)) or [network]
+    ]
     for module in parts:
         for entry in _ENTRIES:
             if hasattr(module, entry):
@@ -104,15 +108,14 @@ def rehearse(method: Method, batch: Batch, batch_idx: int, context: AbstractCont
                     tensor.copy_(value)
 
 
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
+def networks(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the backbones and heads of a method, those of momentum encoders too: its parts that hold weights."""
     for child in module.children():
         if isinstance(child, ViewGenerator | FeatureQueue) or next(child.parameters(), None) is None:
             continue
-        if isinstance(child, Backbone):
-            blocks = repeated_blocks(child)
-            yield from blocks or [child]
-        elif isinstance(child, _CONTAINERS) or any(isinstance(inner, Backbone) for inner in child.modules()):
-            yield from _parts(child)
+        around = isinstance(child, _CONTAINERS) or any(isinstance(inner, Backbone) for inner in child.modules())
+        if around and not isinstance(child, Backbone):
+            yield from networks(child)
         else:
             yield child
 

@@ -43,6 +43,7 @@ from selfsup.methods import Method, Parts
 from selfsup.nn import Backbone, build_backbone
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
+from selfsup.sharding import ShardedStrategy, check_shardable
 
 
 def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
@@ -72,6 +73,8 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     data = _Data(splits, config)
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
     method = build_method(config, splits, trainer.world_size)
+    if isinstance(trainer.strategy, ShardedStrategy):
+        check_shardable(method, config)
     # mistakes in the optimiser's settings, too, are found before a folder is made; Lightning builds its own later
     optimizer = build_optimizer(method.param_groups(), config.optimizer, scaled_lr(config.optimizer, config.batch_size))
     learning_rate_factors(config.optimizer, 1, 1, optimizer)
@@ -208,12 +211,10 @@ def _build_trainer(
     # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong
     callbacks.append(SaveLast(run_dir, settings.checkpoint_every_epochs, settings.checkpoint_every_steps))
     strategy: str | Strategy = settings.strategy
-    if settings.strategy.startswith("fsdp"):
-        raise UserError(
-            f"trainer.strategy={settings.strategy} is not offered: it leaves each device pieces of flattened "
-            "parameters, while weight decay, LARS, momentum encoders and prototypes go by whole ones; take "
-            "trainer.strategy=ddp."
-        )
+    if strategy.startswith("fsdp") and strategy != "fsdp":
+        raise UserError(f"trainer.strategy={strategy} is not offered; take trainer.strategy=fsdp, or ddp.")
+    if strategy == "fsdp":
+        strategy = ShardedStrategy()
     if strategy == "ddp":
         # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
         strategy = DDPStrategy(broadcast_buffers=False)

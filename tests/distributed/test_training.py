@@ -11,6 +11,8 @@ import torch
 from gloo import Ranks
 from tiny import TINY, TINY_METHOD
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from selfsup.config import load_config
@@ -18,6 +20,7 @@ from selfsup.data import TrainLoader, load_splits
 from selfsup.distributed import world
 from selfsup.functional.collectives import gather
 from selfsup.methods import Method
+from selfsup.sharding import shard
 from selfsup.training import build_method
 from selfsup.types import View
 
@@ -35,7 +38,9 @@ class _Step(nn.Module):
         return self.method.training_step(batch, batch_idx)
 
 
-def train_steps(rank: int, world_size: int, name: str, overrides: list[str]) -> dict[str, Any]:
+def train_steps(
+    rank: int, world_size: int, name: str, overrides: list[str], sharded: bool = False
+) -> dict[str, Any]:
     """Take three SGD steps in float64 and return losses, first gradients, parameters and buffers."""
     config = load_config([f"method={name}", *TINY_METHOD.get(name, []), *TINY, *overrides])
     pl.seed_everything(config.seed, verbose=False)
@@ -54,7 +59,9 @@ def train_steps(rank: int, world_size: int, name: str, overrides: list[str]) -> 
         lambda module, args, views: tuple(View(view.image.double(), view.to_source) for view in views)
     )
     step: nn.Module = _Step(method)
-    if world_size > 1:
+    if sharded:
+        shard(method, init_device_mesh("cpu", (world_size,)))
+    elif world_size > 1:
         step = DistributedDataParallel(step, broadcast_buffers=False)
     loader = TrainLoader(splits.pretrain, config.batch_size, config.seed, rank, world_size)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1, momentum=0.9)
@@ -65,15 +72,20 @@ def train_steps(rank: int, world_size: int, name: str, overrides: list[str]) -> 
         loss.backward()
         method.on_after_backward()
         if number == 0:
-            gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+            gradients = {n: whole(p.grad.clone()) for n, p in method.named_parameters() if p.grad is not None}
         optimizer.step()
         method.after_optimizer_step()
         trainer.global_step += 1
         losses.append(loss.detach())
-    state = {n: p.detach() for n, p in method.named_parameters()}
+    state = {n: whole(p.detach()) for n, p in method.named_parameters()}
     # running statistics of BatchNorm are per rank: no loss reads them
     kept = {n: b for n, b in method.named_buffers() if not n.endswith(("running_mean", "running_var"))}
     return {"losses": torch.stack(losses), "gradients": gradients, "parameters": state, "buffers": kept}
+
+
+def whole(value: Tensor) -> Tensor:
+    """Put the parts of a tensor together."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class GlobalBatchNorm(nn.Module):
