@@ -211,11 +211,11 @@ def _build_trainer(
     # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong
     callbacks.append(SaveLast(run_dir, settings.checkpoint_every_epochs, settings.checkpoint_every_steps))
     strategy: str | Strategy = settings.strategy
-    if strategy.startswith("fsdp") and strategy != "fsdp":
-        raise UserError(f"trainer.strategy={strategy} is not offered; take trainer.strategy=fsdp, or ddp.")
     if strategy == "fsdp":
         strategy = ShardedStrategy()
-    if strategy == "ddp":
+    elif settings.strategy.startswith("fsdp"):
+        raise UserError(f"trainer.strategy={strategy} is not offered; take trainer.strategy=fsdp, or ddp.")
+    elif strategy == "ddp":
         # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
         strategy = DDPStrategy(broadcast_buffers=False)
     try:

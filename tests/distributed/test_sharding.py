@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import types
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from gloo import Ranks
+from states import assert_same_state
 from test_lightning import assert_equal_but_for_statistics, run
-from test_training import CASES, train_steps
-from torch import Tensor, nn
+from test_training import CASES, train_steps, whole
+from tiny import TINY, TINY_METHOD
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from selfsup.checkpoint import load_backbone, read_checkpoint
@@ -21,16 +26,20 @@ from selfsup.cli import main
 from selfsup.data import load_splits
 from selfsup.errors import UserError
 from selfsup.optimization import OptimizerConfig, build_optimizer, decay_groups
-from selfsup.sharding import SHARDABLE, check_shardable, shard
-from selfsup.training import build_method, train
+from selfsup.sharding import SHARDABLE, check_shardable
+from selfsup.training import build_method
 
 FSDP = ["trainer.devices=2", "trainer.strategy=fsdp"]
-#: Layers whose first dimension is odd, or smaller than the number of ranks.
-SHAPES = [(3, 5, 7), (1, 5, 3)]
+DDP = ["trainer.devices=2", "trainer.strategy=ddp"]
+TINY_VIT = [
+    "backbone.name=vit_tiny_patch16_224",
+    "backbone.kwargs={img_size: 32, patch_size: 8, embed_dim: 12, depth: 3, num_heads: 2}",
+]
 
 
 def assert_equal_steps(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
     torch.testing.assert_close(torch.stack([r["losses"] for r in two]).mean(0), one["losses"], rtol=1e-9, atol=1e-9)
+    assert float(one["losses"].std()) > 0
     for rank in two:
         for part in ("gradients", "parameters"):
             assert rank[part].keys() == one[part].keys()
@@ -39,20 +48,215 @@ def assert_equal_steps(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)
-def test_every_method_in_parts_equals_the_whole(name: str, overrides: list[str], two_ranks: Ranks) -> None:
-    assert_equal_steps(
-        train_steps(0, 1, name, overrides), two_ranks.run(train_steps, 2, name, overrides, True)
-    )
+def test_every_method_on_parts_equals_the_whole(name: str, overrides: list[str], two_ranks: Ranks) -> None:
+    one = train_steps(0, 1, name, overrides)
+    assert_equal_steps(one, two_ranks.run(train_steps, 2, name, overrides, True))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("simclr", ["optimizer=adamw"]),
+        ("simclr", ["optimizer=lars"]),
+        ("byol", ["optimizer=lars"]),
+        ("moco", ["method.bn_groups=2"]),
+        ("swav", ["method.queue_size=16", "method.freeze_prototypes_epochs=0"]),
+        ("swav", ["method.queue_size=0"]),  # prototypes that are frozen
+        ("dino", []),  # a last layer that is frozen
+        ("moco_v3", ["optimizer.name=lamb", *TINY_VIT]),  # repeated blocks, a patch embedding that is frozen
+        ("dino", [*TINY_VIT, "augment.counts=[2]", "augment.sizes=[32]"]),
+    ],
+)
+def test_their_optimisers_do_too(name: str, overrides: list[str], two_ranks: Ranks) -> None:
+    one = train_steps(0, 1, name, overrides, False, True)
+    assert_equal_steps(one, two_ranks.run(train_steps, 2, name, overrides, True, True))
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        ["backbone=resnet18", "backbone.name=vit_tiny_patch16_224", "backbone.kwargs={img_size: 32, embed_dim: 12, depth: 3, num_heads: 2}"],
         ["trainer.activation_checkpointing=true"],
+        ["trainer.chunk_size=4"],
         ["trainer.chunk_size=4", "trainer.activation_checkpointing=true"],
     ],
-    ids=["repeated blocks", "checkpoints", "chunks"],
 )
-def test_blocks_and_recomputation(settings: list[str], two_ranks: Ranks) -> None:
-    ...
+def test_recomputation_on_parts_equals_the_whole(settings: list[str], two_ranks: Ranks) -> None:
+    one = train_steps(0, 1, "supcon", [*settings, *TINY_VIT])
+    assert_equal_steps(one, two_ranks.run(train_steps, 2, "supcon", [*settings, *TINY_VIT], True))
+
+
+def _network() -> nn.Sequential:
+    """A network with a weight of one row, so that one of two ranks holds nothing of it."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(7, 5), nn.BatchNorm1d(5), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)]
+    return nn.Sequential(*layers).double()
+
+
+def optimize(rank: int, sharded: bool, name: str, kwargs: dict[str, Any], clip: bool) -> list[torch.Tensor]:
+    network = _network()
+    if sharded:
+        fully_shard(network, mesh=init_device_mesh("cpu", (2,)))
+    config = OptimizerConfig(name=name, weight_decay=0.1, kwargs=kwargs)
+    optimizer = build_optimizer(decay_groups(network, 0.1, exclude_1d=True), config, 0.01)
+    images = torch.randn(8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(images).square().sum().backward()
+        if clip:
+            nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+    return [whole(parameter.detach()) for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize("name", SHARDABLE)
+@pytest.mark.parametrize("kwargs", [{}, {"foreach": True}])
+@pytest.mark.parametrize("clip", [False, True])
+def test_optimisers_on_parts_equal_those_on_the_whole(
+    name: str, kwargs: dict[str, Any], clip: bool, two_ranks: Ranks
+) -> None:
+    expected = optimize(0, False, name, kwargs, clip)
+    assert not torch.equal(expected[0], next(_network().parameters()))
+    for found in two_ranks.run(optimize, True, name, kwargs, clip):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def scale_with_infinity(rank: int, name: str) -> tuple[list[torch.Tensor], float]:
+    """Step with a gradient that is infinite in one part of one weight, on the last rank; then with finite ones."""
+    network = _network().float()
+    fully_shard(network, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = build_optimizer(decay_groups(network, 0.1, exclude_1d=True), OptimizerConfig(name=name), 0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    states = []
+    for broken in (True, False):
+        optimizer.zero_grad()
+        scaler.scale(network(torch.ones(8, 7)).square().sum() + 0).backward()
+        if broken and rank == 1:
+            gradient = network[0].weight.grad
+            assert isinstance(gradient, DTensor)
+            gradient.to_local()[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        states.append(whole(network[0].weight.detach().clone()))
+    return states, float(scaler.get_scale())
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum"])  # one is fused
+def test_all_ranks_skip_a_step_that_overflowed_on_one(name: str, two_ranks: Ranks) -> None:
+    before = _network().float()[0].weight
+    for (skipped, taken), scale in two_ranks.run(scale_with_infinity, name):
+        assert torch.equal(skipped, before)
+        assert taken.isfinite().all()
+        assert not torch.equal(taken, before)
+        assert scale == 2.0
+
+
+# what follows runs the command
+
+HELD = """
+import json, os
+from selfsup.methods import Method
+
+def on_train_end(method):
+    local = lambda t: t.to_local().numel() if hasattr(t, "to_local") else t.numel()
+    weights = list(method.parameters())
+    kept = [v for s in method.trainer.optimizers[0].state.values() for v in s.values() if getattr(v, "ndim", 0)]
+    held = {k: [sum(map(local, v)), sum(t.numel() for t in v)] for k, v in (("weights", weights), ("state", kept))}
+    with open(f"held-{method.global_rank}.json", "w") as file:
+        json.dump(held, file)
+
+Method.on_train_end = on_train_end
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("simclr", ["optimizer=adamw", "trainer.gradient_clip=0.5"]),
+        ("byol", []),  # LARS
+        ("dino", ["trainer.accumulate=2", "trainer.gradient_clip=0.3"]),
+    ],
+)
+def test_the_command_trains_and_saves_what_ddp_does(method: str, settings: list[str], tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    one = run(tmp_path, "ddp", *settings, *DDP, method=method)
+    two = run(tmp_path, "fsdp", "--import", "held.py", *settings, *FSDP, method=method)
+    assert_equal_but_for_statistics(one, two)
+    a, b = (read_checkpoint(tmp_path / name)["optimizer_states"][0] for name in ("ddp", "fsdp"))
+    assert a["param_groups"] == b["param_groups"]
+    torch.testing.assert_close(b["state"], a["state"], rtol=1e-4, atol=1e-5)
+    ranks = [json.loads((tmp_path / f"held-{rank}.json").read_text()) for rank in range(2)]
+    for kind in ("weights", "state"):
+        (first, total), (second, _) = (held[kind] for held in ranks)
+        assert first + second == total
+        assert 0.4 * total < first < 0.6 * total
+    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("ddp", "fsdp")]
+    assert [line.count(",") for line in metrics[0].splitlines()] == [
+        line.count(",") for line in metrics[1].splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("moco", []),
+        ("supcon", ["optimizer=lars", "trainer.chunk_size=4", "trainer.activation_checkpointing=true"]),
+    ],
+)
+def test_two_devices_train_what_one_does(method: str, settings: list[str], tmp_path: Path) -> None:
+    """The BatchNorm statistics of these are of the same images on one device and on two."""
+    one = run(tmp_path, "one", *settings, method=method)
+    two = run(tmp_path, "two", *settings, *FSDP, method=method)
+    assert_equal_but_for_statistics(one, two)
+    load_backbone(tmp_path / "two")
+    assert main(["knn", f"checkpoint={tmp_path / 'two'}", "data.train_size=72", "data.test_size=40"]) == 0
+
+
+STOP = """
+import os, signal
+from selfsup.methods import Method
+
+original = Method.training_step
+
+def training_step(method, batch, batch_idx):
+    if method.trainer.global_step == 2 and method.global_rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(method, batch, batch_idx)
+
+Method.training_step = training_step
+"""
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    settings = ["optimizer=adamw", *FSDP]
+    run(tmp_path, "whole", *settings)
+    (tmp_path / "stop.py").write_text(STOP)
+    own = ["method=moco", *TINY_METHOD["moco"], *TINY, *settings, "run_dir=parts"]
+    stop = [sys.executable, "-m", "selfsup.cli", "train", "--import", "stop.py", *own]
+    stopped = subprocess.run(stop, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert stopped.returncode == 128 + 15, stopped.stderr
+    assert read_checkpoint(tmp_path / "parts")["global_step"] == 3
+    resume = [sys.executable, "-m", "selfsup.cli", "train", "resume=parts"]
+    done = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+class _Stray(nn.Module):
+    def __init__(self, shape: list[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+
+def test_what_cannot_be_split_is_refused(tiny_config: Callable[..., Any]) -> None:
+    config = tiny_config("simclr")
+    method = build_method(config, load_splits(config.data))
+    check_shardable(method, config)
+    for override, message in (("optimizer.name=adafactor", "optimizer.name"), ("trainer.compile=true", "compile")):
+        with pytest.raises(UserError, match=message):
+            check_shardable(method, tiny_config("simclr", override))
+    method.scale = _Stray([])
+    with pytest.raises(UserError, match=r"scale\.weight, which is a single number"):
+        check_shardable(method, config)
+    method.scale = nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(UserError, match="scale, which is outside"):
+        check_shardable(method, config)

@@ -20,6 +20,7 @@ from selfsup.data import TrainLoader, load_splits
 from selfsup.distributed import world
 from selfsup.functional.collectives import gather
 from selfsup.methods import Method
+from selfsup.optimization import build_optimizer
 from selfsup.sharding import shard
 from selfsup.training import build_method
 from selfsup.types import View
@@ -39,9 +40,12 @@ class _Step(nn.Module):
 
 
 def train_steps(
-    rank: int, world_size: int, name: str, overrides: list[str], sharded: bool = False
+    rank: int, world_size: int, name: str, overrides: list[str], sharded: bool = False, own_optimizer: bool = False
 ) -> dict[str, Any]:
-    """Take three SGD steps in float64 and return losses, first gradients, parameters and buffers."""
+    """Take three steps in float64 and return losses, first gradients, parameters and buffers.
+
+    The optimiser is SGD, or with ``own_optimizer`` that of the configuration at a learning rate of 0.01.
+    """
     config = load_config([f"method={name}", *TINY_METHOD.get(name, []), *TINY, *overrides])
     pl.seed_everything(config.seed, verbose=False)
     splits = load_splits(config.data)
@@ -64,7 +68,10 @@ def train_steps(
     elif world_size > 1:
         step = DistributedDataParallel(step, broadcast_buffers=False)
     loader = TrainLoader(splits.pretrain, config.batch_size, config.seed, rank, world_size)
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1, momentum=0.9)
+    if own_optimizer:
+        optimizer = build_optimizer(method.param_groups(), config.optimizer, 0.01)
+    else:
+        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1, momentum=0.9)
     losses, gradients = [], {}
     for number, batch in zip(range(STEPS), loader, strict=False):
         optimizer.zero_grad()
