@@ -34,8 +34,11 @@ class TrainerConfig:
 
     Attributes:
         max_epochs: Passes over the training images.
-        accelerator, devices, num_nodes, strategy, precision: As Lightning's ``Trainer`` takes them. Of precisions:
-            ``32-true``, ``bf16-mixed``, ``16-mixed``, ``bf16-true``, ``64-true``.
+        accelerator, devices, num_nodes: As Lightning's ``Trainer`` takes them.
+        precision: ``32-true``, ``bf16-mixed``, ``16-mixed``, ``bf16-true`` or ``64-true``, as Lightning's.
+        strategy: As Lightning's ``Trainer`` takes it: ``auto`` and ``ddp`` keep the whole network on each device. ``fsdp``
+            keeps a part of each weight, gradient and optimiser state there; it is torch's ``fully_shard``, not
+            Lightning's own (docs/clusters.md says what it does not go with).
         sync_batchnorm: Share BatchNorm statistics over ranks; None: yes on several GPUs, unless the method needs
             statistics per rank (MoCo).
         accumulate: Batches whose gradients add up to one step. Losses that compare images still see one batch at a
