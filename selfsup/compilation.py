@@ -120,8 +120,8 @@ def networks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def repeated_blocks(backbone: Backbone) -> list[nn.Module]:
-    """Return the blocks of a network that mostly repeats itself, as transformers and deep ResNets do, else none."""
+def outermost_blocks(backbone: Backbone) -> list[nn.Module]:
+    """Return the blocks that a network is stacked from: what has parts of its own in a list of modules."""
     blocks = [
         block
         for stack in backbone.modules()
@@ -130,9 +130,14 @@ def repeated_blocks(backbone: Backbone) -> list[nn.Module]:
         if next(block.children(), None) is not None and not isinstance(block, nn.Sequential | nn.ModuleList)
     ]
     inner = {id(part) for block in blocks for part in list(block.modules())[1:]}
-    outermost = [block for block in blocks if id(block) not in inner]
-    kinds = {repr(block) for block in outermost}
-    return outermost if 2 * len(kinds) <= len(outermost) else []
+    return [block for block in blocks if id(block) not in inner]
+
+
+def repeated_blocks(backbone: Backbone) -> list[nn.Module]:
+    """Return the blocks of a network that mostly repeats itself, as transformers and deep ResNets do, else none."""
+    blocks = outermost_blocks(backbone)
+    kinds = {repr(block) for block in blocks}
+    return blocks if 2 * len(kinds) <= len(blocks) else []
 
 
 def evaluating() -> AbstractContextManager[None]:

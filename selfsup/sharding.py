@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from selfsup.compilation import networks, repeated_blocks
+from selfsup.compilation import networks, outermost_blocks
 from selfsup.config import TrainConfig
 from selfsup.errors import UserError
 from selfsup.methods import Method
@@ -93,11 +93,11 @@ def _part_like(value: Any, parameter: DTensor) -> Any:
 def units(method: Method) -> Iterator[nn.Module]:
     """Yield the modules whose weights are gathered together when they run, inner ones first.
 
-    These are the repeated blocks of backbones, the rest of each backbone, and every head, momentum encoders' too.
+    These are the blocks of backbones, the rest of each backbone, and every head, momentum encoders' too.
     """
     for network in networks(method):
         if isinstance(network, Backbone):
-            yield from repeated_blocks(network)
+            yield from outermost_blocks(network)
         yield network
 
 
