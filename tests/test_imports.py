@@ -26,7 +26,7 @@ RULES = {
         {"torch", "pytorch_lightning"},
     ),
 }
-IMPORT_METHODS = {"cli", "training", "config", "callbacks", "compilation", "diagnosis", "phases"}
+IMPORT_METHODS = {"cli", "training", "config", "callbacks", "compilation", "diagnosis", "phases", "sharding"}
 
 
 def imports(module: str, source: str, is_package: bool) -> Iterator[str]:
