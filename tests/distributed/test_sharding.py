@@ -227,7 +227,7 @@ Method.training_step = training_step
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    settings = ["optimizer=adamw", *FSDP]
+    settings = ["optimizer=adamw", "trainer.precision=64-true", *FSDP]
     run(tmp_path, "whole", *settings)
     (tmp_path / "stop.py").write_text(STOP)
     own = ["method=moco", *TINY_METHOD["moco"], *TINY, *settings, "run_dir=parts"]
