@@ -73,6 +73,8 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     data = _Data(splits, config)
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
     method = build_method(config, splits, trainer.world_size)
+    if config.trainer.precision.startswith("64"):
+        method.double()  # Lightning does it after it has read a checkpoint, which would be rounded
     if isinstance(trainer.strategy, ShardedStrategy):
         check_shardable(method, config)
     # mistakes in the optimiser's settings, too, are found before a folder is made; Lightning builds its own later

@@ -89,10 +89,12 @@ def test_the_comparison_notices_a_difference(tiny_config: Callable[..., Any]) ->
         assert_same_state(one, other)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_accumulation_dropout_and_extra_augmentations_resume(
-    tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    precision: str, tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = [
+        f"trainer.precision={precision}",
         "backbone=resnet18",
         "backbone.kwargs.drop_path_rate=0.5",
         "backbone.kwargs.channels=[4,8,8,8]",
