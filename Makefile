@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 NOW := $(shell date +%Y%m%d-%H%M%S)
 DEMO := runs/demo-$(NOW)
 FASHION := runs/fashion-$(NOW)
+RIVALS := $(VENV)/rivals
+BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
 QUICK := --only diagnostics,knn,linear_probe,segmentation eval.probe_epochs=30 eval.segmentation_epochs=5
 # the environment is keyed by what it is made from, so that a changed dependency is always installed
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
@@ -16,7 +18,7 @@ INSTALLED := $(VENV)/.installed-$(KEY)
 help:
 	@echo "make demo    train SimCLR and MoCo v2 on drawn images, evaluate, compare: about five minutes on two cores"
 	@echo "make test    lint, types and tests"
-	@echo "make bench   the measured figures of the README"
+	@echo "make bench   every measured figure of the README and the docs, about three hours on two cores"
 
 install: $(INSTALLED)
 
@@ -37,17 +39,34 @@ demo: $(INSTALLED)
 	$(BIN)/selfsup evaluate checkpoint=$(DEMO)/moco $(QUICK)
 	$(BIN)/selfsup compare $(DEMO)/raw_pixels $(DEMO)/untrained $(DEMO)/simclr $(DEMO)/moco --out $(DEMO)/comparison
 
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/views.py
-	$(BIN)/python benchmarks/methods.py time
-	$(BIN)/python benchmarks/methods.py table --data shapes
-	$(BIN)/python benchmarks/methods.py table --data fashion_mnist --epochs 5
+bench: $(INSTALLED) $(RIVALS)
+	$(BENCH)/views.py --threads 2
+	$(BENCH)/views.py --threads 1 --sizes 32
+	$(BENCH)/steps.py --width 16
+	$(BENCH)/steps.py --width 4
+	$(BENCH)/memory.py
+	$(BENCH)/data.py --folder runs/photographs --delete
+	$(BENCH)/neighbours.py
+	$(BENCH)/neighbours.py --memory
+	$(BENCH)/evaluation.py probe
+	$(BENCH)/evaluation.py extraction
+	$(BENCH)/collectives.py
+	$(BENCH)/scaling.py --step-ms 300 --batch 256
+	$(BENCH)/speedrun.py
+	$(BENCH)/methods.py time --data shapes
+	$(BENCH)/methods.py table
 	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=fashion_mnist data.limit=10000 run_dir=$(FASHION)/raw_pixels
 	$(BIN)/selfsup train experiment=fashion_mnist run_dir=$(FASHION)/simclr
 	$(BIN)/selfsup evaluate checkpoint=$(FASHION)/simclr
 	$(BIN)/selfsup evaluate checkpoint=untrained data=fashion_mnist data.limit=10000 backbone=convnet \
 	    backbone.width=32 backbone.blocks=[2,2,2,2] run_dir=$(FASHION)/untrained
 	$(BIN)/selfsup compare $(FASHION)/raw_pixels $(FASHION)/untrained $(FASHION)/simclr --out $(FASHION)/comparison
+
+# what the benchmarks measure beside us; in a folder of its own, as nothing else needs it
+$(RIVALS): $(INSTALLED)
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-deps --target $@ lightly==1.6.0 lightly_utils aenum solo-learn==1.0.2 \
+	    stable-pretraining==0.1.8
 
 test: $(INSTALLED) lint
 	$(BIN)/pytest -n auto
