@@ -325,7 +325,7 @@ def main() -> None:
     rate = statistics.median(f["machines"].intra_rate for f in (*first, *second)) / 1e9
     protocol = (
         f"A training step of every small preset on {RANKS} gloo processes of one thread, for each rank. "
-        "Cells are calls: kilobytes. Each step also sums 4 bytes that tell whether to stop. Images are a rank's."
+        "Cells are calls: kilobytes. Images are a rank's."
     )
     print(write(options.out, "collectives", counts, protocol))
     protocol = (

@@ -45,7 +45,7 @@ from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
 from selfsup.eval.segmentation import segmentation_probe
 from selfsup.registry import methods
-from selfsup.training import _keep_memory, build_method, load_resumed_config
+from selfsup.training import build_method, keep_memory, load_resumed_config
 
 #: Settings of all methods, over the presets, which are those for drawn scenes. Two crops or many, blur and solarisation
 #: are the method's own.
@@ -287,7 +287,7 @@ def measure(name: str, data: str, steps: int) -> tuple[float, float]:
     """Return the median milliseconds of a step and the peak memory in MB that training adds to the process."""
     config = load_config([*preset(name, data), *(["data.train_size=1500"] if data.startswith("shapes") else [])])
     splits = load_splits(config.data)
-    _keep_memory()  # as a training does
+    keep_memory()  # as a training does
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     method, times = build_method(config, splits), StepTimes()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -44,7 +44,7 @@ from selfsup.functional import nt_xent
 from selfsup.methods import Method
 from selfsup.nn import build_backbone, projection_head
 from selfsup.optimization import build_optimizer
-from selfsup.training import _keep_memory, build_method, train
+from selfsup.training import build_method, keep_memory, train
 
 SIDE = 32
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
@@ -127,7 +127,7 @@ def compiled(options: argparse.Namespace, pace: Pace) -> None:
 
 def limit(options: argparse.Namespace, pace: Pace) -> None:
     """Our network, loss and optimiser on views that are there already."""
-    _keep_memory()  # as a training does
+    keep_memory()  # as a training does
     config, device = configuration(options), device_of(options)
     splits = load_splits(config.data)
     method = build_method(config, splits).to(device)

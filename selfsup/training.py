@@ -66,7 +66,7 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     run_dir = _choose_run_dir(config) if checkpoint is None else run_of(checkpoint)
     pl.seed_everything(config.seed, verbose=False)
     _quieten()
-    _keep_memory()
+    keep_memory()
     splits = load_splits(config.data)
     stopwatch = Stopwatch(run_dir / "times.csv")
     trainer = _build_trainer(config, splits, run_dir, resumed_step, stopwatch, callbacks)
@@ -380,7 +380,7 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let glibc keep the memory that a step frees for the next step, instead of asking the kernel for it anew.
 
     Activations are a few large tensors, which by default come from the kernel, page by page and zeroed, in every step.

@@ -23,7 +23,6 @@ from selfsup.methods import Method
 from selfsup.optimization import build_optimizer
 from selfsup.sharding import shard
 from selfsup.training import build_method
-from selfsup.types import View
 
 STEPS = 3
 
@@ -59,9 +58,6 @@ def train_steps(
     method.trainer = trainer  # type: ignore[assignment]
     method.total_steps = STEPS
     method.log = lambda *_, **__: None  # type: ignore[method-assign]
-    method.views.register_forward_hook(
-        lambda module, args, views: tuple(View(view.image.double(), view.to_source) for view in views)
-    )
     step: nn.Module = _Step(method)
     if sharded:
         shard(method, init_device_mesh("cpu", (world_size,)))
