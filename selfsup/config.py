@@ -35,8 +35,8 @@ class TrainerConfig:
     Attributes:
         max_epochs: Passes over the training images.
         accelerator, devices, num_nodes: As Lightning's ``Trainer`` takes them.
-        precision: ``32-true``, ``bf16-mixed``, ``16-mixed``, ``bf16-true`` or ``64-true``, as Lightning's. ``bf16-true``
-            has 8 bits for a weight and rounds small steps away, a momentum encoder's first; ``bf16-mixed`` does not.
+        precision: ``32-true``, ``bf16-mixed``, ``16-mixed``, ``bf16-true`` or ``64-true``, as Lightning's. With
+            ``bf16-true`` a weight has 8 bits, which rounds small steps away, a momentum encoder's first.
         strategy: As Lightning's ``Trainer`` takes it. A device holds the whole network with ``auto`` and ``ddp``, with
             ``fsdp`` a part of each weight, gradient and optimiser state, by torch's ``fully_shard`` and not Lightning's
             own FSDP (docs/clusters.md says what it does not go with).

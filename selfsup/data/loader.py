@@ -168,7 +168,9 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
             DataLoader(
                 _Reader(dataset, replace),
                 batch_size=None,
-                sampler=requests,  # one item is one batch, so that workers return whole batches in order
+                # One item is one batch, so that workers return whole batches in order. Arrays, not tensors: a thread of
+                # this process would share a tensor, under a lock that workers forked meanwhile would wait for forever.
+                sampler=(positions.numpy() for positions in requests),
                 num_workers=workers,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # else starting the workers would draw from the global generator
@@ -188,14 +190,14 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
 
 
 class _Reader(Dataset[_Read | UserError]):
-    """A dataset whose items are batches and whose keys are their positions."""
+    """A dataset whose items are batches and whose keys are arrays of their positions."""
 
     def __init__(self, dataset: ImageDataset, replace: bool) -> None:
         self.dataset, self.replace = dataset, replace
 
-    def __getitem__(self, positions: Tensor) -> _Read | UserError:
+    def __getitem__(self, positions: Any) -> _Read | UserError:
         try:
-            return _read(self.dataset, positions, self.replace)
+            return _read(self.dataset, torch.from_numpy(positions), self.replace)
         except UserError as error:
             return error  # raised in a worker it would arrive wrapped in a traceback
 

@@ -180,3 +180,19 @@ def test_batches_without_labels():
 def test_impossible_batch_sizes(batch_size, world_size, message):
     with pytest.raises(UserError, match=message):
         TrainLoader(_resident(23), batch_size, 0, world_size=world_size)
+
+
+def test_no_tensor_is_shared_on_its_way_to_the_workers(tmp_path, monkeypatch):
+    """A process forked while another thread shares a tensor inherits its lock, which nobody there will open."""
+    shared = []  # of this process: workers, which share the images, have copies
+    original = torch.UntypedStorage._share_fd_cpu_
+
+    def share(storage, *args, **kwargs):
+        shared.append(storage.nbytes())
+        return original(storage, *args, **kwargs)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", share)
+    dataset = _files(tmp_path, 30)
+    assert len(list(TrainLoader(dataset, 10, 0, workers=2))) == 3
+    assert len(list(eval_batches(dataset, 10, 2))) == 3
+    assert shared == []
