@@ -10,13 +10,13 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from selfsup.training import _keep_memory
+from selfsup.training import keep_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MiB, freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 first = sum(faults() for _ in range(10))
-_keep_memory()
+keep_memory()
 then = sum(faults() for _ in range(10))
 print(first, then)
 """
