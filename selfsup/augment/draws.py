@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ _SLOTS = 36
 
 @dataclass(frozen=True)
 class Draws:
-    """Parameters of one view of ``B`` images, on the CPU.
+    """Parameters of ``B`` images to be made into views, on the CPU.
 
     Attributes:
         box: int64 ``[B,4]``: top, left, height, width of the crop in source pixels.
@@ -45,19 +46,19 @@ class Draws:
     solarize: Tensor
 
 
-def draw(recipe: ViewRecipe, seed: int, index: Tensor, height: int, width: int) -> Draws:
-    """Draw the parameters of a view.
+def draw(recipe: ViewRecipe, seeds: Sequence[int], index: Tensor, height: int, width: int) -> Draws:
+    """Draw the parameters of views of one recipe, view after view.
 
     They are drawn on the CPU, in float64: the same on every machine, and the subsets that an operation applies to are
     known without waiting for the device.
 
     Args:
         recipe: The distribution.
-        seed: Differs between views and epochs.
-        index: int64 ``[B]`` on the CPU. Each image's parameters depend on its own index and the seed only.
+        seeds: One per view; they differ between views and epochs.
+        index: int64 ``[N]`` on the CPU. The parameters of an image of a view depend on its index and the view's seed.
         height, width: Size of the source images in pixels.
     """
-    u = uniform(seed, index, _SLOTS)
+    u = torch.cat([uniform(seed, index, _SLOTS) for seed in seeds])
     amounts = torch.tensor([recipe.brightness, recipe.contrast, recipe.saturation], dtype=torch.float64)
     low = torch.cat([(1 - amounts).clamp_min(0), amounts.new_tensor([-recipe.hue])])
     high = torch.cat([1 + amounts, amounts.new_tensor([recipe.hue])])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_IMAGE = 64  # largest side that takes a recipe's small version by itself
 LOCAL_SIDE = 3 / 7  # of the image's side: SwAV's and DINO's 96 of 224
 COMPILING_PAYS = 2 * 10**9  # pixels of views: at 9 to 25 ns saved a pixel on two cores, about twice what it takes
+VALUES_TOGETHER = 2**24  # of float source images that views are made from in one pass: 64 MiB
 CACHED_VALUES = 2**18  # numbers that an operation works on at a time on a CPU: 1 MiB
 _COLOR_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     operations.adjust_brightness,
@@ -82,14 +84,31 @@ class ViewGenerator(nn.Module):
         index = torch.arange(len(images)) if index is None else index.cpu()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             source = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-            return tuple(self._view(source, number, seed, index, step) for number in range(len(self.recipes)))
+            most = max(1, VALUES_TOGETHER // max(1, source.numel()))
+            made = (self._make(source, numbers, seed, index) for numbers in self._alike(most))
+            return tuple(
+                self._finish(image, to_source, number, seed, step)
+                for number, (image, to_source) in enumerate(itertools.chain.from_iterable(made))
+            )
 
-    def _view(self, source: Tensor, number: int, seed: int, index: Tensor, step: int) -> View:
-        recipe, size = self.recipes[number], self.sizes[number]
+    def _alike(self, most: int) -> Iterator[list[int]]:
+        """Yield runs of at most ``most`` neighbouring views with one recipe and one size."""
+        for _, run in itertools.groupby(range(len(self.recipes)), lambda n: (self.recipes[n], self.sizes[n])):
+            numbers = list(run)
+            yield from (numbers[first : first + most] for first in range(0, len(numbers), most))
+
+    def _make(self, source: Tensor, numbers: list[int], seed: int, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return image and ``to_source`` of views that are alike, made in one pass."""
+        recipe, size, count = self.recipes[numbers[0]], self.sizes[numbers[0]], len(numbers)
         height, width = source.shape[-2:]
-        draws = draw(recipe, fold_in(seed, number), index, height, width)
-        image = _augment(source, recipe, draws, size, self.compiled)
+        draws = draw(recipe, [fold_in(seed, number) for number in numbers], index, height, width)
+        repeated = source.expand(count, -1, -1, -1, -1).flatten(0, 1)  # one view takes no copy
+        image = _augment(repeated, recipe, draws, size, self.compiled)
         to_source = crop_to_source(draws.box, draws.flip, height, width).to(source.device)
+        return zip(image.chunk(count), to_source.chunk(count), strict=True)
+
+    def _finish(self, image: Tensor, to_source: Tensor, number: int, seed: int, step: int) -> View:
+        """Apply what comes after the built-in operations."""
         if len(self.extra):
             image, to_source = apply_extra(self.extra, image, to_source, fold_in(fold_in(seed, step), number))
         mean, std = (

@@ -151,7 +151,7 @@ class Method(pl.LightningModule, ABC):
         """Seed everything random in a step and return the views of its batch."""
         epoch_seed = fold_in(self.seed, self.current_epoch)
         self._batch_seed = fold_in(epoch_seed, batch_idx)
-        torch.manual_seed(fold_in(self._batch_seed, self.global_rank))  # dropout and the like
+        _seed_generators(fold_in(self._batch_seed, self.global_rank), self.device)  # of dropout and the like
         unique_step = batch_idx * self.trainer.world_size + self.global_rank
         views = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step)
         # made in float32; trainer.precision=64-true and bf16-true want the type of the weights
@@ -234,3 +234,14 @@ class Method(pl.LightningModule, ABC):
                 f"{type(self).__name__} needs its batch in one pass, so leave trainer.chunk_size out; "
                 "trainer.activation_checkpointing saves memory too."
             )
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of the device.
+
+    ``torch.manual_seed`` gives the same numbers, and on every call notes its caller down for each kind of device that
+    is not in use: 0.4 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

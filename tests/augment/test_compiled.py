@@ -27,7 +27,7 @@ def forget_what_is_compiled():
 
 def draws_of(order, recipe=RECIPE, count=24):
     """Parameters with the given orders, every image jittered."""
-    draws = draw(recipe, 5, torch.arange(count), 20, 20)
+    draws = draw(recipe, [5], torch.arange(count), 20, 20)
     return dataclasses.replace(draws, order=torch.tensor(order), jitter=torch.ones(count, dtype=torch.bool))
 
 
@@ -69,7 +69,7 @@ def test_compiled_views_equal_torchvisions_and_compile_once():
     generator = ViewGenerator([recipe, recipe], [size, size], IDENTITY, compiled=True)
     torch._dynamo.utils.counters.clear()
     for number, view in enumerate(generator(images, seed=4)):
-        draws = draw(recipe, fold_in(4, number), torch.arange(12), *images.shape[-2:])
+        draws = draw(recipe, [fold_in(4, number)], torch.arange(12), *images.shape[-2:])
         expected = [reference_view(image / 255, recipe, draws, row, size) for row, image in enumerate(images)]
         torch.testing.assert_close(view.image, torch.stack(expected), rtol=0, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -45,7 +45,7 @@ def test_boxes_equal_the_loop(height, width, scale):
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(240, 300, (0.08, 1.0)), (100, 200, (0.55, 1.0))])
 def test_boxes_have_torchvisions_distribution(height, width, scale):
-    ours = draw(ViewRecipe(scale=scale), 7, torch.arange(4000), height, width).box.numpy()
+    ours = draw(ViewRecipe(scale=scale), [7], torch.arange(4000), height, width).box.numpy()
     image = torch.empty(3, height, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -61,7 +61,7 @@ def test_boxes_have_torchvisions_distribution(height, width, scale):
 
 def test_the_other_parameters_have_the_recipes_distribution():
     recipe = ViewRecipe(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5)
-    draws = draw(recipe, 11, torch.arange(6000), 32, 32)
+    draws = draw(recipe, [11], torch.arange(6000), 32, 32)
     limits = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
     for column, (low, high) in zip(draws.factors.T, limits, strict=True):
         assert stats.kstest(column.numpy(), "uniform", args=(low, high - low)).pvalue > 1e-3
@@ -80,6 +80,6 @@ def test_certain_probabilities_are_certain(probability):
     recipe = ViewRecipe(
         flip_p=probability, jitter_p=probability, gray_p=probability, blur_p=probability, solarize_p=probability
     )
-    draws = draw(recipe, 0, torch.arange(500), 32, 32)
+    draws = draw(recipe, [0], torch.arange(500), 32, 32)
     for chosen in (draws.flip, draws.jitter, draws.gray, draws.blur, draws.solarize):
         assert chosen.double().mean() == probability

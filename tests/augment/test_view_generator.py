@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from selfsup.augment import RECIPES, ViewGenerator, ViewRecipe, fold_in, multi_crop, two_crop
+from selfsup.augment import RECIPES, ViewGenerator, ViewRecipe, fold_in, multi_crop, operations, two_crop
 from selfsup.augment.draws import draw
 from selfsup.types import Normalization
 
@@ -52,7 +52,7 @@ def test_views_equal_torchvisions_operations(name, monkeypatch):
     images = photographs()
     views = ViewGenerator(recipes, [size] * len(recipes), IDENTITY)(images, seed=4)
     for number, (recipe, view) in enumerate(zip(recipes, views, strict=True)):
-        draws = draw(recipe, fold_in(4, number), torch.arange(len(images)), *images.shape[-2:])
+        draws = draw(recipe, [fold_in(4, number)], torch.arange(len(images)), *images.shape[-2:])
         expected = [reference_view(image / 255, recipe, draws, row, size) for row, image in enumerate(images)]
         torch.testing.assert_close(view.image, torch.stack(expected), rtol=0, atol=1e-4)
 
@@ -132,6 +132,31 @@ def test_one_channel():
     mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
     raw = ViewGenerator([plain], [32], IDENTITY)(images)[0].image
     torch.testing.assert_close(expected, (raw - mean) / std)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_views_made_in_one_pass_equal_views_made_one_by_one(compiled, monkeypatch):
+    images = photographs(5)
+    generator = multi_crop("swav", (32, 12), (2, 3))
+    generator.compiled = compiled
+    passes = []
+    crop_and_resize = operations.crop_and_resize
+    monkeypatch.setattr(operations, "crop_and_resize", lambda *args: passes.append(1) or crop_and_resize(*args))
+    together = generator(images, seed=2)
+    assert len(passes) == 2
+    for most, expected in ((2 * images.numel(), 3), (0, 5)):  # 2 and 2 and 1 view; each alone
+        passes.clear()
+        monkeypatch.setattr("selfsup.augment.generator.VALUES_TOGETHER", most)
+        apart = generator(images, seed=2)
+        assert len(passes) == expected
+        for one, other in zip(together, apart, strict=True):
+            assert torch.equal(one.image, other.image)
+            assert torch.equal(one.to_source, other.to_source)
+
+
+def test_views_of_no_image():
+    views = multi_crop("swav", (32, 12), (2, 1))(photographs(5)[:0])
+    assert [tuple(view.image.shape) for view in views] == [(0, 3, 32, 32)] * 2 + [(0, 3, 12, 12)]
 
 
 def test_multi_crop_sizes_and_counts():

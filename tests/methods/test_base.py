@@ -15,6 +15,7 @@ from selfsup.augment import multi_crop
 from selfsup.data import TrainLoader, load_splits
 from selfsup.errors import UserError
 from selfsup.methods import Method, Parts
+from selfsup.methods.base import _seed_generators
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.optimization import OptimizerConfig, decay_groups
 from selfsup.training import train
@@ -84,6 +85,33 @@ def test_progress_counts_optimiser_steps(tiny_config: Callable[..., Any]) -> Non
     assert method.total_steps == 8
     assert [seen["progress"] for seen in method.seen] == [step / 8 for step in range(8)]
     assert [seen["after"] for seen in method.seen] == [step / 8 for step in range(8)]
+
+
+def test_every_step_draws_its_own_numbers_and_the_same_ones_again(tiny_config: Callable[..., Any]) -> None:
+    drawn: list[list[Tensor]] = []
+    for _ in range(2):
+        method = build(OptimizerConfig(weight_decay=0))
+        numbers: list[Tensor] = []
+        method.backbone.register_forward_hook(lambda *_, numbers=numbers: numbers.append(torch.rand(3)))
+        torch.rand(5)  # whatever was drawn before
+        run(method, tiny_config("simclr"), epochs=1)
+        drawn.append(numbers)
+    assert len(torch.unique(torch.cat(drawn[0]))) == 3 * len(drawn[0]) > 3
+    assert torch.equal(torch.cat(drawn[0]), torch.cat(drawn[1]))
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    _seed_generators(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_device_is_seeded_too() -> None:
+    device = torch.device("cuda", 0)
+    torch.manual_seed(7)
+    expected = torch.rand(3, device=device)
+    _seed_generators(7, device)
+    assert torch.equal(torch.rand(3, device=device), expected)
 
 
 def test_frozen_parameters_stay_to_the_bit_in_spite_of_momentum_and_decay(tiny_config: Callable[..., Any]) -> None:
