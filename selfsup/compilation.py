@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -84,11 +84,25 @@ def compile_networks(method: Method, mode: str | None = None) -> list[nn.Module]
         for part in (isinstance(network, Backbone) and repeated_blocks(network)) or [network]
     ]
     for module in parts:
+        options = _vector_options(module)
         for entry in _ENTRIES:
             if hasattr(module, entry):
                 # shapes are fixed in training; each of the few that there are gets code of its own
-                setattr(module, entry, torch.compile(getattr(module, entry), dynamic=False, mode=mode))
+                function = torch.compile(getattr(module, entry), dynamic=False, mode=mode, options=options)
+                setattr(module, entry, function)
     return parts
+
+
+def _vector_options(module: nn.Module) -> dict[str, str | int | bool | Callable[..., Any]] | None:
+    """Return options for convolutions of at most 8 channels on CPUs with vectors of 16 numbers.
+
+    Sums over all but the channels are vectorised over the channels, and those that fill no vector are summed one by
+    one in one thread. Vectors of 8 take a seventh off a step of a ResNet of width 4; wider ones are better off with 16.
+    """
+    channels = [inner.out_channels for inner in module.modules() if isinstance(inner, nn.Conv2d)]
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    wide = on_cpu and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return {"cpp.simdlen": 256} if wide and min(channels, default=16) <= 8 else None
 
 
 def rehearse(method: Method, batch: Batch, batch_idx: int, context: AbstractContextManager[Any]) -> None:

@@ -45,7 +45,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
     def choose(name: Any) -> None:
         torch.compiler.reset()
-        monkeypatch.setattr(torch, "compile", lambda f, *, dynamic, mode: original(f, dynamic=dynamic, backend=name))
+        monkeypatch.setattr(torch, "compile", lambda f, *, dynamic, **_: original(f, dynamic=dynamic, backend=name))
 
     return choose
 
@@ -146,6 +146,25 @@ def test_heads_and_momentum_copies_are_compiled_and_the_views_are_not(tiny_confi
     parts = compile_networks(method)
     copy_of_backbone, copy_of_head = method.key_encoder.module
     assert {id(p) for p in parts} == {id(m) for m in (method.backbone, method.head, copy_of_backbone, copy_of_head)}
+
+
+@pytest.mark.parametrize(("width", "capability", "bits"), [(4, "AVX512", 256), (4, "AVX2", None), (16, "AVX512", None)])
+def test_narrow_layers_get_vectors_that_they_fill(
+    width: int,
+    capability: str,
+    bits: int | None,
+    tiny_config: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config("simclr", *SMALL, f"backbone.width={width}")
+    method = build_method(config, load_splits(config.data))
+    chosen = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "compile", lambda f, *, options, **_: chosen.append(options) or f)
+    compile_networks(method)
+    *backbone, head = (None if options is None else options["cpp.simdlen"] for options in chosen)
+    assert set(backbone) == {bits}
+    assert head is None
 
 
 @pytest.mark.parametrize(
