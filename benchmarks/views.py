@@ -5,6 +5,7 @@
 Crop with scale 0.2 to 1, flip 0.5, jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grey 0.2, blur 0.5 (at 96 and
 224 px), normalise. Prints and saves a Markdown table: images a second, the median and the range of the repeats, and how
 many times as fast we are. Imports, compilation and warm-up are not in it; the first call, which compiles, has a column.
+With ``--keep-memory``, memory that is freed is kept for the next call, ours and a rival's, as our trainings keep it.
 On a GPU, ``--step`` also compares the views of 256 images at 224 px with a training step of a ResNet-50.
 
 lightly, solo-learn and stable-pretraining are measured where they are installed. Of the last two one file is read, so
@@ -31,6 +32,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 
 from selfsup.augment import AugmentConfig, build_views
+from selfsup.training import keep_memory
 from selfsup.types import Normalization
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -264,19 +266,25 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--step", action="store_true", help="views against a ResNet-50's step (needs a CUDA device)")
+    parser.add_argument("--keep-memory", action="store_true", help="as a training does, for rivals too")
     parser.add_argument("--without", nargs="*", default=[], help="rivals to leave out, by the start of their names")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.keep_memory:
+        keep_memory()
     names = [name for name in RIVALS if not name.startswith(tuple(arguments.without))]
     protocol = (
         f"Two SimCLR views of a batch ({', '.join(f'{BATCH[size]} at {size} px' for size in arguments.sizes)}) on "
         f"{arguments.device}; images a second, median and range of {arguments.repeats} alternating repeats after "
         "2 that warm up. The first call holds compilation; with a warm cache on disk it is shorter."
+        + " Freed memory is kept for the next call."
+        * arguments.keep_memory
     )
+    name = f"views-{arguments.threads}-threads" + "-kept" * arguments.keep_memory
     rows: list[dict[str, Any]] = []
     for size in arguments.sizes:  # each is written when it is there
         rows += one_size(size, arguments.repeats, arguments.device, names)
-        table = measure.write(arguments.out, f"views-{arguments.threads}-threads", rows, protocol)
+        table = measure.write(arguments.out, name, rows, protocol)
     print(table)
     if arguments.step:
         if not torch.cuda.is_available():
