@@ -169,10 +169,9 @@ class Method(pl.LightningModule, ABC):
 
     @final
     def batch_permutation(self, local: int) -> Tensor:
-        """Return a random order of the images of all ranks, ``local`` on each: the same on every rank."""
+        """Return a random order of the images of all ranks, ``local`` on each: the same on every rank, on the CPU."""
         generator = torch.Generator().manual_seed(self._batch_seed)
-        order = torch.randperm(local * self.trainer.world_size, generator=generator)
-        return order.to(self.device, non_blocking=True)
+        return torch.randperm(local * self.trainer.world_size, generator=generator)
 
     @final
     def configure_optimizers(self) -> Any:

@@ -80,17 +80,17 @@ def shuffle(images: Tensor, permutation: Tensor, group: dist.ProcessGroup | None
     """
     images = images.detach()
     if group is None or dist.get_world_size(group) == 1:
-        return images[permutation]
+        return images[permutation.to(images.device, non_blocking=True)]
     rank, local, permutation = rank_of(group), len(images), permutation.cpu()
     shares = torch.split(permutation, local)
     given = [share[share // local == rank] % local for share in shares]  # to each rank, in the order that it asks for
     owners = shares[rank] // local
     received = torch.empty_like(images, memory_format=torch.contiguous_format)
     counts = torch.bincount(owners, minlength=len(shares)).tolist()
-    sent = images[torch.cat(given).to(images.device)].contiguous()
+    sent = images[torch.cat(given).to(images.device, non_blocking=True)].contiguous()
     dist.all_to_all_single(received, sent, counts, [len(part) for part in given], group=group)
     # what came is sorted by its owner; the inverse of that sort puts it in the order of the share
-    return received[owners.argsort(stable=True).argsort().to(images.device)]
+    return received[owners.argsort(stable=True).argsort().to(images.device, non_blocking=True)]
 
 
 def unshuffle(keys: Tensor, permutation: Tensor, group: dist.ProcessGroup | None) -> Tensor:
