@@ -373,7 +373,7 @@ def _embed(arguments: Arguments) -> int:
 def _doctor(arguments: Arguments) -> int:
     """Run a few steps of a training; tell where their time goes, and measure which settings would help.
 
-    selfsup doctor [--import FILE] [--config FILE] [--steps N] [--json FILE] [key=value …]
+    selfsup doctor [--import FILE] [--config FILE] [--steps N] [--compile] [--json FILE] [key=value …]
 
     It takes what `selfsup train` takes and leaves nothing behind. docs/doctor.md explains the page that it prints.
 
@@ -381,12 +381,14 @@ def _doctor(arguments: Arguments) -> int:
     --config FILE   look at a run's config.yaml in place of the defaults
     --steps N       steps that are timed phase by phase (default: 20); a setting is tried for a fifth as many, in five
                     rounds
+    --compile       try trainer.compile too, which can take minutes, and leave numbers of threads alone
     --json FILE     also write all numbers to a file that does not exist yet
     """
     arguments = _import_files(arguments)
     file, arguments = _option(arguments, "--config")
     steps, arguments = _option(arguments, "--steps")
     output, arguments = _option(arguments, "--json")
+    compiling, arguments = "--compile" in arguments, [a for a in arguments if a != "--compile"]
     if _asks_help(arguments):
         return _help(_doctor, "train", ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"))
     _refuse_options(arguments)
@@ -397,7 +399,7 @@ def _doctor(arguments: Arguments) -> int:
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
 
-    report = doctor(load_config(arguments, file=file), steps=20 if steps is None else int(steps))
+    report = doctor(load_config(arguments, file=file), 20 if steps is None else int(steps), compile=compiling)
     print(report)
     if output is not None:
         report.save(output)

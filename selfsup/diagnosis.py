@@ -158,7 +158,7 @@ class Report:
         Path(path).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
-def doctor(config: TrainConfig, steps: int = 20, progress: bool = True) -> Report:
+def doctor(config: TrainConfig, steps: int = 20, progress: bool = True, compile: bool = False) -> Report:
     """Run a few steps of a configuration; tell where they spend their time, and which settings would help.
 
     The steps are those of ``train``: its data, loader, method, trainer and callbacks, taken as in the middle of the
@@ -169,6 +169,7 @@ def doctor(config: TrainConfig, steps: int = 20, progress: bool = True) -> Repor
         config: As for ``train``; ``run_dir`` does not matter.
         steps: Steps that are timed by phases. A setting is tried for a fifth as many, in each of five rounds.
         progress: Show a progress bar.
+        compile: Try ``trainer.compile`` too, which can take minutes; numbers of threads are then left alone.
 
     Raises:
         UserError: As ``train``; or no steps, or a run to resume.
@@ -181,7 +182,7 @@ def doctor(config: TrainConfig, steps: int = 20, progress: bool = True) -> Repor
     _quieten()
     keep_memory()
     with tempfile.TemporaryDirectory() as folder:
-        return _Visit(config, Path(folder)).report(steps, progress)
+        return _Visit(config, Path(folder), compile).report(steps, progress)
 
 
 @dataclass
@@ -235,8 +236,8 @@ class _Candidate:
 class _Visit:
     """The configuration, its data and the folder that lasts as long."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
-        self.folder, self.notes = folder, list[str]()
+    def __init__(self, config: TrainConfig, folder: Path, compiling: bool = False) -> None:
+        self.folder, self.compiling, self.notes = folder, compiling, list[str]()
         self.splits = load_splits(config.data)
         trainer = _build_trainer(config, self.splits, folder, 0, Stopwatch(folder / "times.csv"))
         self.world_size, self.device = trainer.world_size, trainer.strategy.root_device
@@ -347,7 +348,9 @@ class _Visit:
         limit = dataclasses.replace(present, name="limit", precomputed=True, seconds=[])
         limit.method = self._method(self.config, self.splits)
         variants, skipped = [present, dataclasses.replace(present, seconds=[]), limit], []
-        for candidate in _candidates(self.config, self.splits, self.device):
+        if not (self.compiling or self.config.trainer.compile):
+            skipped.append(("trainer.compile=true", "compiling can take minutes; --compile tries it"))
+        for candidate in _candidates(self.config, self.splits, self.device, self.compiling):
             share = sum(shares.get(phase, 0.0) for phase in candidate.touches)
             if candidate.touches and share < LEAST:
                 names = " and ".join(candidate.touches)
@@ -557,7 +560,7 @@ class _Precomputed(nn.Module):
         return self.views
 
 
-def _candidates(config: TrainConfig, splits: Splits, device: torch.device) -> Iterator[_Candidate]:
+def _candidates(config: TrainConfig, splits: Splits, device: torch.device, compiling: bool) -> Iterator[_Candidate]:
     """Settings that can help this configuration on this machine."""
     data, images, cores = config.data, splits.pretrain, len(os.sched_getaffinity(0))
     if not images.resident:
@@ -566,7 +569,10 @@ def _candidates(config: TrainConfig, splits: Splits, device: torch.device) -> It
         megabytes = _size_mb(splits)
         note = f"images in memory: {megabytes} MB"
         yield _Candidate(f"data.resident_limit_mb={megabytes}", ("data wait",), resident=True, note=note)
-    if device.type == "cpu":
+    if compiling and not config.trainer.compile:
+        yield _Candidate("trainer.compile=true", NETWORKS)
+    # torch has aborted where compiled code met another number of threads
+    if device.type == "cpu" and not (compiling or config.trainer.compile):
         for threads in sorted({1, cores // 2, cores} - {0, torch.get_num_threads()}):
             yield _Candidate(f"OMP_NUM_THREADS={threads}", ("views", *NETWORKS, "loss", "optimiser"), threads)
     if config.trainer.precision == "32-true" and _has_bfloat16(device):

@@ -200,6 +200,19 @@ def test_limit_and_settings_are_measured(tmp_path: Path, wall: Time, monkeypatch
     assert all(trial.gain == 0 and not trial.recommended for name, trial in trials.items() if "THREADS" in name)
 
 
+def test_compiling_is_tried_when_asked_for_and_numbers_of_threads_then_are_not(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: original(f, dynamic=False, backend="aot_eager"))
+    monkeypatch.setattr(diagnosis, "ROUNDS", 1)
+    found = doctor(load_config(TINY), steps=1, progress=False, compile=True)
+    assert "trainer.compile=true" in {trial.setting for trial in found.trials}
+    assert not any("THREADS" in trial.setting for trial in found.trials)
+    assert "trainer.compile=true" in dict(report.skipped)
+    assert any("THREADS" in trial.setting for trial in report.trials)
+
+
 @pytest.mark.parametrize("method", list(methods))
 def test_every_method_can_be_looked_at(method: str, look: Any) -> None:
     clock, _, watcher = look(method, steps=2)
@@ -342,8 +355,8 @@ def test_the_command_prints_and_writes(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(diagnosis, "doctor", lambda config, steps: report)
-    assert main(["doctor", *TINY, "--json", "found.json"]) == 0
+    monkeypatch.setattr(diagnosis, "doctor", lambda config, steps, compile: report if compile else None)
+    assert main(["doctor", *TINY, "--compile", "--json", "found.json"]) == 0
     assert str(report) in capsys.readouterr().out
     values = json.loads((tmp_path / "found.json").read_text())
     assert values["limit_share"] == report.limit_share
