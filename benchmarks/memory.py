@@ -23,6 +23,7 @@ from selfsup.config import load_config
 from selfsup.eval.results import peak_memory_mb
 from selfsup.functional import nt_xent
 from selfsup.nn import build_backbone, projection_head, unchanged_statistics
+from selfsup.training import keep_memory
 
 
 def step_once(backbone: Any, head: Any, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> None:
@@ -37,6 +38,8 @@ def step_once(backbone: Any, head: Any, optimizer: torch.optim.Optimizer, images
 def measure(case: dict[str, Any]) -> dict[str, float]:
     """Return the memory and the seconds of one case, from a process that has done nothing else."""
     torch.set_num_threads(case["threads"])
+    if case["chunk"] is None and not case["checkpointing"]:
+        keep_memory()  # as a training does that saves none
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = load_config(["method=simclr", f"backbone={case['backbone']}", f"data.image_size={case['size']}"])

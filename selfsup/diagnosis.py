@@ -34,7 +34,7 @@ from selfsup.errors import UserError
 from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method
 from selfsup.phases import PHASES, Clock, Step, TimedLoader, synchronize, watch
-from selfsup.training import _build_trainer, _Data, _environment, _quieten, build_method, keep_memory
+from selfsup.training import _build_trainer, _Data, _environment, _quieten, build_method, keep_memory, saves_memory
 from selfsup.types import View
 
 WARMUP = 3  # steps before the first that counts
@@ -180,7 +180,8 @@ def doctor(config: TrainConfig, steps: int = 20, progress: bool = True, compile:
         raise UserError("resume: the doctor looks at a configuration; give a run's by --config RUN/config.yaml.")
     pl.seed_everything(config.seed, verbose=False)
     _quieten()
-    keep_memory()
+    if not saves_memory(config.trainer):
+        keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         return _Visit(config, Path(folder), compile).report(steps, progress)
 

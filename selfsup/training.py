@@ -31,7 +31,7 @@ from selfsup.augment import build_views
 from selfsup.callbacks import MetricsCsv, OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure, WatchLoss
 from selfsup.checkpoint import INFO, AtomicCheckpointIO, find_checkpoint, read_checkpoint, run_of
 from selfsup.compilation import Compile
-from selfsup.config import TrainConfig, from_values, to_yaml
+from selfsup.config import TrainConfig, TrainerConfig, from_values, to_yaml
 from selfsup.data import Splits, TrainLoader, load_splits
 from selfsup.data.resident import ResidentDataset, fits
 from selfsup.data.workers import worker_count
@@ -66,7 +66,8 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     run_dir = _choose_run_dir(config) if checkpoint is None else run_of(checkpoint)
     pl.seed_everything(config.seed, verbose=False)
     _quieten()
-    keep_memory()
+    if not saves_memory(config.trainer):
+        keep_memory()
     splits = load_splits(config.data)
     stopwatch = Stopwatch(run_dir / "times.csv")
     trainer = _build_trainer(config, splits, run_dir, resumed_step, stopwatch, callbacks)
@@ -380,11 +381,17 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def saves_memory(settings: TrainerConfig) -> bool:
+    """Whether memory comes before time."""
+    return settings.chunk_size is not None or settings.activation_checkpointing
+
+
 def keep_memory() -> None:
     """Let glibc keep the memory that a step frees for the next step, instead of asking the kernel for it anew.
 
     Activations are a few large tensors, which by default come from the kernel, page by page and zeroed, in every step.
-    Elsewhere (GPU memory has torch's own cache; other C libraries) nothing happens.
+    The price is memory: what is kept has holes between tensors of many sizes. Elsewhere (GPU memory has torch's own
+    cache; other C libraries) nothing happens.
     """
     mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
     with contextlib.suppress(OSError, AttributeError):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+
+from selfsup import training
+from selfsup.training import train
 
 PROGRAM = """
 import resource, torch
@@ -29,3 +34,20 @@ def test_the_kernel_is_seldom_asked() -> None:
     default, kept = map(int, done.stdout.split())
     assert default > 10 * 2**26 / 2**16  # pages of at most 64 KiB
     assert kept < default / 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        ("trainer.chunk_size=null", True),
+        ("trainer.chunk_size=8", False),
+        ("trainer.activation_checkpointing=true", False),
+    ],
+)
+def test_a_training_that_saves_memory_gives_it_back(
+    setting: str, kept: bool, tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(training, "keep_memory", lambda: calls.append(None))
+    train(tiny_config("simclr", setting, "trainer.max_epochs=1"))
+    assert bool(calls) is kept
