@@ -41,6 +41,7 @@ demo: $(INSTALLED)
 
 bench: $(INSTALLED) $(RIVALS)
 	$(BENCH)/views.py --threads 2
+	$(BENCH)/views.py --threads 2 --keep-memory
 	$(BENCH)/views.py --threads 1 --sizes 32
 	$(BENCH)/steps.py --width 16
 	$(BENCH)/steps.py --width 4
