@@ -37,7 +37,7 @@ from selfsup.phases import PHASES, Clock, Step, TimedLoader, synchronize, watch
 from selfsup.training import _build_trainer, _Data, _environment, _quieten, build_method, keep_memory, saves_memory
 from selfsup.types import View
 
-WARMUP = 3  # steps before the first that counts
+WARMUP = 3  # fewest steps before the first that counts
 ROUNDS = 5  # in each of which every setting is tried once
 LEAST = 0.02  # share of a step that a setting must be able to touch to be tried
 NEVER = 10**9
@@ -266,10 +266,11 @@ class _Visit:
         """Time the phases, then the limit and the settings in turns."""
         method = build_method(self.config, self.splits, self.world_size)
         with tqdm(desc="doctor", unit="run", total=1, disable=not progress, leave=False) as bar:
-            look = _Look(Clock(self.device), WARMUP + steps, self.config, self.splits)
+            warmup = _warmup(steps, self.config.trainer.log_every_steps)
+            look = _Look(Clock(self.device), warmup + steps, self.config, self.splits)
             self._fit(self.config, self.splits, method, look)
             bar.update()
-            timed = _countable(look.clock.steps, self.config.trainer.accumulate)
+            timed = _countable(look.clock.steps[warmup:], self.config.trainer.accumulate)
             seconds = [step.seconds for step in timed]
             phases = _phases(timed)
             shares = {phase.name: phase.mean / statistics.fmean(seconds) for phase in phases}
@@ -626,11 +627,18 @@ def _in_memory(splits: Splits, count: int) -> ResidentDataset:
     )
 
 
+def _warmup(steps: int, log_every_steps: int) -> int:
+    """Return the steps before the first that counts.
+
+    They hold the first row of the metrics where one comes at all: it loads what writes rows, once.
+    """
+    return log_every_steps if WARMUP < log_every_steps < WARMUP + steps else WARMUP
+
+
 def _countable(steps: Sequence[Step], accumulate: int) -> list[Step]:
-    """Return the steps that stand for all: warmed up, whole, and not the first of an epoch where there are others."""
-    warm = steps[WARMUP:]
-    within = [step for step in warm if step.batches == accumulate and not step.begins_epoch]
-    return within or list(warm)
+    """Return the steps that stand for all: whole, and not the first of an epoch where there are others."""
+    within = [step for step in steps if step.batches == accumulate and not step.begins_epoch]
+    return within or list(steps)
 
 
 def _phases(steps: Sequence[Step]) -> list[Phase]:

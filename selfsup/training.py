@@ -377,6 +377,7 @@ def _quieten() -> None:
         ".*isinstance.treespec.*",
         ".*broadcast_buffers.*",
         ".*transfer_batch_to_device.*",
+        ".*smaller than the logging interval.*",  # rows are counted over epochs
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -166,7 +166,7 @@ def test_a_network_that_gives_a_map_is_forward_too(look: Any, wall: Time) -> Non
 def test_a_step_is_all_its_accumulated_batches(look: Any, wall: Time) -> None:
     slow_everywhere(wall)
     clock, _, _ = look("moco", "trainer.accumulate=2", "data.train_size=200", steps=4)
-    for step in diagnosis._countable(clock.steps, 2):
+    for step in diagnosis._countable(clock.steps[WARMUP:], 2):
         assert step.batches == 2
         assert step.phases["data wait"] == 2
         assert step.phases["backward"] == 64
@@ -216,7 +216,7 @@ def test_compiling_is_tried_when_asked_for_and_numbers_of_threads_then_are_not(
 @pytest.mark.parametrize("method", list(methods))
 def test_every_method_can_be_looked_at(method: str, look: Any) -> None:
     clock, _, watcher = look(method, steps=2)
-    steps = diagnosis._countable(clock.steps, 1)
+    steps = diagnosis._countable(clock.steps[WARMUP:], 1)
     seen = {phase.name for phase in diagnosis._phases(steps)}
     assert {"data wait", "transfer", "views", "forward", "loss", "backward", "optimiser", "logging"} <= seen
     assert {extra.name for extra in watcher.extras} >= {"evaluation", "checkpoint"}
@@ -308,10 +308,14 @@ def test_steps_of_accumulated_batches_and_starts_of_epochs_are_told_apart() -> N
     def steps(*kinds: tuple[int, bool]) -> list[Step]:
         return [Step(batches, begins, {"loss": 1.0}) for batches, begins in kinds]
 
-    warm = steps(*[(2, False)] * WARMUP)
     rest = steps((2, True), (2, False), (1, False), (2, False))
-    assert diagnosis._countable(warm + rest, 2) == [rest[1], rest[3]]
-    assert diagnosis._countable(warm + steps((2, True), (2, True)), 2) == steps((2, True), (2, True))
+    assert diagnosis._countable(rest, 2) == [rest[1], rest[3]]
+    assert diagnosis._countable(steps((2, True), (2, True)), 2) == steps((2, True), (2, True))
+
+
+@pytest.mark.parametrize(("log_every", "expected"), [(1, WARMUP), (10, 10), (22, 22), (23, WARMUP), (100, WARMUP)])
+def test_the_first_row_of_metrics_is_part_of_the_warm_up(log_every: int, expected: int) -> None:
+    assert diagnosis._warmup(20, log_every) == expected
 
 
 def test_a_share_of_several_devices(tmp_path: Path) -> None:
