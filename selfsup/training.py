@@ -391,8 +391,8 @@ def keep_memory() -> None:
     """Let glibc keep the memory that a step frees for the next step, instead of asking the kernel for it anew.
 
     Activations are a few large tensors, which by default come from the kernel, page by page and zeroed, in every step.
-    The price is memory: what is kept has holes between tensors of many sizes. Elsewhere (GPU memory has torch's own
-    cache; other C libraries) nothing happens.
+    It holds for the rest of the process. The price is memory: what is kept has holes between tensors of many sizes.
+    Elsewhere (GPU memory has torch's own cache; other C libraries) nothing happens.
     """
     mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
     with contextlib.suppress(OSError, AttributeError):

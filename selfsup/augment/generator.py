@@ -25,7 +25,7 @@ from selfsup.types import Normalization, View
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_IMAGE = 64  # largest side that takes a recipe's small version by itself
 LOCAL_SIDE = 3 / 7  # of the image's side: SwAV's and DINO's 96 of 224
-COMPILING_PAYS = 2 * 10**9  # pixels of views: at 9 to 25 ns saved a pixel on two cores, about twice what it takes
+COMPILING_PAYS = 2 * 10**9  # pixels of views: at 7 to 25 ns saved a pixel on two cores, about twice what it takes
 # Float source values that views are made from in one pass, 8 MiB: with more, calling the operations is not what takes
 # time, and the memory of the results is
 VALUES_TOGETHER = 2**21
