@@ -14,6 +14,7 @@ from torch import nn
 from selfsup.augment import ViewGenerator
 from selfsup.methods import Method
 from selfsup.nn import Backbone, FeatureQueue
+from selfsup.nn.fusible import make_fusible, undo_fusible
 from selfsup.types import Batch
 
 _ENTRIES = ("forward", "forward_dense")  # the ways into a module
@@ -66,6 +67,7 @@ class Compile(pl.Callback):
         for module in self._compiled:
             for entry in _ENTRIES:
                 vars(module).pop(entry, None)
+            undo_fusible(module)
         self._compiled, self._graphs = [], False
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
@@ -84,7 +86,9 @@ def compile_networks(method: Method, mode: str | None = None) -> list[nn.Module]
         for part in (isinstance(network, Backbone) and repeated_blocks(network)) or [network]
     ]
     for module in parts:
-        options = _vector_options(module)
+        if on_cpu := next(module.parameters()).device.type == "cpu":
+            make_fusible(module)
+        options = _vector_options(module) if on_cpu else None
         for entry in _ENTRIES:
             if hasattr(module, entry):
                 # shapes are fixed in training; each of the few that there are gets code of its own
@@ -100,8 +104,7 @@ def _vector_options(module: nn.Module) -> dict[str, str | int | bool | Callable[
     one in one thread. Vectors of 8 take a seventh off a step of a ResNet of width 4; wider ones are better off with 16.
     """
     channels = [inner.out_channels for inner in module.modules() if isinstance(inner, nn.Conv2d)]
-    on_cpu = next(module.parameters()).device.type == "cpu"
-    wide = on_cpu and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return {"cpp.simdlen": 256} if wide and min(channels, default=16) <= 8 else None
 
 

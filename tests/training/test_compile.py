@@ -59,8 +59,11 @@ def test_a_compiled_run_is_the_eager_run(
     compiled = state(train(tiny_config(method, *SMALL, "trainer.compile=true", run="compiled")))
     assert "trainer.compile: compiled" in capsys.readouterr().out
     assert compiled.keys() == eager.keys()
+    # BatchNorm takes out what the bias before it adds: its gradient is what rounding leaves, and LARS makes it large
+    adrift = {"head.0.bias", "head.1.running_mean"} if method == "swav" else set()
     for key, value in eager.items():
-        torch.testing.assert_close(compiled[key], value, rtol=2e-4, atol=2e-5, msg=key)
+        atol = 5e-3 if key in adrift else 2e-5
+        torch.testing.assert_close(compiled[key], value, rtol=2e-4, atol=atol, msg=key)
 
 
 def test_generated_code_has_the_values_and_gradients_of_the_written(tiny_config: Callable[..., Any]) -> None:
@@ -146,6 +149,16 @@ def test_heads_and_momentum_copies_are_compiled_and_the_views_are_not(tiny_confi
     parts = compile_networks(method)
     copy_of_backbone, copy_of_head = method.key_encoder.module
     assert {id(p) for p in parts} == {id(m) for m in (method.backbone, method.head, copy_of_backbone, copy_of_head)}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_layers_take_their_fusible_form_on_a_cpu(device: str, tiny_config: Callable[..., Any]) -> None:
+    config = tiny_config("simclr", *SMALL)
+    method = build_method(config, load_splits(config.data)).to(device)
+    compile_networks(method)
+    layers = [m for m in method.backbone.modules() if isinstance(m, nn.BatchNorm2d | nn.ReLU)]
+    assert layers
+    assert {"forward" in vars(layer) for layer in layers} == {device == "cpu"}
 
 
 @pytest.mark.parametrize(("width", "capability", "bits"), [(4, "AVX512", 256), (4, "AVX2", None), (16, "AVX512", None)])
