@@ -101,7 +101,7 @@ def _vector_options(module: nn.Module) -> dict[str, str | int | bool | Callable[
     """Return options for convolutions of at most 8 channels on CPUs with vectors of 16 numbers.
 
     Sums over all but the channels are vectorised over the channels, and those that fill no vector are summed one by
-    one in one thread. Vectors of 8 take a seventh off a step of a ResNet of width 4; wider ones are better off with 16.
+    one. Wider layers are better off with vectors of 16.
     """
     channels = [inner.out_channels for inner in module.modules() if isinstance(inner, nn.Conv2d)]
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -62,7 +62,8 @@ class _BatchNorm(torch.autograd.Function):
 
 class _ReLU(torch.autograd.Function):
     # What is kept for the backward pass is the result, which is there anyway. Left to itself the compiler keeps a bool
-    # for every number, which AVX-512 code writes and reads one by one.
+    # for every number, which AVX-512 code writes and reads one by one. Where the result is 0, an infinite gradient
+    # becomes NaN, not 0.
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -55,15 +55,15 @@ def test_a_compiled_run_is_the_eager_run(
     method: str, tiny_config: Callable[..., Any], backend: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     backend("aot_eager")
-    eager = state(train(tiny_config(method, *SMALL, run="eager")))
-    compiled = state(train(tiny_config(method, *SMALL, "trainer.compile=true", run="compiled")))
+    # BatchNorm takes out what a bias before it adds. The bias's gradient is what rounding leaves, which LARS makes as
+    # large as any other where it adapts biases too.
+    settings = [*SMALL, "optimizer.exclude_1d=true"]
+    eager = state(train(tiny_config(method, *settings, run="eager")))
+    compiled = state(train(tiny_config(method, *settings, "trainer.compile=true", run="compiled")))
     assert "trainer.compile: compiled" in capsys.readouterr().out
     assert compiled.keys() == eager.keys()
-    # BatchNorm takes out what the bias before it adds: its gradient is what rounding leaves, and LARS makes it large
-    adrift = {"head.0.bias", "head.1.running_mean"} if method == "swav" else set()
     for key, value in eager.items():
-        atol = 5e-3 if key in adrift else 2e-5
-        torch.testing.assert_close(compiled[key], value, rtol=2e-4, atol=atol, msg=key)
+        torch.testing.assert_close(compiled[key], value, rtol=2e-4, atol=2e-5, msg=key)
 
 
 def test_generated_code_has_the_values_and_gradients_of_the_written(tiny_config: Callable[..., Any]) -> None:
@@ -110,12 +110,13 @@ def test_a_resumed_compiled_run_is_the_uninterrupted_one(
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
+@pytest.mark.parametrize("method", ["simclr", "moco"])
 def test_a_failure_leaves_the_run_as_it_is_and_says_so(
-    tiny_config: Callable[..., Any], backend: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
+    method: str, tiny_config: Callable[..., Any], backend: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = state(train(tiny_config("moco", *SMALL, run="plain")))
+    plain = state(train(tiny_config(method, *SMALL, run="plain")))
     backend(Fails())
-    fallen = state(train(tiny_config("moco", *SMALL, "trainer.compile=true", run="fallen")))
+    fallen = state(train(tiny_config(method, *SMALL, "trainer.compile=true", run="fallen")))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trainer.compile")]
     assert "train as they are" in line
     assert "no such instruction" in line
