@@ -45,10 +45,10 @@ from tqdm import tqdm
 
 from selfsup.config import TrainConfig, load_config
 from selfsup.data import TrainLoader, load_splits
+from selfsup.engine.training import build_method
 from selfsup.methods import Method
 from selfsup.optimization import build_optimizer
 from selfsup.registry import methods
-from selfsup.training import build_method
 
 RANKS = 2
 WRAPPED = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all_single", "broadcast")

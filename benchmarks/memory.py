@@ -20,10 +20,10 @@ import torch
 from measure import summary, synchronize, write
 
 from selfsup.config import load_config
+from selfsup.engine.training import keep_memory
 from selfsup.eval.results import peak_memory_mb
 from selfsup.functional import nt_xent
 from selfsup.nn import build_backbone, projection_head, unchanged_statistics
-from selfsup.training import keep_memory
 
 
 def step_once(backbone: Any, head: Any, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> None:

@@ -43,9 +43,9 @@ from tqdm import tqdm
 import selfsup
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
+from selfsup.engine.training import build_method, keep_memory, load_resumed_config
 from selfsup.eval.segmentation import segmentation_probe
 from selfsup.registry import methods
-from selfsup.training import build_method, keep_memory, load_resumed_config
 
 #: Settings of all methods, over the presets, which are those for drawn scenes. Two crops or many, blur and solarisation
 #: are the method's own.

@@ -29,9 +29,9 @@ from torch import nn
 
 from selfsup.config import TrainConfig, load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method
 from selfsup.methods import Method
 from selfsup.registry import methods
-from selfsup.training import build_method
 
 FLOAT, LABEL = 4, 8  # bytes; in mixed precision MoCo's and DenseCL's shuffled keys and DINO's outputs are half as large
 PURPOSES = ("gradients", "loss", "shuffle", "SyncBN")

@@ -40,11 +40,11 @@ from torchvision.transforms.functional import to_pil_image
 
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
+from selfsup.engine.training import build_method, keep_memory, train
 from selfsup.functional import nt_xent
 from selfsup.methods import Method
 from selfsup.nn import build_backbone, projection_head
 from selfsup.optimization import build_optimizer
-from selfsup.training import build_method, keep_memory, train
 
 SIDE = 32
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}

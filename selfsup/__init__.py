@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
     from selfsup.embedding import embed, load_embed_config, read_embeddings
+    from selfsup.engine.training import train
     from selfsup.evaluation import evaluate, load_evaluate_config
     from selfsup.exporting import export
     from selfsup.external import load_external
-    from selfsup.training import train
 
 _PLACES = {
     "doctor": "selfsup.diagnosis",
@@ -49,7 +49,7 @@ _PLACES = {
     "load_evaluate_config": "selfsup.evaluation",
     "load_external": "selfsup.external",
     "read_embeddings": "selfsup.embedding",
-    "train": "selfsup.training",
+    "train": "selfsup.engine.training",
 }
 
 

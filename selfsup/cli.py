@@ -103,7 +103,7 @@ def _train(arguments: Arguments) -> int:
         return _sweep([a for a in arguments if a not in ("--multirun", "-m")])
     _refuse_options(arguments)
     from selfsup.config import load_config
-    from selfsup.training import load_resumed_config
+    from selfsup.engine.training import load_resumed_config
 
     if any(a.startswith("resume=") and a != "resume=null" for a in arguments):
         return _run_training(load_resumed_config(arguments))
@@ -111,8 +111,8 @@ def _train(arguments: Arguments) -> int:
 
 
 def _run_training(config: Any) -> int:
-    from selfsup.callbacks import Interrupted
-    from selfsup.training import is_first_process, train
+    from selfsup.engine.callbacks import Interrupted
+    from selfsup.engine.training import is_first_process, train
 
     try:
         run_dir = train(config)

@@ -26,15 +26,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from selfsup.callbacks import OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure
 from selfsup.config import TrainConfig, from_values
 from selfsup.data import ResidentDataset, Splits, load_splits
 from selfsup.data.workers import worker_count
+from selfsup.engine.callbacks import OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure
+from selfsup.engine.training import (
+    _build_trainer,
+    _Data,
+    _environment,
+    _quieten,
+    build_method,
+    keep_memory,
+    saves_memory,
+)
 from selfsup.errors import UserError
 from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method
 from selfsup.phases import PHASES, Clock, Step, TimedLoader, synchronize, watch
-from selfsup.training import _build_trainer, _Data, _environment, _quieten, build_method, keep_memory, saves_memory
 from selfsup.types import View
 
 WARMUP = 3  # fewest steps before the first that counts

@@ -18,12 +18,12 @@ from selfsup.data import load_splits
 from selfsup.data.base import ImageDataset, Splits
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.workers import worker_count
+from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.eval import PROTOCOLS, Audit, CkaTable, audit_dataset, cka, evaluate_all, extract_splits, pixel_splits
 from selfsup.eval.results import Record
 from selfsup.external import is_external, load_external, names_its_network
 from selfsup.nn import build_backbone
-from selfsup.training import build_method
 from selfsup.types import Normalization
 
 #: Words that ``checkpoint`` takes in place of a path: what learned features are compared with.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -87,3 +89,14 @@ def _with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
 
 methods: Registry[Any] = Registry("method")
 sources: Registry[Any] = Registry("data")
+
+
+def import_files(package: str, folders: Iterable[str]) -> None:
+    """Import every file of a package, so that what is registered there needs no list.
+
+    Args:
+        package: Its name, ``__name__`` of its ``__init__.py``.
+        folders: Its ``__path__``.
+    """
+    for module in pkgutil.iter_modules(folders):
+        import_module(f"{package}.{module.name}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selfsup.augment.recipes import ViewRecipe
-from selfsup.hashing import uniform
+from selfsup.random import uniform
 
 _TRIES = 10
 # A slot never changes its meaning: an image's crop does not move when another field of the recipe does.

@@ -19,7 +19,7 @@ from selfsup.augment.extra import apply_extra, build_extra
 from selfsup.augment.recipes import RECIPES, ViewRecipe, view_recipes
 from selfsup.errors import UserError
 from selfsup.functional.geometry import crop_to_source
-from selfsup.hashing import fold_in
+from selfsup.random import fold_in
 from selfsup.types import Normalization, View
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -26,7 +26,7 @@ from selfsup.eval.knn import knn_grid
 from selfsup.eval.results import Record, peak_memory_mb
 from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
 from selfsup.functional.diagnostics import alignment, lidar, linear_cka, orthogonal_equivariance, rank_me
-from selfsup.hashing import fold_in
+from selfsup.random import fold_in
 
 LAYER_BANK, LAYER_QUERIES = 5000, 2000  # a table of every layer is kept in memory
 ATTENTION_IMAGES, ATTENTION_BATCH = 256, 16  # a batch holds images × heads × tokens² numbers

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from selfsup.augment import ViewGenerator
 from selfsup.checkpoint import INFO
 from selfsup.errors import UserError
-from selfsup.hashing import fold_in
 from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
     OptimizerConfig,
@@ -26,6 +25,7 @@ from selfsup.optimization import (
     learning_rate_factors,
     scaled_lr,
 )
+from selfsup.random import fold_in
 from selfsup.types import Batch, StepOutput, View
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from selfsup.augment.draws import crop_boxes, draw
 from selfsup.augment.recipes import ViewRecipe
-from selfsup.hashing import uniform
+from selfsup.random import uniform
 
 RATIO = (3 / 4, 4 / 3)
 

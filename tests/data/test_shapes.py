@@ -7,7 +7,7 @@ import torch
 from matplotlib.path import Path as Polygon
 
 from selfsup.data import load_splits, shapes
-from selfsup.data.shapes import CLASSES, TEST_START, ShapesConfig, draw_scenes
+from selfsup.data.sources.shapes import CLASSES, TEST_START, ShapesConfig, draw_scenes
 from selfsup.errors import UserError
 
 

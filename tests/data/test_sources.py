@@ -60,7 +60,7 @@ def test_idx_sources(tmp_path, name, below, nested, compressed):
 
 def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SELFSUP_DATA", str(tmp_path / "none"))
-    monkeypatch.setattr("selfsup.data.fashion_mnist.DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr("selfsup.data.sources.fashion_mnist.DEBIAN_FOLDER", tmp_path / "debian")
     _write_idx(tmp_path / "debian", True)
     assert len(_load("fashion_mnist").train) == 6
     with pytest.raises(UserError, match=r"data.download=true"):  # a root that is given is the only place

@@ -25,10 +25,10 @@ from torch.distributed.tensor import DTensor
 from selfsup.checkpoint import load_backbone, read_checkpoint
 from selfsup.cli import main
 from selfsup.data import load_splits
+from selfsup.engine.sharding import SHARDABLE, check_shardable
+from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.optimization import OptimizerConfig, build_optimizer, decay_groups
-from selfsup.sharding import SHARDABLE, check_shardable
-from selfsup.training import build_method
 
 FSDP = ["trainer.devices=2", "trainer.strategy=fsdp"]
 DDP = ["trainer.devices=2", "trainer.strategy=ddp"]

@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
 from selfsup.distributed import world
+from selfsup.engine.sharding import shard
+from selfsup.engine.training import build_method
 from selfsup.functional.collectives import gather
 from selfsup.methods import Method
 from selfsup.optimization import build_optimizer
-from selfsup.sharding import shard
-from selfsup.training import build_method
 
 STEPS = 3
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from selfsup.data import load_splits
-from selfsup.data.image_folder import ImageFolderConfig
+from selfsup.data.sources.image_folder import ImageFolderConfig
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, raw_pixels
 from selfsup.eval.audit import COLUMNS, audit, audit_dataset

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
-from selfsup.callbacks import Interrupted
+from selfsup.engine.callbacks import Interrupted
+from selfsup.engine.training import load_resumed_config, train
 from selfsup.eval import add_results, compare
 from selfsup.eval.report import accuracy_over_time, estimate, seed_groups, wilson_interval, write_report
 from selfsup.eval.svg import Bar, Series, bar_chart, line_chart
-from selfsup.training import load_resumed_config, train
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -179,7 +179,7 @@ def test_accuracy_and_time_are_joined_by_the_step(tmp_path: Path) -> None:
 def test_training_keeps_the_time_of_every_epoch_and_goes_on_after_a_stop(
     tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfsup.callbacks import SaveLast
+    from selfsup.engine.callbacks import SaveLast
 
     with monkeypatch.context() as patch:  # told to stop in the second of three epochs
         original = SaveLast.on_train_batch_end

@@ -14,11 +14,11 @@ from torch import nn
 
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.functional import barlow_twins_loss
 from selfsup.methods import Method
 from selfsup.optimization import build_optimizer, scaled_lr
-from selfsup.training import build_method
 from selfsup.types import Batch
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from selfsup.augment import multi_crop
 from selfsup.data import TrainLoader, load_splits
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.methods import Method, Parts
 from selfsup.methods.base import _seed_generators
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.optimization import OptimizerConfig, decay_groups
-from selfsup.training import train
 from selfsup.types import Batch, StepOutput, View
 
 

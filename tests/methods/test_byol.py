@@ -15,8 +15,8 @@ from torch import nn
 
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
-from selfsup.training import build_method, train
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:

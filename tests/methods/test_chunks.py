@@ -13,10 +13,10 @@ from test_contract import prepared
 from torch import Tensor
 
 from selfsup.checkpoint import read_checkpoint
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.methods import Method
 from selfsup.registry import methods
-from selfsup.training import train
 from selfsup.types import Batch, View
 
 CHUNKABLE = [name for name in methods if methods[name].target.chunkable]

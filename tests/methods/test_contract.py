@@ -15,11 +15,11 @@ from torch import nn
 
 from selfsup.config import from_values, load_config, to_yaml
 from selfsup.data import TrainLoader, load_splits
+from selfsup.engine.training import build_method
 from selfsup.functional import info_nce, nt_xent
 from selfsup.methods import Method
 from selfsup.nn import SplitBatchNorm2d
 from selfsup.registry import methods
-from selfsup.training import build_method
 
 
 def prepared(config: Any) -> tuple[Method, Any]:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import selfsup.methods.densecl as module
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.functional import info_nce
 from selfsup.methods import Method
-from selfsup.training import build_method
 
 
 def drift(method: Method) -> None:

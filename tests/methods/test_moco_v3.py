@@ -14,9 +14,9 @@ from test_contract import prepared, twin_seed
 from torch import nn
 
 from selfsup.checkpoint import read_checkpoint
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce
-from selfsup.training import train
 
 VIT = [
     "backbone.name=vit_tiny_patch16_224",

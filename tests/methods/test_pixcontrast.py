@@ -14,9 +14,9 @@ from test_contract import prepared, twin_seed
 from torch import Tensor, nn
 
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.functional import location_grid
-from selfsup.training import build_method
 from selfsup.types import View
 
 SETTINGS = ["data.image_size=64", "augment.override={scale: [0.08, 0.3]}"]  # 16 cells; not all images overlap

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
 from selfsup.functional import location_grid
 from selfsup.methods import Method
 from selfsup.nn import MomentumEncoder
-from selfsup.training import build_method, train
 from selfsup.types import View
 
 

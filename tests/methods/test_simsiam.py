@@ -14,7 +14,7 @@ from torch import nn
 
 from selfsup.config import load_config
 from selfsup.data import load_splits
-from selfsup.training import build_method
+from selfsup.engine.training import build_method
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

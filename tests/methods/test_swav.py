@@ -13,9 +13,9 @@ from torch import nn
 
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.functional import sinkhorn, swapped_prediction
-from selfsup.training import build_method
 
 unit = nn.functional.normalize
 

@@ -17,10 +17,10 @@ from torch.nn.functional import cosine_similarity
 from selfsup.augment import RECIPES
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
 from selfsup.functional import whiten
 from selfsup.methods import WMSE
-from selfsup.training import build_method, train
 
 
 @pytest.mark.parametrize("views", [2, 4])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from selfsup.nn.fusible import fusible_batch_norm, make_fusible, undo_fusible
+from selfsup.engine.fusible import fusible_batch_norm, make_fusible, undo_fusible
 
 
 def numbers(*shape, seed=0, dtype=torch.float64):

@@ -19,12 +19,12 @@ from states import assert_same_state, differences
 from tiny import TINY, TINY_METHOD
 
 from selfsup.augment import compiled
-from selfsup.callbacks import Interrupted
 from selfsup.checkpoint import read_checkpoint
 from selfsup.config import load_config
+from selfsup.engine.callbacks import Interrupted
+from selfsup.engine.training import load_resumed_config, train
 from selfsup.errors import UserError
 from selfsup.registry import methods
-from selfsup.training import load_resumed_config, train
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

@@ -19,8 +19,8 @@ from tiny import TINY, TINY_METHOD
 from selfsup.checkpoint import read_checkpoint
 from selfsup.cli import main
 from selfsup.config import load_config, to_yaml
+from selfsup.engine.training import train
 from selfsup.eval import read_results
-from selfsup.training import train
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,14 +13,14 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from selfsup.callbacks import Interrupted
 from selfsup.checkpoint import read_checkpoint
-from selfsup.compilation import compile_networks, evaluating, rehearse, repeated_blocks
 from selfsup.data import TrainLoader, load_splits
+from selfsup.engine.callbacks import Interrupted
+from selfsup.engine.compilation import compile_networks, evaluating, rehearse, repeated_blocks
+from selfsup.engine.training import build_method, load_resumed_config, train
 from selfsup.functional import nt_xent
 from selfsup.methods import Method
 from selfsup.nn import Backbone, BackboneConfig, build_backbone
-from selfsup.training import build_method, load_resumed_config, train
 
 #: One convolution a stage: as little as there is to compile.
 SMALL = ["backbone=convnet", "backbone.width=4", "backbone.blocks=[1,1]", "online.every_epochs=2"]

@@ -13,9 +13,9 @@ from selfsup.checkpoint import INFO, load_backbone, read_checkpoint
 from selfsup.cli import _sentence, main
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.engine.training import train
 from selfsup.eval import layer_features, read_results
 from selfsup.evaluation import load_head
-from selfsup.training import train
 
 
 @pytest.fixture(scope="module")

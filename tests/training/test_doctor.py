@@ -15,19 +15,19 @@ from tiny import TINY, TINY_METHOD
 import selfsup
 from selfsup import diagnosis, phases
 from selfsup.augment import ViewGenerator
-from selfsup.callbacks import MetricsCsv, OnlineEvaluation, WatchLoss
 from selfsup.checkpoint import read_checkpoint
 from selfsup.cli import main
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
 from selfsup.diagnosis import WARMUP, Report, doctor
+from selfsup.engine.callbacks import MetricsCsv, OnlineEvaluation, WatchLoss
+from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
 from selfsup.methods import Method, MoCo, SimCLR
 from selfsup.nn import Backbone, MomentumEncoder
 from selfsup.optimization import build_optimizer
 from selfsup.phases import PHASES, Clock, Step
 from selfsup.registry import methods
-from selfsup.training import build_method, train
 
 
 @pytest.fixture
@@ -371,7 +371,7 @@ def test_the_command_prints_and_writes(
 
 
 def test_from_python() -> None:
-    from selfsup import training  # noqa: F401 - the name stays a function when the package's modules are loaded
+    from selfsup.engine import training  # noqa: F401 - the name stays a function when the package's modules are loaded
 
     assert selfsup.doctor is doctor
     with pytest.raises(UserError, match="steps"):

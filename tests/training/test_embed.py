@@ -16,9 +16,9 @@ import selfsup
 from selfsup import embedding
 from selfsup.cli import main
 from selfsup.data import load_splits
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.eval import extract_features
-from selfsup.training import train
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 import selfsup
 from selfsup.checkpoint import INFO, read_checkpoint
 from selfsup.cli import main
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.eval import add_results
 from selfsup.exporting import FORMATS, from_detectron2, to_detectron2
 from selfsup.external import load_external
 from selfsup.nn import BackboneConfig, build_backbone
-from selfsup.training import train
 from selfsup.types import Normalization
 
 SHORT = [*TINY, "trainer.max_epochs=1", "online.every_epochs=0"]

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from selfsup import training
-from selfsup.training import train
+from selfsup.engine import training
+from selfsup.engine.training import train
 
 PROGRAM = """
 import resource, torch
-from selfsup.training import keep_memory
+from selfsup.engine.training import keep_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MiB, freed at once

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from selfsup.engine.training import train
 from selfsup.methods import Method
 from selfsup.registry import methods
-from selfsup.training import train
 
 #: What makes a host wait for a GPU: values as Python numbers, and sizes that depend on values.
 READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "unique2", "equal", "_unique2"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfsup.checkpoint import read_checkpoint
-from selfsup.training import train
+from selfsup.engine.training import train
 
 
 @pytest.mark.parametrize("method", ["moco", "wmse", "pixpro", "swav"])

@@ -7,9 +7,9 @@ from tiny import TINY
 
 from selfsup.cli import main
 from selfsup.config import load_config
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.eval import read_results
-from selfsup.training import train
 from selfsup.transfer import transfer
 
 QUICK = ["eval.probe_epochs=2", "eval.probe_learning_rates=[0.1]", "eval.knn_k=[5]", "eval.figures=false"]

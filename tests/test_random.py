@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from selfsup.hashing import _GOLDEN, _mix, _mix_int, _signed, fold_in, uniform
+from selfsup.random import _GOLDEN, _mix, _mix_int, _signed, fold_in, uniform
 
 # First outputs of SplitMix64 seeded with 1234567, as published on Rosetta Code
 PUBLISHED = [

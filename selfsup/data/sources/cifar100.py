@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from selfsup.data.base import DataConfig, SourceSplits
-from selfsup.data.cifar10 import cifar_splits
+from selfsup.data.sources.cifar10 import cifar_splits
 from selfsup.registry import sources
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from selfsup.augment import ViewGenerator
+from selfsup.engine.fusible import make_fusible, undo_fusible
 from selfsup.methods import Method
 from selfsup.nn import Backbone, FeatureQueue
-from selfsup.nn.fusible import make_fusible, undo_fusible
 from selfsup.types import Batch
 
 _ENTRIES = ("forward", "forward_dense")  # the ways into a module

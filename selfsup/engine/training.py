@@ -28,13 +28,14 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from selfsup.augment import build_views
-from selfsup.callbacks import MetricsCsv, OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure, WatchLoss
 from selfsup.checkpoint import INFO, AtomicCheckpointIO, find_checkpoint, read_checkpoint, run_of
-from selfsup.compilation import Compile
 from selfsup.config import TrainConfig, TrainerConfig, from_values, to_yaml
 from selfsup.data import Splits, TrainLoader, load_splits
 from selfsup.data.resident import ResidentDataset, fits
 from selfsup.data.workers import worker_count
+from selfsup.engine.callbacks import MetricsCsv, OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure, WatchLoss
+from selfsup.engine.compilation import Compile
+from selfsup.engine.sharding import ShardedStrategy, check_shardable
 from selfsup.errors import UserError
 from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
@@ -43,7 +44,6 @@ from selfsup.methods import Method, Parts
 from selfsup.nn import Backbone, build_backbone
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
-from selfsup.sharding import ShardedStrategy, check_shardable
 
 
 def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:

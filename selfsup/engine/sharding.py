@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from selfsup.compilation import networks, outermost_blocks
 from selfsup.config import TrainConfig
+from selfsup.engine.compilation import networks, outermost_blocks
 from selfsup.errors import UserError
 from selfsup.methods import Method
 from selfsup.nn import Backbone

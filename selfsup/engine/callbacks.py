@@ -17,16 +17,16 @@ from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 from torch import Tensor
 
 from selfsup.augment import save_views_figure
-from selfsup.compilation import evaluating
 from selfsup.config import OnlineConfig
 from selfsup.data import ImageDataset, Splits
 from selfsup.distributed import any_rank, world
+from selfsup.engine.compilation import evaluating
+from selfsup.engine.sharding import ShardedStrategy
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.functional import alignment, feature_std, rank_me
-from selfsup.hashing import fold_in
 from selfsup.methods import Method
-from selfsup.sharding import ShardedStrategy
+from selfsup.random import fold_in
 
 
 class Interrupted(Exception):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
-from selfsup.hashing import fold_in, uniform
+from selfsup.random import fold_in, uniform
 from selfsup.registry import sources
 from selfsup.types import Normalization
 
