@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from selfsup.data.base import DataConfig
-from selfsup.data.splits import draw_test
+from selfsup.data.splits import choose_test, draw_test, split_of
 from selfsup.errors import UserError
 from selfsup.types import Normalization
 
-SPLIT = re.compile(r"(?:^|[-_.])(train|test|validation|val)(?=[-_.\d]|$)", re.IGNORECASE)
-TEST_SPLITS = ("test", "validation", "val")
+WORD = re.compile(r"(?:^|[-_.])([a-z]+)(?=[-_.\d]|$)", re.IGNORECASE)
 MOST_CLASSES = 10**6
 
 logger = logging.getLogger(__name__)
@@ -30,11 +29,11 @@ class ShardsConfig(DataConfig):
     """Settings of a folder of shards.
 
     A shard is of the split that its name or a folder above it says: ``train-00000.tar``, ``data/test-00000.parquet``,
-    ``val/17.tar``. Where no name says ``train``, all shards are one split, of which ``test_fraction`` is set aside by
-    a fixed draw of images.
+    ``val/17.tar`` (``training``, ``testing``, ``valid`` and ``validation`` as well, in any case). Where no name says
+    ``train``, all shards are one split, of which ``test_fraction`` is set aside by a fixed draw of images.
 
     Attributes:
-        test_split: The split to test on: ``test``, ``validation`` or ``val``; None takes the first of them there is.
+        test_split: The split to test on, ``test`` or ``val``; None takes the first of them there is.
         test_fraction: Fraction set aside where there is no test split; 0 sets none aside.
         source_size: Side of the square that each image is brought to before views are cut from it; None is 8/7 of
             ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
@@ -100,8 +99,8 @@ def split_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[list[int]
     """
     splits: dict[str, list[int]] = {}
     for place, shard in enumerate(shards):
-        said = next((match for part in shard.split("/") if (match := SPLIT.search(part))), None)
-        splits.setdefault("" if said is None else said[1].lower(), []).append(place)
+        words = (word for part in shard.split("/") for word in WORD.findall(part))
+        splits.setdefault(next(filter(None, map(split_of, words)), ""), []).append(place)
     if "train" not in splits:
         if config.test_split is not None:
             raise UserError(
@@ -111,12 +110,8 @@ def split_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[list[int]
         return list(range(len(shards))), None
     if "" in splits:
         logger.warning("%d shards that name no split are left out, %s for one", len(splits[""]), shards[splits[""][0]])
-    wanted = TEST_SPLITS if config.test_split is None else (config.test_split,)
-    test = next((splits[name] for name in wanted if name in splits), None)
-    if test is None and config.test_split is not None:
-        there = ", ".join(name for name in sorted(splits) if name)
-        raise UserError(f"data.test_split is {config.test_split}, but the shards are of: {there}; choose one of them.")
-    return splits["train"], test
+    test = choose_test([name for name in splits if name], config.test_split)
+    return splits["train"], None if test is None else splits[test]
 
 
 def split_rows(

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
 from selfsup.data.base import DataConfig, ImageDataset, SourceSplits, Splits
 from selfsup.errors import UserError
 from selfsup.registry import sources
+
+#: What a folder or a part of a shard's name may say of the split, in any case, and the split it means.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a word names: ``train``, ``test``, ``val``, or None where it names none."""
+    return SPLIT_NAMES.get(name.lower())
+
+
+def choose_test(there: Collection[str], wanted: str | None) -> str | None:
+    """Return the split to test on: the one that ``data.test_split`` asks for, or else ``test`` before ``val``.
+
+    Args:
+        there: The splits that the source has, as ``split_of`` says them.
+        wanted: ``data.test_split``, in any spelling that ``split_of`` knows.
+
+    Returns:
+        ``test`` or ``val``; None where the source has neither and none is asked for.
+
+    Raises:
+        UserError: The split that is asked for is not there, or is the training split.
+    """
+    if wanted is None:
+        return next((split for split in ("test", "val") if split in there), None)
+    split = split_of(wanted)
+    if split not in there or split == "train":
+        raise UserError(
+            f"data.test_split is {wanted}, but data.root has the splits: {', '.join(sorted(there)) or 'none'}; choose "
+            "test or val where it is there, or set data.test_split=null."
+        )
+    return split
 
 
 def load_splits(config: DataConfig) -> Splits:

@@ -200,7 +200,14 @@ def test_datasets_travel_to_spawned_workers(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("train", "test"), ("data/train", "data/validation"), ("train/a", "val/a"), ("toy-train", "toy-val")],
+    [
+        ("train", "test"),
+        ("data/train", "data/validation"),
+        ("train/a", "val/a"),
+        ("toy-train", "toy-val"),
+        ("Training/a", "x-TESTING-y"),
+        ("train", "valid"),
+    ],
 )
 def test_names_and_folders_say_the_split(tmp_path, kind, train, test):
     _shards(kind, tmp_path, (4, 3), train)
@@ -215,9 +222,10 @@ def test_names_and_folders_say_the_split(tmp_path, kind, train, test):
 def test_the_test_split_can_be_chosen(tmp_path, kind):
     for name, size in (("train", 4), ("test", 3), ("validation", 2), ("extra", 6)):
         _shards(kind, tmp_path, (size,), name)
-    assert [len(_load(kind, tmp_path, test_split=name).test) for name in (None, "validation")] == [3, 2]
-    with pytest.raises(UserError, match=r"data.test_split is val, .* test, train, validation; choose"):
-        _load(kind, tmp_path, test_split="val")
+    assert [len(_load(kind, tmp_path, test_split=name).test) for name in (None, "validation", "val")] == [3, 2, 2]
+    for wrong in ("train", "extra"):
+        with pytest.raises(UserError, match=f"data.test_split is {wrong}, .* test, train, val; choose"):
+            _load(kind, tmp_path, test_split=wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -327,7 +335,7 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
 
 
 def test_the_index_is_built_once_and_anew_when_a_shard_changes(tmp_path, monkeypatch):
-    from selfsup.data import webdataset
+    from selfsup.data.sources import webdataset
 
     _shards("webdataset", tmp_path / "shards", (4,))
     for settings in ({}, {"cache": str(tmp_path / "cache")}):
