@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from selfsup.data.found import Found
 from selfsup.types import Normalization
 
 
@@ -17,7 +20,8 @@ class DataConfig:
 
     Attributes:
         name: The source, as registered.
-        root: Folder with the data; None looks where the source's documentation says.
+        root: Folder with the data; None looks where the source's documentation says. A folder of images may be a
+            list of folders.
         download: Fetch missing data over the network. Off by default: training machines are often offline.
         image_size: Side in pixels of the images that evaluation sees and the default side of the training views.
         limit: Use only this many training images (a subset drawn with ``subset_seed``); None uses all.
@@ -29,11 +33,13 @@ class DataConfig:
             that a training process has, at most 16; 0 reads in the training process.
         resident_limit_mb: A source whose decoded images take at most this much memory is kept as one tensor.
         resident_on_device: Keep such a source on the GPU that trains when a quarter of its free memory holds it.
+        labelled: false reads no labels, whatever the source has; true asks for them. None takes them where there are
+            some.
         mean, std: Per-channel statistics of images scaled to [0, 1], used to normalise views and evaluation images.
     """
 
     name: str = "???"
-    root: str | None = None
+    root: Any = None
     download: bool = False
     image_size: int = 32
     limit: int | None = None
@@ -42,6 +48,7 @@ class DataConfig:
     workers: int | None = None
     resident_limit_mb: int = 2048
     resident_on_device: bool = True
+    labelled: bool | None = None
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
@@ -106,6 +113,14 @@ class ImageDataset(ABC):
         """
         return None
 
+    def without_labels(self) -> Self:
+        """Return the same images without their labels; masks and the names of what they show stay."""
+        part = copy.copy(self)
+        part.labels = None
+        if self.read_masks(torch.arange(0)) is None:
+            part.classes = None
+        return part
+
     @abstractmethod
     def subset(self, positions: Tensor) -> ImageDataset:
         """Return the part at ``positions``; ``index`` goes on naming positions in the source split."""
@@ -120,12 +135,14 @@ class Splits:
         train: Labelled images that probes and the kNN bank use.
         holdout: Images of the training split set aside for choices.
         test: Touched once, after every choice. None when the source has none.
+        found: What the source found and left out; None for those that are complete or not there.
     """
 
     pretrain: ImageDataset
     train: ImageDataset
     holdout: ImageDataset
     test: ImageDataset | None
+    found: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -137,8 +154,12 @@ class SourceSplits:
         test: None when the source has none.
         pretrain: The images for self-supervised training where there are more than in ``train``. It begins with the
             images of ``train``, in the same order. None is ``train``.
+        holdout: The images for choices, where the source has a split for them; None takes some of ``train``.
+        found: What the source found and left out; None for those that are complete or not there.
     """
 
     train: ImageDataset
     test: ImageDataset | None
     pretrain: ImageDataset | None = None
+    holdout: ImageDataset | None = None
+    found: Found | None = None

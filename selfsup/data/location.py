@@ -13,8 +13,25 @@ from selfsup.errors import UserError
 
 def data_root(config: DataConfig) -> Path:
     """Return ``data.root``; without one the folder that ``SELFSUP_DATA`` names, then ``~/.cache/selfsup/data``."""
-    folder = config.root or os.environ.get("SELFSUP_DATA") or "~/.cache/selfsup/data"
-    return Path(folder).expanduser()
+    return one_root(config) or Path(os.environ.get("SELFSUP_DATA") or "~/.cache/selfsup/data").expanduser()
+
+
+def roots(config: DataConfig) -> list[Path]:
+    """Return the folders that ``data.root`` names: none, one or several."""
+    given = config.root if isinstance(config.root, (list, tuple)) else [config.root] if config.root else []
+    return [Path(str(folder)).expanduser() for folder in given]
+
+
+def one_root(config: DataConfig) -> Path | None:
+    """Return the folder that ``data.root`` names, or None.
+
+    Raises:
+        UserError: It names several.
+    """
+    given = roots(config)
+    if len(given) > 1:
+        raise UserError(f"data.root names {len(given)} folders, and data={config.name} reads one; name one.")
+    return given[0] if given else None
 
 
 def missing(config: DataConfig) -> UserError:

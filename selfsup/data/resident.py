@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,11 @@ class ResidentDataset(ImageDataset):
 
     def read_masks(self, positions: Tensor) -> Tensor | None:
         return None if self._masks is None else self._masks.index_select(0, self._rows[positions])
+
+    def without_labels(self) -> Self:
+        part = super().without_labels()
+        part._labels = None
+        return part
 
     def subset(self, positions: Tensor) -> ResidentDataset:
         return ResidentDataset(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selfsup.data.base import DataConfig
+from selfsup.data.location import one_root
 from selfsup.data.splits import choose_test, draw_test, split_of
 from selfsup.errors import UserError
 from selfsup.types import Normalization
@@ -65,9 +66,9 @@ def open_root(config: ShardsConfig) -> Path:
             raise UserError(f"data.{setting} is {getattr(config, setting)}; set a fraction from 0 to below 1.")
     if config.shuffle_window is not None and config.shuffle_window < 1:
         raise UserError(f"data.shuffle_window is {config.shuffle_window}; set at least 1 image, or null for all.")
-    if config.root is None:
+    root = one_root(config)
+    if root is None:
         raise UserError("data.root is not set; set it to the folder of the shards.")
-    root = Path(config.root).expanduser()
     if not root.is_dir():
         raise UserError(f"data.root: there is no folder {root}; set data.root to the folder of the shards.")
     return root

@@ -58,16 +58,17 @@ def load_splits(config: DataConfig) -> Splits:
     The hold-out is ``round(holdout * N)`` of the ``N`` training images, at least one unless ``holdout`` is 0. It is
     drawn with ``subset_seed`` and left out of both ``train`` and ``pretrain``. ``limit`` draws from what remains with
     the same seed, so that a larger limit contains a smaller one; where the source has further unlabelled images it
-    limits ``pretrain`` likewise.
+    limits ``pretrain`` likewise. Where the source has a split for choices (``val`` beside ``test``), that is the
+    hold-out, and nothing is set aside. ``labelled=false`` takes the labels away from every part.
 
     Raises:
         UserError: ``limit`` or ``holdout`` is outside what the source has, or the source cannot be read.
     """
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout is {config.holdout}; set a fraction from 0 (none) to below 1.")
-    source: SourceSplits = sources[config.name].target(config)
+    source: SourceSplits = _labelled(sources[config.name].target(config), config)
     count = len(source.train)
-    held = max(1, round(config.holdout * count)) if config.holdout else 0
+    held = max(1, round(config.holdout * count)) if config.holdout and source.holdout is None else 0
     if held >= count:
         raise UserError(
             f"data.holdout is {config.holdout}, which leaves nothing of {count} training images; "
@@ -82,7 +83,12 @@ def load_splits(config: DataConfig) -> Splits:
         every = every[_shuffled(len(every), config.subset_seed)]
         pretrain = _limited(source.pretrain, every, config.limit)
         train = _limited(source.train, rest, config.limit and min(config.limit, len(rest)))
-    return Splits(pretrain, train, source.train.subset(holdout), source.test)
+    held_out = source.train.subset(holdout) if source.holdout is None else source.holdout
+    if source.found is not None:
+        source.found.splits["train"] = (len(pretrain), source.found.splits["train"][1])
+        if source.holdout is None and len(held_out):
+            source.found.splits["holdout"] = (len(held_out), f"drawn from train, data.holdout={config.holdout:g}")
+    return Splits(pretrain, train, held_out, source.test, source.found)
 
 
 def _limited(dataset: ImageDataset, order: Tensor, limit: int | None) -> ImageDataset:
@@ -96,6 +102,20 @@ def _limited(dataset: ImageDataset, order: Tensor, limit: int | None) -> ImageDa
             )
         order = order[:limit]
     return dataset.subset(order.sort().values)
+
+
+def _labelled(source: SourceSplits, config: DataConfig) -> SourceSplits:
+    """Take the labels away where ``data.labelled`` is false; ask for them where it is true."""
+    if config.labelled and source.train.labels is None:
+        raise UserError(f"data.labelled is true, but the images of {config.name} have no labels; set null or false.")
+    if config.labelled is not False:
+        return source
+    parts = (source.train, source.test, source.pretrain, source.holdout)
+    train, test, pretrain, holdout = (None if part is None else part.without_labels() for part in parts)
+    assert train is not None
+    if source.found is not None:
+        source.found.labels, source.found.classes, source.found.without_label = None, (), 0
+    return SourceSplits(train, test, pretrain, holdout, source.found)
 
 
 def draw_test(count: int, fraction: float) -> tuple[list[int], list[int]]:

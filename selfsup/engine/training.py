@@ -83,7 +83,7 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     learning_rate_factors(config.optimizer, 1, 1, optimizer)
     if trainer.is_global_zero:
         if checkpoint is None:
-            _start_run_dir(run_dir, config)
+            _start_run_dir(run_dir, config, splits)
         _announce(config, splits, run_dir, method)
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
@@ -295,11 +295,12 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
-def _start_run_dir(run_dir: Path, config: TrainConfig) -> None:
+def _start_run_dir(run_dir: Path, config: TrainConfig, splits: Splits) -> None:
+    about = _environment() | {"data": None if splits.found is None else splits.found.to_json()}
     try:
         (run_dir / "figures").mkdir(parents=True)
         (run_dir / "config.yaml").write_text(to_yaml(config), "utf-8")
-        (run_dir / "environment.json").write_text(json.dumps(_environment(), indent=2) + "\n", "utf-8")
+        (run_dir / "environment.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise UserError(f"run_dir: {run_dir} cannot be written ({error}); choose another.") from error
 
@@ -348,6 +349,8 @@ def _announce(config: TrainConfig, splits: Splits, run_dir: Path, method: Method
         f"learning rate {scaled_lr(config.optimizer, effective):.4g} ({config.optimizer.name}), "
         f"{len(method.views.sizes)} {config.augment.recipe} views of {sizes} px"
         f"\nrun folder: {run_dir}",
+        *(() if splits.found is None else splits.found.lines()),
+        sep="\n",
         flush=True,
     )
     if config.trainer.accumulate > 1 and method.couples_images:

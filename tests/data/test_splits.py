@@ -13,6 +13,8 @@ from selfsup.types import Normalization
 class NumberedConfig(DataConfig):
     name: str = "numbered"
     unlabelled: int = 0
+    choices: bool = False
+    without_labels: bool = False
 
 
 def _numbered(count, split, labelled=None):
@@ -39,7 +41,11 @@ def _source(monkeypatch):
     def numbered(config):
         """Numbered images."""
         pretrain = _numbered(100 + config.unlabelled, "all", labelled=100) if config.unlabelled else None
-        return SourceSplits(_numbered(100, "train"), _numbered(30, "test"), pretrain)
+        train = _numbered(100, "train")
+        if config.without_labels:
+            train.labels = None
+        choices = _numbered(20, "val") if config.choices else None
+        return SourceSplits(train, _numbered(30, "test"), pretrain, choices)
 
 
 def _numbers(dataset):
@@ -121,3 +127,22 @@ def test_every_source_has_a_default_config_that_names_it():
         config = sources[name].config()
         assert config.name == name
         assert len(config.mean) == len(config.std) in (1, 3)
+
+
+@pytest.mark.parametrize("unlabelled", [0, 30])
+def test_labels_can_be_left_unread(unlabelled):
+    splits = load_splits(NumberedConfig(labelled=False, unlabelled=unlabelled))
+    for part in (splits.pretrain, splits.train, splits.holdout, splits.test, splits.train.subset(torch.tensor([1]))):
+        assert part.labels is None
+        assert torch.equal(_numbers(part), part.index)
+    assert load_splits(NumberedConfig(labelled=True)).train.labels is not None
+
+
+def test_labels_that_are_asked_for_must_be_there():
+    with pytest.raises(UserError, match=r"data.labelled is true, but"):
+        load_splits(NumberedConfig(labelled=True, without_labels=True))
+
+
+def test_a_split_for_choices_is_the_holdout():
+    splits = load_splits(NumberedConfig(choices=True, holdout=0.25))
+    assert (len(splits.train), splits.holdout.split, len(splits.holdout)) == (100, "val", 20)
