@@ -20,7 +20,7 @@ from selfsup.data.resident import ResidentDataset
 from selfsup.eval import FeatureSet, extract_features, linear_probe
 from selfsup.eval.features import prepare_images
 from selfsup.nn import BackboneConfig, build_backbone
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts, Normalization
 
 EPOCHS = 3
 GRID = ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], [0.0, 1e-5, 1e-4, 1e-3, 1e-2])  # 8 × 5 = 40 settings
@@ -75,7 +75,7 @@ def extraction(repeats: int) -> tuple[list[dict[str, Any]], str]:
         torch.manual_seed(0)
         backbone = build_backbone(config, 3, STATISTICS).eval()
         images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-        data = ResidentDataset(images, None, name="noise", split="train", image_size=size, normalization=STATISTICS)
+        data = ResidentDataset(images, None, ImageFacts("noise", "train", 3, size, STATISTICS))
         prepared = [
             prepare_images(batch, size, 3, STATISTICS).contiguous(memory_format=torch.channels_last)
             for batch in torch.split(images, BATCH)

@@ -627,11 +627,7 @@ def _in_memory(splits: Splits, count: int) -> ResidentDataset:
     return ResidentDataset(
         images.read_decodable(positions)[0],
         None if images.labels is None else images.labels[positions],
-        name=images.name,
-        split=images.split,
-        image_size=images.image_size,
-        normalization=images.normalization,
-        classes=images.classes,
+        images.facts,
     )
 
 

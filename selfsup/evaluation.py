@@ -24,7 +24,7 @@ from selfsup.eval import PROTOCOLS, Audit, CkaTable, audit_dataset, cka, evaluat
 from selfsup.eval.results import Record
 from selfsup.external import is_external, load_external, names_its_network
 from selfsup.nn import build_backbone
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts, Normalization
 
 #: Words that ``checkpoint`` takes in place of a path: what learned features are compared with.
 BASELINES = ("raw_pixels", "untrained")
@@ -220,10 +220,7 @@ def load_head(path: str | Path) -> nn.Module | None:
     images = ResidentDataset(
         torch.zeros(1, info["in_channels"], 2, 2, dtype=torch.uint8),
         torch.zeros(1, dtype=torch.int64),
-        name="none",
-        split="train",
-        image_size=2,
-        normalization=Normalization(tuple(info["mean"]), tuple(info["std"])),
+        ImageFacts("none", "train", info["in_channels"], 2, Normalization(tuple(info["mean"]), tuple(info["std"]))),
     )
     try:
         with torch.random.fork_rng([]):

@@ -51,3 +51,23 @@ class Normalization:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of the images of a dataset without looking at them, and all that building a network needs of them.
+
+    Attributes:
+        name, split: Where the images come from, for protocols and messages.
+        channels: 1 or 3.
+        image_size: Side that evaluation resizes to.
+        normalization: Statistics of the images.
+        classes: Names of the classes, or None when there are no labels.
+    """
+
+    name: str
+    split: str
+    channels: int
+    image_size: int
+    normalization: Normalization
+    classes: tuple[str, ...] | None = None

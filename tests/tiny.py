@@ -1,4 +1,13 @@
-"""Settings of runs that take a second."""
+"""Settings of runs that take a second, and images in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfsup.data import ResidentDataset
 
 #: A run of a few seconds: 16 images a step, four steps an epoch, a network of four channels.
 TINY = [
@@ -46,3 +55,13 @@ TINY_METHOD = {
     "byol": ["method.hidden_dim=16", "method.output_dim=8"],
     "simsiam": ["method.hidden_dim=16", "method.output_dim=12", "method.predictor_dim=6"],
 }
+
+
+def resident(
+    images: Tensor, labels: Tensor | None = None, masks: Tensor | None = None, split: str = "train", **facts: Any
+) -> ResidentDataset:
+    """Images uint8 ``[N,C,H,W]`` as a dataset; ``facts`` are those of ``ImageFacts``."""
+    from selfsup.data import ResidentDataset
+    from selfsup.types import ImageFacts
+
+    return ResidentDataset(images, labels, ImageFacts(split=split, channels=images.shape[1], **facts), masks=masks)

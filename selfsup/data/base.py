@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfsup.data.found import Found
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts, Normalization
 
 
 @dataclass
@@ -52,32 +54,53 @@ class DataConfig:
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
+    def facts(self, split: str, channels: int = 3, classes: Iterable[str] | None = None) -> ImageFacts:
+        """Return what the settings say of the images of a split."""
+        statistics = Normalization(tuple(self.mean), tuple(self.std))
+        names = None if classes is None else tuple(classes)
+        return ImageFacts(self.name, split, channels, self.image_size, statistics, names)
+
 
 class ImageDataset(ABC):
     """A split of a source, or a part of one.
 
     Attributes:
-        name, split: Where the images come from, for protocols and messages.
-        channels: 1 or 3.
-        image_size: Side that evaluation resizes to.
-        normalization: Statistics of the images.
-        classes: Names of the classes, or None when there are no labels.
+        facts: What is known of the images; its parts can be read from the dataset itself too (``dataset.channels``).
         labels: int64 ``[N]`` on the CPU, or None. A missing label is -1.
         index: int64 ``[N]`` on the CPU: the stable position of each image in its source split.
         resident: Whether the images are in memory, so that reading needs no worker processes.
         cached: Whether they are read from a cache of pixels, for which one thread is enough.
     """
 
-    name: str
-    split: str
-    channels: int
-    image_size: int
-    normalization: Normalization
-    classes: tuple[str, ...] | None
+    facts: ImageFacts
     labels: Tensor | None
     index: Tensor
     resident: bool = True
     cached: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    @property
+    def split(self) -> str:
+        return self.facts.split
+
+    @property
+    def channels(self) -> int:
+        return self.facts.channels
+
+    @property
+    def image_size(self) -> int:
+        return self.facts.image_size
+
+    @property
+    def normalization(self) -> Normalization:
+        return self.facts.normalization
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.facts.classes
 
     def __len__(self) -> int:
         return len(self.index)
@@ -118,7 +141,7 @@ class ImageDataset(ABC):
         part = copy.copy(self)
         part.labels = None
         if self.read_masks(torch.arange(0)) is None:
-            part.classes = None
+            part.facts = dataclasses.replace(self.facts, classes=None)
         return part
 
     @abstractmethod

@@ -21,7 +21,7 @@ from selfsup.data.decode import UndecodableError, decode_image
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ class Undecodable:
             )
 
 
+def side_of_source(asked: int | None, image_size: int) -> int:
+    """Return ``asked``, or by default a side that leaves views some room: 8/7 of an ``image_size`` above 64 pixels."""
+    return asked or (round(image_size * 8 / 7) if image_size > 64 else image_size)
+
+
 class EncodedDataset(ImageDataset):
     """A split whose images are decoded when they are read; where they lie is the subclass's part.
 
@@ -65,7 +70,8 @@ class EncodedDataset(ImageDataset):
         root: Folder of the source, for messages.
         count: Number of images.
         labels: int64 ``[N]``, or None.
-        source_size: Side of the square that each image is brought to.
+        facts: What is known of the images.
+        source_size: Side of the square that each image is brought to; None as :func:`side_of_source`.
         max_undecodable: Largest fraction of undecodable images, rounded up to whole images.
     """
 
@@ -76,13 +82,9 @@ class EncodedDataset(ImageDataset):
         root: Path,
         count: int,
         labels: Tensor | None,
+        facts: ImageFacts,
         *,
-        name: str,
-        split: str,
-        source_size: int,
-        image_size: int,
-        normalization: Normalization,
-        classes: tuple[str, ...] | None = None,
+        source_size: int | None = None,
         max_undecodable: float = 0.01,
     ) -> None:
         self.root = root
@@ -90,11 +92,8 @@ class EncodedDataset(ImageDataset):
         self._pixels: Pixels | None = None
         self.labels = labels
         self.index = torch.arange(count)
-        self.name, self.split = name, split
-        self.channels = 3
-        self.source_size, self.image_size = source_size, image_size
-        self.normalization = normalization
-        self.classes = classes
+        self.facts = facts
+        self.source_size = side_of_source(source_size, facts.image_size)
 
     @abstractmethod
     def row_name(self, row: int) -> str:
@@ -183,11 +182,7 @@ class EncodedDataset(ImageDataset):
         return ResidentDataset(
             images,
             self.labels,
-            name=self.name,
-            split=self.split,
-            image_size=self.image_size,
-            normalization=self.normalization,
-            classes=self.classes,
+            self.facts,
             rows=decoded.nonzero().flatten(),
             index=self.index,
         )

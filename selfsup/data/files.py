@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.encoded import EncodedDataset
+from selfsup.types import ImageFacts
 
 EXTENSIONS = (
     ".jpg",
@@ -72,8 +73,10 @@ class FileDataset(EncodedDataset):
         names: Their paths relative to it.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], labels: Tensor | None, **settings: Any) -> None:
-        super().__init__(root, len(names), labels, **settings)
+    def __init__(
+        self, root: Path, names: Sequence[str], labels: Tensor | None, facts: ImageFacts, **settings: Any
+    ) -> None:
+        super().__init__(root, len(names), labels, facts, **settings)
         # Bytes in one array: a list of strings would be copied into every worker as its reference counts change
         self._names = np.array([os.fsencode(name) for name in names])
 

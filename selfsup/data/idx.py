@@ -16,7 +16,6 @@ from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
-from selfsup.types import Normalization
 
 _UNSIGNED_BYTE = 0x08
 
@@ -76,11 +75,7 @@ def idx_splits(
         return ResidentDataset(
             images[:, None],
             labels.long(),
-            name=config.name,
-            split=name,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=classes,
+            config.facts(name, channels=1, classes=classes),
         )
 
     return SourceSplits(train=split("train", "train"), test=split("test", "t10k"))

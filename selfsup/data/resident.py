@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selfsup.data.base import ImageDataset
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts
 
 
 class ResidentDataset(ImageDataset):
@@ -17,6 +17,7 @@ class ResidentDataset(ImageDataset):
     Args:
         images: uint8 ``[M,C,H,W]``.
         labels: int64 ``[M]``, or None. A missing label is -1.
+        facts: What is known of the images.
         masks: uint8 ``[M,H,W]`` that hold 0 on the background and 1 + class on an object, or None.
         rows: int64 ``[N]``, the rows that belong to this part; None is all. The tensors are shared, not copied.
         index: int64 ``[M]``, the stable position of each row in its source split; None is 0, 1, ….
@@ -26,24 +27,18 @@ class ResidentDataset(ImageDataset):
         self,
         images: Tensor,
         labels: Tensor | None,
+        facts: ImageFacts,
         *,
-        name: str,
-        split: str,
-        image_size: int,
-        normalization: Normalization,
-        classes: tuple[str, ...] | None = None,
         masks: Tensor | None = None,
         rows: Tensor | None = None,
         index: Tensor | None = None,
     ) -> None:
+        if images.shape[1] != facts.channels:
+            raise ValueError(f"{facts.name}: images of {images.shape[1]} channels are said to have {facts.channels}")
         self._images, self._labels, self._masks = images, labels, masks
         self._rows = torch.arange(len(images)) if rows is None else rows
         self._source_index = torch.arange(len(images)) if index is None else index
-        self.name, self.split = name, split
-        self.channels = images.shape[1]
-        self.image_size = image_size
-        self.normalization = normalization
-        self.classes = classes
+        self.facts = facts
         self.labels = None if labels is None else labels[self._rows]
         self.index = self._source_index[self._rows]
 
@@ -56,11 +51,7 @@ class ResidentDataset(ImageDataset):
         return ResidentDataset(
             self._images[self._rows].to(device),
             self.labels,
-            name=self.name,
-            split=self.split,
-            image_size=self.image_size,
-            normalization=self.normalization,
-            classes=self.classes,
+            self.facts,
             masks=None if self._masks is None else self._masks[self._rows],
             index=self.index,
         )
@@ -82,11 +73,7 @@ class ResidentDataset(ImageDataset):
         return ResidentDataset(
             self._images,
             self._labels,
-            name=self.name,
-            split=self.split,
-            image_size=self.image_size,
-            normalization=self.normalization,
-            classes=self.classes,
+            self.facts,
             masks=self._masks,
             rows=self._rows[positions],
             index=self._source_index,

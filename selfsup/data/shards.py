@@ -17,7 +17,6 @@ from selfsup.data.base import DataConfig
 from selfsup.data.location import one_root
 from selfsup.data.splits import choose_test, draw_test, split_of
 from selfsup.errors import UserError
-from selfsup.types import Normalization
 
 WORD = re.compile(r"(?:^|[-_.])([a-z]+)(?=[-_.\d]|$)", re.IGNORECASE)
 MOST_CLASSES = 10**6
@@ -162,15 +161,3 @@ def classes_of(values: Sequence[Any], names: Sequence[str] | None) -> tuple[Tens
     if max(numbers) >= limit:
         raise UserError(f"data.root: there is a label {max(numbers)}, but class numbers end at {limit - 1}; repair it.")
     return torch.tensor(numbers), tuple(map(str, range(max(numbers) + 1))) if names is None else tuple(names)
-
-
-def dataset_settings(config: ShardsConfig) -> dict[str, Any]:
-    """Return the arguments of ``EncodedDataset`` that are the same for every split."""
-    size = config.image_size
-    return {
-        "name": config.name,
-        "source_size": config.source_size or (round(size * 8 / 7) if size > 64 else size),
-        "image_size": size,
-        "normalization": Normalization(tuple(config.mean), tuple(config.std)),
-        "max_undecodable": config.max_undecodable,
-    }

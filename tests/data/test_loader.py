@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import resident
 
-from selfsup.data import FileDataset, ResidentDataset, TrainLoader, eval_batches
+from selfsup.data import FileDataset, TrainLoader, eval_batches
 from selfsup.errors import UserError
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts, Normalization
 
 _STATISTICS = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _resident(count, channels=3):
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, channels, 4, 4).contiguous()
-    return ResidentDataset(
-        images, torch.arange(count) * 2, name="n", split="train", image_size=4, normalization=_STATISTICS
-    )
+    return resident(images, torch.arange(count) * 2, name="n", split="train", image_size=4, normalization=_STATISTICS)
 
 
 def _files(folder, count, broken=(), allowed=0.5):
@@ -28,11 +27,7 @@ def _files(folder, count, broken=(), allowed=0.5):
         folder,
         [f"{number:03}.png" for number in range(count)],
         torch.arange(count) * 2,
-        name="n",
-        split="train",
-        source_size=4,
-        image_size=4,
-        normalization=_STATISTICS,
+        ImageFacts("n", "train", 3, 4, _STATISTICS),
         max_undecodable=allowed,
     )
 
@@ -167,7 +162,7 @@ def test_eval_batches_drop_nothing_and_keep_the_order():
 
 
 def test_batches_without_labels():
-    dataset = ResidentDataset(
+    dataset = resident(
         torch.zeros(4, 1, 2, 2, dtype=torch.uint8), None, name="n", split="t", image_size=2, normalization=_STATISTICS
     )
     assert next(eval_batches(dataset, 4)).label is None

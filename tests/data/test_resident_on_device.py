@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import resident
 
 from selfsup.data import TrainLoader
 from selfsup.data import resident as module
@@ -15,7 +17,7 @@ from selfsup.types import Normalization
 
 def part() -> ResidentDataset:
     images = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = ResidentDataset(
+    whole = resident(
         images,
         torch.arange(20) % 3,
         name="drawn",
@@ -62,3 +64,10 @@ def test_a_quarter_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPat
     free["bytes"] -= 1
     assert not fits(dataset, torch.device("cuda"))
     assert not fits(dataset, torch.device("cpu"))  # there it already is
+
+
+def test_facts_go_with_every_part_and_fit_the_images():
+    few = part()
+    assert few.facts == few.subset(torch.arange(2)).facts == few.on(torch.device("cpu")).facts
+    with pytest.raises(ValueError, match="3 channels"):
+        ResidentDataset(few.read(torch.arange(2)), None, dataclasses.replace(few.facts, channels=1))

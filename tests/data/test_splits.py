@@ -2,8 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from tiny import resident
 
-from selfsup.data import DataConfig, ResidentDataset, SourceSplits, load_splits
+from selfsup.data import DataConfig, SourceSplits, load_splits
 from selfsup.errors import UserError
 from selfsup.registry import sources
 from selfsup.types import Normalization
@@ -22,7 +23,7 @@ def _numbered(count, split, labelled=None):
     numbers = torch.arange(count)
     images = torch.stack([numbers // 256, numbers % 256], 1).to(torch.uint8).reshape(count, 1, 1, 2)
     labels = torch.where(numbers < (count if labelled is None else labelled), numbers % 3, -1)
-    return ResidentDataset(
+    return resident(
         images,
         labels,
         name="numbered",

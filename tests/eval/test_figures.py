@@ -1,8 +1,8 @@
 import pytest
 import torch
 from PIL import Image
+from tiny import resident
 
-from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet
 from selfsup.eval.compare import Table
@@ -67,7 +67,7 @@ def test_frames_say_whether_the_class_is_right(tmp_path, neighbour, present, abs
 def test_nearest_images_are_found_by_their_index(tmp_path):
     def dataset(values):
         images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 5, 5)
-        return ResidentDataset(
+        return resident(
             images, None, name="flat", split="train", image_size=5, normalization=Normalization((0.5,), (0.5,))
         )
 

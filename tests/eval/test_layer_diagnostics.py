@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import resident
 from torch import nn
 from torch.nn import functional as F
 
 from selfsup.augment import RECIPES, ViewGenerator
 from selfsup.data.base import Splits
-from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import (
     EvalConfig,
@@ -40,7 +40,7 @@ def splits(labels=True, holdout=12, channels=3, size=16):
     coarse = torch.rand(60, channels, 4, 4, generator=generator) * 150
     images = F.interpolate(coarse, size=(size, size), mode="bilinear")
     images += 100 * (which[:, None, None, None] == torch.arange(size)[:, None] * 3 // size)
-    data = ResidentDataset(
+    data = resident(
         images.clamp(0, 255).to(torch.uint8),
         which if labels else None,
         name="bands",
@@ -331,7 +331,7 @@ def test_the_similarity_is_red_where_both_images_have_the_same(tmp_path):
 
     images = torch.full((2, 3, 16, 16), 100, dtype=torch.uint8)
     images[:, 0, :8, :8] = 255  # the one thing they share: red at the upper left
-    data = ResidentDataset(images, None, name="two", split="train", image_size=16, normalization=PLAIN)
+    data = resident(images, None, name="two", split="train", image_size=16, normalization=PLAIN)
     path = similarity_picture(
         Means(), data, torch.tensor([[0, 1]]), tmp_path / "similarity.png", noisy=2, masks=20, progress=False
     )

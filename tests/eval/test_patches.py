@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import resident
 from torch import nn
 from torch.nn import functional as F
 
-from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import patches_picture, retrieve_patches
 from selfsup.types import Normalization
@@ -18,7 +18,7 @@ from selfsup.types import Normalization
 def pictures(count, seed=0, split="train", size=12):
     images = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(seed))
     normalization = Normalization((0.4, 0.5, 0.6), (0.3, 0.2, 0.1))
-    return ResidentDataset(
+    return resident(
         images.to(torch.uint8), None, name="noise", split=split, image_size=size, normalization=normalization
     )
 

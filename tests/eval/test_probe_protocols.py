@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import resident
 from torch import nn
 
 from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
@@ -62,7 +63,7 @@ def dataset(count=90, seed=0, labels=True, contrast=150):
     which = torch.randint(0, 3, (count,), generator=generator)
     images = torch.randint(0, 60, (count, 1, 9, 9), generator=generator)
     images += contrast * (which[:, None, None, None] == torch.arange(9)[:, None] // 3)
-    return ResidentDataset(
+    return resident(
         images.to(torch.uint8),
         which if labels else None,
         name="bands",
@@ -284,9 +285,7 @@ def test_images_that_cannot_be_decoded_leave_the_labels_of_the_others_in_place()
             return self.read(positions), self.index[positions] % 5 != 2
 
     network, whole = Network(), dataset(40)
-    broken = Damaged(
-        whole.read(torch.arange(40)), whole.labels, name="bands", split="train", image_size=9, normalization=STATISTICS
-    )
+    broken = Damaged(whole.read(torch.arange(40)), whole.labels, whole.facts)
     protocol = ProbeProtocol("adam", 0.01, 8, 5, augment=False)
     kept = whole.subset((whole.index % 5 != 2).nonzero().flatten())
     found, expected = (paper_probe(network, part, dataset(30, 1), protocol, progress=False) for part in (broken, kept))
@@ -414,7 +413,7 @@ def test_fine_tuning_learns_chooses_on_the_holdout_and_keeps_the_backbone():
 def test_fine_tuning_keeps_the_network_of_an_early_epoch():
     parts = splits()
     labels = (parts.holdout.labels + 1) % 3  # what is learned is wrong here, so that training on makes it worse
-    held = ResidentDataset(
+    held = resident(
         parts.holdout.read(torch.arange(20)),
         labels,
         name="bands",

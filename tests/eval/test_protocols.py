@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import resident
 from torch import nn
 
 from selfsup.data.base import Splits
-from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import (
     PROTOCOLS,
@@ -37,7 +37,7 @@ def splits(test=True, labels=True, holdout=True):
     which = torch.randint(0, 3, (90,), generator=generator)
     images = torch.randint(0, 120, (90, 1, 6, 6), generator=generator)
     images += 60 * (which[:, None, None, None] == torch.arange(6)[:, None] // 2)
-    data = ResidentDataset(
+    data = resident(
         images.to(torch.uint8),
         which if labels else None,
         name="stripes",

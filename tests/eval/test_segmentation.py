@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import resident
 from torch import nn
 from torch.nn import functional as F
 
 from selfsup.data.base import Splits
-from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import EvalConfig, add_results, compare, evaluate_all, read_results, segmentation_probe
 from selfsup.eval.segmentation import (
@@ -35,7 +35,7 @@ def scenes(count, seed=0, size=16, masks=True, name="squares"):
     truth = cells.repeat_interleave(4, 1).repeat_interleave(4, 2)
     colours = torch.tensor([[90, 90, 90], [200, 40, 40], [40, 200, 40], [40, 40, 200]])
     images = colours[truth].permute(0, 3, 1, 2) + torch.randint(-30, 30, (count, 3, size, size), generator=generator)
-    return ResidentDataset(
+    return resident(
         images.to(torch.uint8),
         torch.randint(0, 3, (count,), generator=generator),
         name=name,
@@ -221,7 +221,7 @@ def test_raw_pixels_are_a_baseline_at_full_resolution():
 def permuted(dataset, order):
     """The same images with the classes of their masks renamed."""
     masks = torch.tensor(order, dtype=torch.uint8)[dataset._masks.long()]
-    return ResidentDataset(
+    return resident(
         dataset._images, dataset.labels, name="squares", split="x", image_size=16,
         normalization=dataset.normalization, classes=CLASSES, masks=masks,
     )  # fmt: skip
@@ -323,7 +323,7 @@ def test_masks_are_cropped_as_the_images_are():
     square = scenes(40)
     wide = torch.cat([square._images, square._images], 3).repeat_interleave(2, 2).repeat_interleave(2, 3)
     masks = torch.cat([square._masks, square._masks], 2).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    data = ResidentDataset(
+    data = resident(
         wide, None, name="wide", split="train", image_size=16, normalization=square.normalization, masks=masks
     )
     chosen = PixelClassifier(torch.zeros(3), torch.ones(3), torch.eye(4)[:, 1:], torch.zeros(4))

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import resident
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.segmentation import mean_iou
 
 from selfsup.data.base import Splits
-from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import EvalConfig, evaluate_all, segment, segmentation_knn, segmentation_probe
 from selfsup.eval.figures import segmentation_panels
@@ -31,7 +31,7 @@ def scenes(count, seed=0, size=16, unknown=0.0, masks=True):
     images = (COLOURS[truth].permute(0, 3, 1, 2) + noise).to(torch.uint8)
     truth = truth.to(torch.uint8)
     truth[torch.rand(truth.shape, generator=generator) < unknown] = 255
-    return ResidentDataset(
+    return resident(
         images, None, name="blocks", split="train", image_size=size, masks=truth if masks else None,
         normalization=Normalization((0.4,) * 3, (0.3,) * 3), classes=("red", "green", "blue"),
     )  # fmt: skip

@@ -12,7 +12,6 @@ from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.location import from_torchvision
 from selfsup.data.resident import ResidentDataset
 from selfsup.registry import sources
-from selfsup.types import Normalization
 
 
 @dataclass
@@ -40,11 +39,7 @@ def cifar_splits(config: DataConfig, build: Callable[..., Any]) -> SourceSplits:
         return ResidentDataset(
             torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(),
             torch.tensor(source.targets),
-            name=config.name,
-            split=name,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=tuple(source.classes),
+            config.facts(name, classes=source.classes),
         )
 
     return SourceSplits(train=split("train", True), test=split("test", False))

@@ -9,7 +9,6 @@ import torch
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.resident import ResidentDataset
 from selfsup.registry import sources
-from selfsup.types import Normalization
 
 
 @dataclass
@@ -38,11 +37,7 @@ def digits(config: DigitsConfig) -> SourceSplits:
         return ResidentDataset(
             images[rows],
             labels[rows],
-            name="digits",
-            split=name,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=tuple("0123456789"),
+            config.facts(name, channels=1, classes="0123456789"),
         )
 
     return SourceSplits(train=split("train", order[tested:]), test=split("test", order[:tested]))

@@ -14,7 +14,6 @@ from selfsup.data.files import FileDataset, find_images
 from selfsup.data.splits import draw_test
 from selfsup.errors import UserError
 from selfsup.registry import sources
-from selfsup.types import Normalization
 
 
 @dataclass
@@ -65,21 +64,14 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
         test_names = _images(test_root)
 
     classes = _classes(config, root, train_names + test_names)
-    source_size = config.source_size or (
-        round(config.image_size * 8 / 7) if config.image_size > 64 else config.image_size
-    )
 
     def split(name: str, folder: Path, names: list[str]) -> FileDataset:
         return FileDataset(
             folder,
             names,
             _labels(names, classes),
-            name="image_folder",
-            split=name,
-            source_size=source_size,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=classes,
+            config.facts(name, classes=classes),
+            source_size=config.source_size,
             max_undecodable=config.max_undecodable,
         )
 

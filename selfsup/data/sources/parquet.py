@@ -20,9 +20,10 @@ from selfsup.data.base import SourceSplits
 from selfsup.data.decode import UndecodableError
 from selfsup.data.encoded import EncodedDataset, prepared
 from selfsup.data.files import file_stamp
-from selfsup.data.shards import ShardsConfig, classes_of, dataset_settings, find_shards, open_root, split_rows
+from selfsup.data.shards import ShardsConfig, classes_of, find_shards, open_root, split_rows
 from selfsup.errors import UserError
 from selfsup.registry import sources
+from selfsup.types import ImageFacts
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class")
@@ -117,11 +118,12 @@ class ParquetDataset(EncodedDataset):
         groups: Groups,
         rows: np.ndarray[Any, Any],
         labels: Tensor | None,
+        facts: ImageFacts,
         *,
         window: int | None,
         **settings: Any,
     ) -> None:
-        super().__init__(root, len(rows), labels, **settings)
+        super().__init__(root, len(rows), labels, facts, **settings)
         self._shards, self._groups, self._rows, self._window = list(shards), groups, rows, window
 
     def row_name(self, row: int) -> str:
@@ -189,10 +191,10 @@ def parquet(config: ParquetConfig) -> SourceSplits:
             groups,
             rows,
             None if labels is None else labels[torch.from_numpy(rows)],
+            config.facts(split, classes=classes),
             window=config.shuffle_window,
-            split=split,
-            classes=classes,
-            **dataset_settings(config),
+            source_size=config.source_size,
+            max_undecodable=config.max_undecodable,
         )
         for split, rows in split_rows(shards, shard_of, config).items()
     }

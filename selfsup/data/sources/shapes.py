@@ -26,7 +26,6 @@ from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.random import fold_in, uniform
 from selfsup.registry import sources
-from selfsup.types import Normalization
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "arrow", "crescent", "corner")
 SMALLEST = 32  # below this side the outlines are no longer told apart
@@ -62,16 +61,7 @@ def shapes(config: ShapesConfig) -> SourceSplits:
             raise UserError(f"data.{name}_size is {count}; set it to at least 1.")
         index = torch.arange(start, start + count)
         images, labels, masks = draw_scenes(index, config.seed, config.image_size, config.objects)
-        return ResidentDataset(
-            images=images,
-            labels=labels,
-            masks=masks,
-            name="shapes",
-            split=name,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=CLASSES,
-        )
+        return ResidentDataset(images, labels, config.facts(name, classes=CLASSES), masks=masks)
 
     if config.image_size < SMALLEST:
         raise UserError(f"data.image_size is {config.image_size}; shapes are drawn from {SMALLEST} pixels on.")

@@ -15,7 +15,6 @@ from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.registry import sources
-from selfsup.types import Normalization
 
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
@@ -55,11 +54,7 @@ def stl10(config: STL10Config) -> SourceSplits:
         return ResidentDataset(
             images,
             labels,
-            name="stl10",
-            split=name,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=CLASSES,
+            config.facts(name, classes=CLASSES),
         )
 
     test = split("test", ["test_X.bin"], "test_y.bin")
@@ -68,7 +63,7 @@ def stl10(config: STL10Config) -> SourceSplits:
     pretrain = split("train+unlabelled", ["train_X.bin", "unlabeled_X.bin"], "train_y.bin")
     assert pretrain.labels is not None
     train = pretrain.subset(torch.arange(int((pretrain.labels >= 0).sum())))
-    train.split = "train"
+    train.facts = config.facts("train", classes=CLASSES)
     return SourceSplits(train, test, pretrain)
 
 

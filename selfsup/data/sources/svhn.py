@@ -10,7 +10,6 @@ from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.location import from_torchvision
 from selfsup.data.resident import ResidentDataset
 from selfsup.registry import sources
-from selfsup.types import Normalization
 
 
 @dataclass
@@ -32,11 +31,7 @@ def svhn(config: SVHNConfig) -> SourceSplits:
         return ResidentDataset(
             torch.from_numpy(source.data).contiguous(),
             torch.from_numpy(source.labels).long(),
-            name="svhn",
-            split=name,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=tuple("0123456789"),
+            config.facts(name, classes="0123456789"),
         )
 
     return SourceSplits(train=split("train"), test=split("test"))

@@ -13,12 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import DataConfig, ImageDataset, SourceSplits
+from selfsup.data.encoded import side_of_source
 from selfsup.data.files import EXTENSIONS, FileDataset
 from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.registry import sources
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts
 
 CLASSES = (
     "aeroplane",
@@ -82,8 +83,8 @@ class VocDataset(FileDataset):
         masks: Folder of the masks, named as the images with the ending ``.png``.
     """
 
-    def __init__(self, root: Path, names: list[str], labels: Tensor | None, *, masks: Path, **settings: Any) -> None:
-        super().__init__(root, names, labels, **settings)
+    def __init__(self, root: Path, names: list[str], facts: ImageFacts, *, masks: Path, **settings: Any) -> None:
+        super().__init__(root, names, None, facts, **settings)
         self.masks = masks
 
     def read_masks(self, positions: Tensor) -> Tensor:
@@ -109,11 +110,7 @@ class VocDataset(FileDataset):
         return ResidentDataset(
             images.read(torch.arange(len(images))),
             None,
-            name=self.name,
-            split=self.split,
-            image_size=self.image_size,
-            normalization=self.normalization,
-            classes=self.classes,
+            self.facts,
             masks=torch.cat(masks),
             index=images.index,
         )
@@ -127,9 +124,7 @@ def voc(config: VocConfig) -> SourceSplits:
     folder = _folder(config)
     lists = {"train": config.train_list} | ({} if config.test_list is None else {"test": config.test_list})
     names = {split: _names(folder, name) for split, name in lists.items()}
-    source_size = config.source_size or (
-        round(config.image_size * 8 / 7) if config.image_size > 64 else config.image_size
-    )
+    source_size = side_of_source(config.source_size, config.image_size)
     count = sum(map(len, names.values()))
     resident = count * 4 * source_size**2 <= config.resident_limit_mb * 2**20  # three channels and the mask
 
@@ -137,14 +132,9 @@ def voc(config: VocConfig) -> SourceSplits:
         files = VocDataset(
             folder / "JPEGImages",
             names[name],
-            None,
+            config.facts(name, classes=config.classes),
             masks=folder / "SegmentationClass",
-            name=config.name,
-            split=name,
             source_size=source_size,
-            image_size=config.image_size,
-            normalization=Normalization(tuple(config.mean), tuple(config.std)),
-            classes=tuple(config.classes),
             max_undecodable=config.max_undecodable,
         )
         if config.cache is not None:

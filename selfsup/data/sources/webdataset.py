@@ -27,10 +27,11 @@ from selfsup.data.cache import digest, locked
 from selfsup.data.decode import UndecodableError
 from selfsup.data.encoded import EncodedDataset, prepared
 from selfsup.data.files import EXTENSIONS, file_stamp
-from selfsup.data.shards import ShardsConfig, classes_of, dataset_settings, find_shards, open_root, split_rows
+from selfsup.data.shards import ShardsConfig, classes_of, find_shards, open_root, split_rows
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.registry import sources
+from selfsup.types import ImageFacts
 
 INDEX_VERSION = 1
 
@@ -71,11 +72,12 @@ class TarDataset(EncodedDataset):
         index: Index,
         rows: np.ndarray[Any, Any],
         labels: Tensor | None,
+        facts: ImageFacts,
         *,
         window: int | None,
         **settings: Any,
     ) -> None:
-        super().__init__(root, len(rows), labels, **settings)
+        super().__init__(root, len(rows), labels, facts, **settings)
         self._shards, self._place, self._window = list(shards), index.take(rows), window
 
     def row_name(self, row: int) -> str:
@@ -153,10 +155,10 @@ def webdataset(config: WebDatasetConfig) -> SourceSplits:
             index,
             rows,
             None if labels is None else labels[torch.from_numpy(rows)],
+            config.facts(split, classes=classes),
             window=config.shuffle_window,
-            split=split,
-            classes=classes,
-            **dataset_settings(config),
+            source_size=config.source_size,
+            max_undecodable=config.max_undecodable,
         )
         for split, rows in split_rows(shards, index.shard, config).items()
     }
