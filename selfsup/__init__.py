@@ -23,12 +23,14 @@ __all__ = [
     "load_embed_config",
     "load_evaluate_config",
     "load_external",
+    "methods",
+    "nn",
     "read_embeddings",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from selfsup import augment, eval, functional
+    from selfsup import augment, eval, functional, methods, nn
     from selfsup.checkpoint import load_backbone
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
@@ -57,6 +59,10 @@ def __getattr__(name: str) -> Any:
     # torch and its friends take seconds to import; `selfsup --help` should not
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
-    if name in ("augment", "eval", "functional"):
+    if name in ("augment", "eval", "functional", "methods", "nn"):
         return import_module(f"selfsup.{name}")
     raise AttributeError(f"module 'selfsup' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

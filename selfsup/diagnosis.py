@@ -530,7 +530,7 @@ class _Limit(_Lap):
             return
         views, log = module.views, module.log
         with torch.no_grad():
-            module.views = _Precomputed(views(batch.image, index=batch.index))  # type: ignore[assignment]
+            module.views = _Precomputed(views(batch.image, 0, batch.index))  # type: ignore[assignment]
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         optimizer = trainer.optimizers[0]
 

@@ -8,9 +8,11 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from importlib.resources import files
+from typing import Any, Generic, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from selfsup.errors import UserError
 
@@ -28,12 +30,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered thing, the dataclass of its settings and the first line of its documentation."""
+    """A registered thing, the dataclass of its settings, the first line of its documentation, and what comes with it.
+
+    ``choices`` are those of other groups, such as ``optimizer: lars``.
+    """
 
     name: str
     target: T
     config: type[Any]
     summary: str
+    choices: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Registry(Generic[T]):
@@ -57,7 +63,7 @@ class Registry(Generic[T]):
             if name in self._entries and self._entries[name].target.__module__ != target.__module__:
                 raise UserError(f"{self.group} '{name}' is already taken; register under another name.")
             summary = (target.__doc__ or "").strip().split("\n")[0]
-            self._entries[name] = Entry(name, target, config, summary)
+            self._entries[name] = Entry(name, target, config, summary, overrides)
             ConfigStore.instance().store(group=self.group, name=name, node=_with_defaults(config, overrides))
             return target
 
@@ -67,6 +73,19 @@ class Registry(Generic[T]):
         if name not in self._entries:
             raise UserError(f"Unknown {self.group} '{name}'.{nearest(name, self._entries)}")
         return self._entries[name]
+
+    def of(self, target: object, name: str | None = None) -> Entry[T]:
+        """Return the entry of a registered class or function: its first, or that called ``name``.
+
+        Raises:
+            UserError: It is not registered, or under other names.
+        """
+        found = {entry.name: entry for entry in self._entries.values() if entry.target is target}
+        if not found:
+            raise UserError(f"{getattr(target, '__name__', target)} is no registered {self.group}; register it first.")
+        if name is not None and name not in found:
+            raise UserError(f"{getattr(target, '__name__', target)} is not called '{name}'.{nearest(name, found)}")
+        return found[name] if name is not None else next(iter(found.values()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
@@ -89,6 +108,13 @@ def _with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
 
 methods: Registry[Any] = Registry("method")
 sources: Registry[Any] = Registry("data")
+
+
+def choice(group: str, name: str, schema: type[T]) -> T:
+    """Return the settings of a YAML file of the package's configurations, such as ``optimizer`` ``lars``."""
+    values = OmegaConf.create((files("selfsup.configs") / group / f"{name}.yaml").read_text("utf-8"))
+    cast(DictConfig, values).pop("defaults", None)
+    return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
 
 
 def import_files(package: str, folders: Iterable[str]) -> None:

@@ -2,12 +2,13 @@
 
 from selfsup.augment.config import AugmentConfig
 from selfsup.augment.figure import save_views_figure
-from selfsup.augment.generator import ViewGenerator, build_views, multi_crop, two_crop
+from selfsup.augment.generator import IMAGENET, ViewGenerator, build_views, multi_crop, two_crop
 from selfsup.augment.recipes import RECIPES, ViewRecipe
 from selfsup.random import fold_in
 from selfsup.types import View
 
 __all__ = [
+    "IMAGENET",
     "RECIPES",
     "AugmentConfig",
     "View",

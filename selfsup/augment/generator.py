@@ -39,7 +39,7 @@ _COLOR_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 class ViewGenerator(nn.Module):
-    """Makes the views of a batch; every parameter is a function of (seed, index of the image, view).
+    """Makes the views of a batch: new ones at every call, or with a seed a function of (seed, image's index, view).
 
     Args:
         recipes: One per view.
@@ -64,17 +64,20 @@ class ViewGenerator(nn.Module):
         self.extra = build_extra(extra)
         self.compiled = compiled
 
-    def forward(self, images: Tensor, seed: int = 0, index: Tensor | None = None, step: int = 0) -> tuple[View, ...]:
+    def forward(
+        self, images: Tensor, seed: int | None = None, index: Tensor | None = None, step: int = 0
+    ) -> tuple[View, ...]:
         """Return the views of the images.
 
-        The built-in operations depend on ``seed`` and ``index`` only: an image has the same views in any batch and any
-        order. ``step`` reaches the extra Kornia augmentations, whose parameters are drawn for the batch as a whole;
-        the global random state stays untouched. Where an extra augmentation moves pixels in a way that is not affine,
-        ``to_source`` is NaN.
+        Without a seed every call draws new views, from torch's generator of the CPU (``torch.manual_seed`` repeats
+        them). With one, the built-in operations depend on ``seed`` and ``index`` only: an image has the same views in
+        any batch and any order, and torch's generators stay untouched. ``step`` reaches the extra Kornia
+        augmentations, whose parameters are drawn for the batch as a whole. Where an extra augmentation moves pixels in
+        a way that is not affine, ``to_source`` is NaN.
 
         Args:
             images: uint8 or float in [0, 1], ``[B,C,H,W]`` with one channel or three.
-            seed: Fold the epoch into it (``fold_in``) to see new views.
+            seed: Fold the epoch into it (``fold_in``) to see new views in every epoch.
             index: int64 ``[B]``, a stable number of each image; None takes the position in the batch. On the CPU it
                 spares a wait for the device.
             step: A number of the batch and the rank.
@@ -83,6 +86,8 @@ class ViewGenerator(nn.Module):
             ValueError: Images or index of another shape or type.
         """
         _check(images, index)
+        if seed is None:
+            seed = int(torch.randint(2**63 - 1, ()))
         index = torch.arange(len(images)) if index is None else index.cpu()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             source = images.float().div_(255) if images.dtype == torch.uint8 else images.float()

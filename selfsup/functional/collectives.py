@@ -36,7 +36,7 @@ def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         x: ``[N, ...]``, the same shape on every rank.
         group: Process group; None is a single process and returns ``x``.
     """
-    if group is None or dist.get_world_size(group) == 1:
+    if size_of(group) == 1:
         return x
     out: Tensor = _Gather.apply(x, group)
     return out
@@ -44,7 +44,7 @@ def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 def gather_together(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, ...]:
     """Gather several tensors of one shape by one collective each way, see :func:`gather`."""
-    if group is None or dist.get_world_size(group) == 1:
+    if size_of(group) == 1:
         return tuple(tensors)
     return gather(torch.stack(tuple(tensors), dim=1), group).unbind(1)
 
@@ -52,3 +52,8 @@ def gather_together(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) 
 def rank_of(group: dist.ProcessGroup | None) -> int:
     """Return this process's rank in ``group``; 0 for None."""
     return 0 if group is None else dist.get_rank(group)
+
+
+def size_of(group: dist.ProcessGroup | None) -> int:
+    """Return the number of ranks of ``group``; 1 for None."""
+    return 1 if group is None else dist.get_world_size(group)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from abc import ABC, abstractmethod
+import warnings
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,12 +14,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from selfsup.augment import ViewGenerator
 from selfsup.checkpoint import INFO
+from selfsup.distributed import world
 from selfsup.errors import UserError
+from selfsup.functional.collectives import size_of
+from selfsup.methods.parts import Parts, as_batch, parts_of
 from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
-    OptimizerConfig,
     build_optimizer,
     cosine_schedule,
     decay_groups,
@@ -36,34 +38,35 @@ class MethodConfig:
     name: str = "???"
 
 
-@dataclass
-class Parts:
-    """What a method is built from.
+class _BuiltFromBackbone(ABCMeta):
+    """Lets a method be built from a network and settings by name, too: ``SimCLR(network, temperature=0.2)``."""
 
-    Attributes:
-        backbone: The network to train.
-        views: Turns a batch into views on the training device.
-        optimizer: Optimiser settings.
-        batch_size: Images a step over all ranks.
-        world_size: Number of ranks.
-        seed: Seed of everything random in training.
-        labelled: Whether the training images have labels.
-    """
-
-    backbone: Backbone
-    views: ViewGenerator
-    optimizer: OptimizerConfig
-    batch_size: int
-    world_size: int = 1
-    seed: int = 0
-    labelled: bool = True
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(kwargs.get("backbone", args[0] if args else None), nn.Module):
+            return super().__call__(*parts_of(cls, *args, **kwargs))
+        return super().__call__(*args, **kwargs)
 
 
-class Method(pl.LightningModule, ABC):
+class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     """A self-supervised method. A subclass writes ``__init__`` and ``step``.
+
+    It trains under :func:`selfsup.train`, under any ``pl.Trainer`` with any loader of images, and in a loop of one's
+    own, where calling it gives the loss::
+
+        method = selfsup.methods.SimCLR(network, temperature=0.2, image_size=32)
+        for images, _ in loader:
+            optimizer.zero_grad()
+            method(images).backward()
+            optimizer.step()
+
+    Built that way it takes the arguments of :func:`parts_of`.
 
     Everything random inside a step is keyed by (seed, epoch, batch, rank), never by the state of a generator. That is
     why a resumed run draws what the uninterrupted one would have drawn.
+
+    Attributes:
+        epoch: In a loop of one's own: the epoch, which the loop sets; views and some schedules depend on it. A trainer
+            counts by itself.
     """
 
     #: Whether BatchNorm statistics are shared over ranks when there are several on GPUs.
@@ -76,6 +79,8 @@ class Method(pl.LightningModule, ABC):
     couples_images = False
     #: Whether the backbone may see the batch in chunks (``trainer.chunk_size``).
     chunkable = True
+    #: Whether ``step`` reads where a view lies in its image (``View.to_source``).
+    needs_geometry = False
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
@@ -86,11 +91,14 @@ class Method(pl.LightningModule, ABC):
         self.batch_size = parts.batch_size
         self.seed = parts.seed
         #: Optimiser steps of the whole training; Lightning tells when training starts.
-        self.total_steps = 1
+        self.total_steps = parts.total_steps
         #: Steps between two that are logged; as above.
         self.log_every_steps = 1
         #: Goes into every checkpoint: what is needed to build the network, and the run, again.
         self.checkpoint_info: dict[str, Any] = {}
+        self.epoch = 0
+        self._calls = 0  # of ``forward``
+        self._frozen: list[nn.Parameter] = []
         self.finite: Tensor
         self.register_buffer("finite", torch.ones((), dtype=torch.bool), persistent=False)
 
@@ -119,9 +127,86 @@ class Method(pl.LightningModule, ABC):
         return decay_groups(self, self.optimizer_config.weight_decay, self.optimizer_config.exclude_1d)
 
     @property
+    def attached(self) -> bool:
+        """Whether a trainer runs it; otherwise it is called in a loop of somebody's own."""
+        return self._trainer is not None
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch: the trainer's, or the one that a loop of one's own has set."""
+        return self.trainer.current_epoch if self.attached else self.epoch
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.trainer.world_size if self.attached else size_of(world())
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps before the present one."""
+        return self.trainer.global_step if self.attached else max(0, self._calls - 1)
+
+    @property
     def progress(self) -> float:
         """Fraction of the optimiser steps that are done, in [0, 1]: what schedules are functions of."""
-        return min(1.0, self.trainer.global_step / self.total_steps)
+        return min(1.0, self.steps_done / self.total_steps)
+
+    def forward(
+        self,
+        images: Tensor | Sequence[View | Tensor],
+        index: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch, to be called once before every step of an optimiser of one's own.
+
+        What follows the weights (momentum encoders, prototypes) does so at the start of the next call, which is the
+        same sequence as after the step. What a schedule keeps frozen has no ``requires_grad`` for the time.
+
+        Args:
+            images: uint8, or float in [0, 1], ``[B,C,H,W]``, of which views are made; or the views, each a ``View`` or
+                a normalised float ``[B,C,h,w]``.
+            index: int64 ``[B]``, a stable number of each image; its views are a function of it, the seed and the
+                epoch. None makes new ones in every call.
+            label: int64 ``[B]``, for methods that need labels.
+
+        Raises:
+            UserError: Views of another number than the method takes, tensors where the place of a view is needed, or
+                no labels where they are.
+        """
+        if self._calls:
+            self.after_optimizer_step()
+        self._calls += 1
+        first = images if isinstance(images, Tensor) else images[0]
+        pixels = first.image if isinstance(first, View) else first
+        if index is None:
+            index = torch.arange(len(pixels)) + self.steps_done * len(pixels)
+        batch = Batch(pixels, label, index)
+        if self.needs_labels and label is None:
+            raise UserError(f"{type(self).__name__} learns from labels; give label=….")
+        if isinstance(images, Tensor):
+            views = self.draw_views(batch, self.steps_done)
+        else:
+            self.seed_step(self.steps_done)
+            views = self._as_views(images)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = list(self.frozen_parameters())
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        loss = self.step(views, batch).loss
+        self.on_before_backward(loss)
+        return loss
+
+    def _as_views(self, images: Sequence[View | Tensor]) -> tuple[View, ...]:
+        if self.needs_geometry and not all(isinstance(view, View) for view in images):
+            raise UserError(
+                f"{type(self).__name__} has to know where a view lies in its image: give views of "
+                "selfsup.augment, or View(image, to_source)."
+            )
+        self._check_count(len(images))
+        unknown = torch.full((1, 2, 3), float("nan"))
+        views = (v if isinstance(v, View) else View(v, unknown.to(v.device).expand(len(v), -1, -1)) for v in images)
+        return tuple(View(view.image.to(self.dtype), view.to_source) for view in views)
 
     def encode(self, views: Sequence[View]) -> Tensor:
         """Return the features ``[V,N,D]`` of views.
@@ -135,8 +220,10 @@ class Method(pl.LightningModule, ABC):
         return torch.cat(features)
 
     @final
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Draw the views, take the method's step, log it."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Draw the views, take the method's step, log it. The batch is a ``Batch``, or as :func:`as_batch` takes it."""
+        if not isinstance(batch, Batch):
+            batch = self._foreign(batch, batch_idx)
         output = self.step(self.draw_views(batch, batch_idx), batch)
         self.finite &= output.loss.detach().isfinite()
         # Lightning hands the loggers these steps' values and no others
@@ -146,20 +233,42 @@ class Method(pl.LightningModule, ABC):
                 self.log(f"train/{name}", value.detach())
         return output.loss
 
+    def _foreign(self, batch: Any, batch_idx: int) -> Batch:
+        """Return the batch of a loader that is not ours."""
+        found = as_batch(batch, batch_idx * self.world_size + self.global_rank)
+        if self.needs_labels and found.label is None:
+            raise UserError(f"{type(self).__name__} learns from labels; let the loader give (images, labels).")
+        size = len(found.image) * self.world_size
+        if batch_idx == 0 and self.current_epoch == 0 and size != self.batch_size:
+            warnings.warn(
+                f"{type(self).__name__} was built for batch_size={self.batch_size}, from which the learning rate "
+                f"follows, and the loader gives {size} images a step; build it with batch_size={size}.",
+                stacklevel=2,
+            )
+        return found
+
     @final
-    def draw_views(self, batch: Batch, batch_idx: int) -> tuple[View, ...]:
-        """Seed everything random in a step and return the views of its batch."""
+    def seed_step(self, batch_idx: int) -> int:
+        """Seed everything random in a step, and return the seed of the epoch."""
         epoch_seed = fold_in(self.seed, self.current_epoch)
         self._batch_seed = fold_in(epoch_seed, batch_idx)
         _seed_generators(fold_in(self._batch_seed, self.global_rank), self.device)  # of dropout and the like
-        unique_step = batch_idx * self.trainer.world_size + self.global_rank
+        return epoch_seed
+
+    @final
+    def draw_views(self, batch: Batch, batch_idx: int) -> tuple[View, ...]:
+        """Seed everything random in a step and return the views of its batch."""
+        epoch_seed = self.seed_step(batch_idx)
+        unique_step = batch_idx * self.world_size + self.global_rank
         views = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step)
         # made in float32; trainer.precision=64-true and bf16-true want the type of the weights
         return tuple(View(view.image.to(self.dtype), view.to_source) for view in views)
 
     @final
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Send images and labels off without waiting for their arrival; the index stays, as views are drawn here."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
         image, label = batch.image, batch.label
         if device.type == "cuda" and image.device.type == "cpu":
             image = image.pin_memory()  # from there alone is a copy asynchronous
@@ -171,7 +280,7 @@ class Method(pl.LightningModule, ABC):
     def batch_permutation(self, local: int) -> Tensor:
         """Return a random order of the images of all ranks, ``local`` on each: the same on every rank, on the CPU."""
         generator = torch.Generator().manual_seed(self._batch_seed)
-        return torch.randperm(local * self.trainer.world_size, generator=generator)
+        return torch.randperm(local * self.world_size, generator=generator)
 
     @final
     def configure_optimizers(self) -> Any:
@@ -218,14 +327,9 @@ class Method(pl.LightningModule, ABC):
         self.after_optimizer_step()
 
     def _check(self, parts: Parts) -> None:
-        fewest, most = self.view_count
-        count = len(parts.views.sizes)
-        if count < fewest or (most is not None and count > most):
-            wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
-            raise UserError(
-                f"augment.counts asks for {count} view(s) and {type(self).__name__} takes {wanted}; choose another "
-                "augment= or set augment.counts."
-            )
+        self._check_count(
+            len(parts.views.sizes), "augment.counts asks for ", "; choose another augment= or set augment.counts"
+        )
         if self.needs_labels and not parts.labelled:
             raise UserError(f"{type(self).__name__} learns from labels and these images have none; choose other data.")
         if parts.backbone.chunk_size is not None and not self.chunkable:
@@ -233,6 +337,12 @@ class Method(pl.LightningModule, ABC):
                 f"{type(self).__name__} needs its batch in one pass, so leave trainer.chunk_size out; "
                 "trainer.activation_checkpointing saves memory too."
             )
+
+    def _check_count(self, count: int, given: str = "there are", way_out: str = "") -> None:
+        fewest, most = self.view_count
+        if count < fewest or (most is not None and count > most):
+            wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
+            raise UserError(f"{given} {count} view(s) and {type(self).__name__} takes {wanted}{way_out}.")
 
 
 def _seed_generators(seed: int, device: torch.device) -> None:

@@ -19,7 +19,8 @@ from torch import nn
 
 from selfsup.errors import UserError
 from selfsup.functional import negative_cosine
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import MomentumEncoder, projection_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods

@@ -23,7 +23,8 @@ from torch import Tensor
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import dense_info_nce, dense_match, info_nce
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import (
     DenseEncoder,
     FeatureQueue,
@@ -122,7 +123,7 @@ class DenseCL(Method):
         self.queue.enqueue(keys)
         self.dense_queue.enqueue(dense_keys.mean(dim=(2, 3)))
         # the product, not a branch: DDP wants a gradient, if only of zeros, for the dense head
-        weight = self.dense_weight if self.trainer.global_step >= self.dense_warmup_steps else 0.0
+        weight = self.dense_weight if self.steps_done >= self.dense_warmup_steps else 0.0
         loss = (1 - weight) * image_loss + weight * cell_loss
         return StepOutput(loss, {"image_loss": image_loss, "cell_loss": cell_loss})
 

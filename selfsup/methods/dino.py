@@ -26,7 +26,8 @@ from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import dino_loss
 from selfsup.functional.collectives import gather
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import Backbone, DINOHead, MomentumEncoder
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import info_nce
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import FeatureQueue, MomentumEncoder, projection_head, shuffle, split_batch_norm, unshuffle
 from selfsup.registry import methods
 from selfsup.types import Batch, StepOutput, View

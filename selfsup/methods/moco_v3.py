@@ -20,7 +20,8 @@ from torch import nn
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import MomentumEncoder, projection_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods, nearest

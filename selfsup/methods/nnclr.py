@@ -20,7 +20,8 @@ import torch
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce, nearest_neighbor
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import FeatureQueue, projection_head
 from selfsup.registry import methods
 from selfsup.types import Batch, StepOutput, View

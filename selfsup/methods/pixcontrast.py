@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from selfsup.errors import UserError
 from selfsup.functional import pixcontrast_loss, pixpro_mask
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import DenseEncoder, MomentumEncoder, check_dense, dense_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
@@ -48,6 +49,8 @@ class PixContrastConfig(MethodConfig):
 @methods.register("pixcontrast", PixContrastConfig, optimizer="lars", augment="byol")
 class PixContrast(Method):
     """Contrast the cells of two views: those that show the same place with all others of the image (InfoNCE)."""
+
+    needs_geometry = True
 
     def __init__(self, config: PixContrastConfig, parts: Parts) -> None:
         super().__init__(parts)

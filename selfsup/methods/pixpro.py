@@ -21,7 +21,8 @@ from torch import nn
 
 from selfsup.errors import UserError
 from selfsup.functional import negative_cosine, pixpro_loss, pixpro_mask
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import DenseEncoder, MomentumEncoder, PixelPropagation, check_dense, dense_head, projection_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
@@ -53,6 +54,8 @@ class PixProConfig(MethodConfig):
 @methods.register("pixpro", PixProConfig, optimizer="lars", augment="byol")
 class PixPro(Method):
     """Predict, after pixel propagation, the other view's cells that show the same place, without negatives."""
+
+    needs_geometry = True
 
     def __init__(self, config: PixProConfig, parts: Parts) -> None:
         super().__init__(parts)

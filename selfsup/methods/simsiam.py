@@ -18,7 +18,8 @@ from typing import Any
 from torch import nn
 
 from selfsup.functional import feature_std, negative_cosine
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.optimization import decay_groups
 from selfsup.registry import methods

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import sinkhorn, swapped_prediction
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import FeatureQueue, Prototypes, projection_head
 from selfsup.registry import methods
 from selfsup.types import Batch, StepOutput, View
@@ -121,7 +122,7 @@ class SwAV(Method):
             rows = own.detach()
             if full:
                 stored = self.queues[number].negatives()  # type: ignore[operator]
-                share = stored.tensor_split(self.trainer.world_size)[self.global_rank]
+                share = stored.tensor_split(self.world_size)[self.global_rank]
                 rows = torch.cat([self.prototypes(share), rows])
             codes.append(sinkhorn(rows, config.epsilon, config.sinkhorn_iterations, group)[-len(own) :])
         return codes

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import vicreg_loss
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.registry import methods
 from selfsup.types import Batch, StepOutput, View

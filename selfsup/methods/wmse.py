@@ -24,7 +24,8 @@ from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional import whitening_mse
 from selfsup.functional.collectives import gather
-from selfsup.methods.base import Method, MethodConfig, Parts
+from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.registry import methods, nearest
 from selfsup.types import Batch, StepOutput, View
@@ -100,9 +101,11 @@ class WMSE(Method):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Stop with the reason when a covariance was singular; looks as often as the loss is looked at, no more."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_idx + 1
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        looked_at = batches % every == 0 or self.trainer.is_last_batch
+        looked_at = True
+        if self.attached:
+            batches = self.trainer.fit_loop.epoch_loop.batch_idx + 1
+            every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            looked_at = batches % every == 0 or self.trainer.is_last_batch
         if self.config.on_singular == "error" and looked_at and int(self.singular):
             raise UserError(
                 f"{int(self.singular)} covariance matrices of W-MSE were singular: raise method.subbatch_size "

@@ -9,6 +9,7 @@ from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import Prototypes
 from selfsup.nn.queue import FeatureQueue
 from selfsup.nn.recompute import in_chunks, unchanged_statistics
+from selfsup.nn.wrap import wrap_backbone
 
 __all__ = [
     "Backbone",
@@ -29,4 +30,5 @@ __all__ = [
     "split_batch_norm",
     "unchanged_statistics",
     "unshuffle",
+    "wrap_backbone",
 ]

@@ -51,11 +51,17 @@ class Backbone(nn.Module):
         recomputes: Whether the backward pass computes parts of the network again.
     """
 
-    def __init__(self, network: nn.Module, in_channels: int, normalization: Normalization | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        in_channels: int,
+        normalization: Normalization | None = None,
+        dim: int | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         # some networks (MobileNetV3, VGG) have a layer between the map they pool and the feature
-        self.dim = int(cast(int, getattr(network, "head_hidden_size", network.num_features)))
+        self.dim = dim or int(cast(int, getattr(network, "head_hidden_size", network.num_features)))
         self.in_channels = in_channels
         self.normalization = normalization
         self.chunk_size: int | None = None
@@ -100,6 +106,11 @@ class Backbone(nn.Module):
         map and the pooled feature have ``network.num_features`` channels here instead of ``D``. Tokens of a
         transformer are laid out on their grid; class and register tokens are left out.
         """
+        if not hasattr(self.network, "forward_features"):
+            raise UserError(
+                f"{type(self.network).__name__} gives features without a map, which this needs: give it a method "
+                "forward_features that returns the map [B,D,S,S] (and num_features, D), or take a network of timm."
+            )
         features = self._run(cast(Callable[[Tensor], Tensor], self.network.forward_features), images)
         if features.ndim == 4:
             width = self.network.num_features

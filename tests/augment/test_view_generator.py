@@ -73,20 +73,33 @@ def test_views_of_an_image_do_not_depend_on_its_batch(name):
 def test_views_differ_between_seeds_epochs_indices_and_views():
     image = photographs(1).expand(6, -1, -1, -1)
     generator = two_crop("simclr", 32)
-    first = generator(image)
+    first = generator(image, seed=0)
     assert len(torch.unique(torch.cat([view.to_source for view in first]), dim=0)) == 12
     same = generator(image, seed=0, index=torch.arange(6))
     assert all(torch.equal(a.image, b.image) for a, b in zip(first, same, strict=True))
     for other in (generator(image, seed=1), generator(image, seed=fold_in(0, 1))):
         assert (other[0].to_source - first[0].to_source).abs().amax(dim=(1, 2)).min() > 0
-    stepped = generator(image, step=3)  # no extra operation reads it
+    stepped = generator(image, seed=0, step=3)  # no extra operation reads it
     assert torch.equal(stepped[1].image, first[1].image)
+
+
+def test_without_a_seed_every_call_draws_anew_and_torch_repeats_it():
+    images = photographs(4)
+    make = two_crop("simclr", 32)
+    torch.manual_seed(3)
+    first, second = make(images), make(images)
+    assert (first[0].to_source - second[0].to_source).abs().amax(dim=(1, 2)).min() > 0
+    torch.manual_seed(3)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(make(images), first, strict=True))
+    before = torch.get_rng_state()
+    make(images, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_uint8_and_float_images_agree():
     images = photographs()
     generator = two_crop("byol", 32)
-    for exact, scaled in zip(generator(images), generator(images / 255), strict=True):
+    for exact, scaled in zip(generator(images, seed=0), generator(images / 255, seed=0), strict=True):
         assert exact.image.dtype == torch.float32
         torch.testing.assert_close(exact.image, scaled.image, rtol=0, atol=1e-6)
     halves = generator((images / 255).half())
@@ -96,16 +109,16 @@ def test_uint8_and_float_images_agree():
 def test_autocast_changes_nothing():
     images = photographs()
     generator = two_crop("simclr", 32)
-    expected = generator(images)
+    expected = generator(images, seed=0)
     with torch.autocast("cpu", torch.bfloat16):
-        views = generator(images)
+        views = generator(images, seed=0)
     assert all(torch.equal(a.image, b.image) for a, b in zip(views, expected, strict=True))
 
 
 def test_images_are_left_as_they_are_and_carry_no_gradient():
     images = (photographs() / 255).requires_grad_()
     before = images.detach().clone()
-    views = two_crop("byol", 40)(images)
+    views = two_crop("byol", 40)(images, seed=0)
     assert torch.equal(images, before)
     assert not any(view.image.requires_grad for view in views)
 
@@ -113,8 +126,8 @@ def test_images_are_left_as_they_are_and_carry_no_gradient():
 def test_normalization():
     images = photographs(4)
     statistics = Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    plain = multi_crop("simclr", [24], [2], IDENTITY)(images)
-    normalised = multi_crop("simclr", [24], [2], statistics)(images)
+    plain = multi_crop("simclr", [24], [2], IDENTITY)(images, seed=0)
+    normalised = multi_crop("simclr", [24], [2], statistics)(images, seed=0)
     for raw, view in zip(plain, normalised, strict=True):
         assert raw.image.min() >= 0
         assert raw.image.max() <= 1
@@ -125,12 +138,12 @@ def test_one_channel():
     images = photographs(6, channels=1)
     recipe = ViewRecipe(jitter_p=1.0, gray_p=1.0, saturation=0.9, hue=0.5, brightness=0.0, contrast=0.0)
     plain = dataclasses.replace(recipe, jitter_p=0.0, gray_p=0.0)
-    colored, expected = (ViewGenerator([r], [32])(images)[0].image for r in (recipe, plain))
+    colored, expected = (ViewGenerator([r], [32])(images, seed=0)[0].image for r in (recipe, plain))
     assert colored.shape == (6, 1, 32, 32)
     assert torch.equal(colored, expected)
     # three statistics meet one channel as their mean
     mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
-    raw = ViewGenerator([plain], [32], IDENTITY)(images)[0].image
+    raw = ViewGenerator([plain], [32], IDENTITY)(images, seed=0)[0].image
     torch.testing.assert_close(expected, (raw - mean) / std)
 
 
@@ -174,9 +187,9 @@ def test_each_operation_is_applied_always_or_never(field):
         scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_p=0.0, jitter_p=0.0, gray_p=0.0, brightness=0.9, saturation=0.9
     )
     images = photographs(20, size=(32, 32))
-    never = ViewGenerator([nothing], [32], IDENTITY)(images)[0].image
+    never = ViewGenerator([nothing], [32], IDENTITY)(images, seed=0)[0].image
     torch.testing.assert_close(never, images / 255)
-    always = ViewGenerator([dataclasses.replace(nothing, **{field: 1.0})], [32], IDENTITY)(images)[0].image
+    always = ViewGenerator([dataclasses.replace(nothing, **{field: 1.0})], [32], IDENTITY)(images, seed=0)[0].image
     assert (always - never).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 

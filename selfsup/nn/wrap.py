@@ -1,0 +1,103 @@
+"""Any torch module as a backbone: what it takes and gives is found out by running it once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from selfsup.errors import UserError
+from selfsup.nn.backbone import Backbone
+from selfsup.types import Normalization
+
+
+class PooledMap(nn.Module):
+    """A network that ends in a feature map ``[B,D,S,S]``, with the map's mean as its feature.
+
+    Args:
+        network: Gives the map.
+        num_features: ``D``.
+    """
+
+    def __init__(self, network: nn.Module, num_features: int) -> None:
+        super().__init__()
+        self.network, self.num_features = network, num_features
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the map."""
+        features: Tensor = self.network(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return its spatial mean ``[B,D]``."""
+        return self.forward_features(images).mean(dim=(2, 3))
+
+
+def wrap_backbone(network: nn.Module, image_size: int = 224, normalization: Normalization | None = None) -> Backbone:
+    """Return a module of anybody's as a backbone; a ``Backbone`` is returned as it is.
+
+    The module maps float ``[B,C,H,W]`` to features ``[B,D]``, or to a map ``[B,D,S,S]``, whose mean is then the
+    feature. ``C``, ``D`` and the kind are found by running it once, in evaluation mode and without gradients.
+
+    Args:
+        network: The module; its weights are used as they are, not copied.
+        image_size: Side of the images of that run, in pixels.
+        normalization: Statistics of the images it is made for, when known.
+
+    Raises:
+        UserError: It fails on such images, or gives something else.
+    """
+    if isinstance(network, Backbone):
+        return network
+    channels = _channels(network)
+    features = _probe(network, channels, image_size)
+    if features.ndim == 4:
+        return Backbone(PooledMap(network, features.shape[1]), channels, normalization)
+    last = list(network.modules())[-1]
+    if isinstance(last, nn.Linear) and last.out_features == features.shape[1] and last.in_features > last.out_features:
+        warnings.warn(
+            f"{type(network).__name__} ends in a linear layer of {last.out_features} outputs, probably a classifier: "
+            f"its outputs are taken for features. Put torch.nn.Identity() in its place to learn the {last.in_features} "
+            "features below it.",
+            stacklevel=2,
+        )
+    return Backbone(network, channels, normalization, dim=features.shape[1])
+
+
+def _channels(network: nn.Module) -> int:
+    """Return the channels that the first convolution takes; three where there is none."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
+
+
+def _probe(network: nn.Module, channels: int, image_size: int) -> Tensor:
+    reference = next(iter([*network.parameters(), *network.buffers()]), torch.zeros(()))
+    dtype = reference.dtype if reference.is_floating_point() else torch.float32
+    images = torch.zeros(2, channels, image_size, image_size, dtype=dtype, device=reference.device)
+    modes = {module: module.training for module in network.modules()}
+    name = type(network).__name__
+    try:
+        with torch.no_grad():
+            features = network.eval()(images)
+    except Exception as error:  # a module of anybody's may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"backbone: {name} fails on images {list(images.shape)} ({reason}); give a module that takes float "
+            "[B,C,H,W], or set image_size to a side that it takes."
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if isinstance(features, Sequence) or not isinstance(features, Tensor):
+        raise UserError(
+            f"backbone: {name} gives a {type(features).__name__}; wrap it in a module whose forward returns one tensor "
+            "of features [B,D], or a map [B,D,S,S]."
+        )
+    if features.ndim not in (2, 4) or len(features) != 2:
+        raise UserError(
+            f"backbone: {name} gives {list(features.shape)} for two images; a backbone gives features [B,D], or a map "
+            "[B,D,S,S]."
+        )
+    return features
