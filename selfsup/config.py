@@ -212,6 +212,9 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
         if not given:
             raise UserError(f"'{override}' is not a setting; write key=value.")
     schema = OmegaConf.structured(_SCHEMAS[kind])
+    if "data" in values:
+        # a configuration that was saved without this setting is of a time when parts were drawn by position
+        values = {**values, "data": {"membership": "position", **values["data"]}}
     try:
         for group, registry in (("method", methods), ("data", sources)):
             if group in values:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from selfsup.data.found import Found
+from selfsup.data.membership import Membership
 from selfsup.types import ImageFacts, Normalization
 
 
@@ -28,7 +29,10 @@ class DataConfig:
         image_size: Side in pixels of the images that evaluation sees and the default side of the training views.
         limit: Use only this many training images (a subset drawn with ``subset_seed``); None uses all.
         holdout: Fraction of the training split that is set aside for the choices the evaluator makes. It is taken
-            before ``limit`` and is never trained on.
+            before ``limit`` and is never trained on. With ``membership=image`` it is the chance of each image.
+        membership: What decides which part an image of one's own files is of: ``image``, its name or content and
+            the seed, so that adding or removing images moves no other; ``position``, a permutation of their number, as
+            runs were drawn that saved no such setting. Sources of fixed content always go by position.
         subset_seed: Seed of the hold-out and of ``limit``. Apart from ``seed``, so that runs with different seeds
             see the same images.
         workers: Worker processes that decode images when the source is streamed from disk. None is one for each core
@@ -46,6 +50,7 @@ class DataConfig:
     image_size: int = 32
     limit: int | None = None
     holdout: float = 0.1
+    membership: str = "image"
     subset_seed: int = 0
     workers: int | None = None
     resident_limit_mb: int = 2048
@@ -68,6 +73,8 @@ class ImageDataset(ABC):
         facts: What is known of the images; its parts can be read from the dataset itself too (``dataset.channels``).
         labels: int64 ``[N]`` on the CPU, or None. A missing label is -1.
         index: int64 ``[N]`` on the CPU: the stable position of each image in its source split.
+        keys: int64 ``[N]`` on the CPU: which image each is, whatever lies beside it (``selfsup.data.membership``); None
+            for a source of fixed content, whose images are known by their index.
         resident: Whether the images are in memory, so that reading needs no worker processes.
         cached: Whether they are read from a cache of pixels, for which one thread is enough.
     """
@@ -75,6 +82,7 @@ class ImageDataset(ABC):
     facts: ImageFacts
     labels: Tensor | None
     index: Tensor
+    keys: Tensor | None = None
     resident: bool = True
     cached: bool = False
 
@@ -159,6 +167,7 @@ class Splits:
         holdout: Images of the training split set aside for choices.
         test: Touched once, after every choice. None when the source has none.
         found: What the source found and left out; None for those that are complete or not there.
+        membership: Which image is of which part; None for parts that were put together by hand.
     """
 
     pretrain: ImageDataset
@@ -166,6 +175,7 @@ class Splits:
     holdout: ImageDataset
     test: ImageDataset | None
     found: Found | None = None
+    membership: Membership | None = None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class EncodedDataset(ImageDataset):
         facts: What is known of the images.
         source_size: Side of the square that each image is brought to; None as :func:`side_of_source`.
         max_undecodable: Largest fraction of undecodable images, rounded up to whole images.
+        keys: int64 ``[N]``, which image each is (``selfsup.data.membership``), or None.
     """
 
     resident = False
@@ -86,12 +87,14 @@ class EncodedDataset(ImageDataset):
         *,
         source_size: int | None = None,
         max_undecodable: float = 0.01,
+        keys: Tensor | None = None,
     ) -> None:
         self.root = root
         self._undecodable = Undecodable(root, count, max_undecodable)
         self._pixels: Pixels | None = None
         self.labels = labels
         self.index = torch.arange(count)
+        self.keys = keys
         self.facts = facts
         self.source_size = side_of_source(source_size, facts.image_size)
 
@@ -158,6 +161,7 @@ class EncodedDataset(ImageDataset):
         part = copy.copy(self)  # shares the source, the cache and the record of damaged images
         part.index = self.index[positions]
         part.labels = None if self.labels is None else self.labels[positions]
+        part.keys = None if self.keys is None else self.keys[positions]
         return part
 
     def decode_all(self) -> ResidentDataset:
@@ -185,6 +189,7 @@ class EncodedDataset(ImageDataset):
             self.facts,
             rows=decoded.nonzero().flatten(),
             index=self.index,
+            keys=self.keys,
         )
 
     def _decode(self, row: int) -> Tensor:

@@ -21,6 +21,7 @@ class ResidentDataset(ImageDataset):
         masks: uint8 ``[M,H,W]`` that hold 0 on the background and 1 + class on an object, or None.
         rows: int64 ``[N]``, the rows that belong to this part; None is all. The tensors are shared, not copied.
         index: int64 ``[M]``, the stable position of each row in its source split; None is 0, 1, ….
+        keys: int64 ``[M]``, which image each row is, or None.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class ResidentDataset(ImageDataset):
         masks: Tensor | None = None,
         rows: Tensor | None = None,
         index: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> None:
         if images.shape[1] != facts.channels:
             raise ValueError(f"{facts.name}: images of {images.shape[1]} channels are said to have {facts.channels}")
@@ -41,6 +43,8 @@ class ResidentDataset(ImageDataset):
         self.facts = facts
         self.labels = None if labels is None else labels[self._rows]
         self.index = self._source_index[self._rows]
+        self._source_keys = keys
+        self.keys = None if keys is None else keys[self._rows]
 
     def read(self, positions: Tensor) -> Tensor:
         rows = self._rows[positions].to(self._images.device, non_blocking=True)
@@ -54,6 +58,7 @@ class ResidentDataset(ImageDataset):
             self.facts,
             masks=None if self._masks is None else self._masks[self._rows],
             index=self.index,
+            keys=self.keys,
         )
 
     @property
@@ -77,6 +82,7 @@ class ResidentDataset(ImageDataset):
             masks=self._masks,
             rows=self._rows[positions],
             index=self._source_index,
+            keys=self._source_keys,
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 from selfsup.data.base import DataConfig
+from selfsup.data.cache import digest, locked
+from selfsup.data.files import file_stamp
 from selfsup.data.location import one_root
 from selfsup.data.splits import choose_test, draw_test, split_of
 from selfsup.errors import UserError
@@ -91,6 +95,55 @@ def find_shards(root: Path, ending: str, others: str) -> list[str]:
     return names
 
 
+def kept_index(
+    root: Path,
+    shards: Sequence[str],
+    config: ShardsConfig,
+    about: str,
+    build: Callable[[], dict[str, np.ndarray[Any, Any]]],
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what ``build`` finds out about shards: kept in ``data.cache`` or the user's folder, or else built.
+
+    Args:
+        root, shards: The shards; where one of them has changed, the index is built again.
+        config: The settings, of which only ``cache`` matters here.
+        about: What else the index depends on.
+        build: Returns arrays by name.
+    """
+    stamps = (os.fsencode(shard) + file_stamp(root / shard) for shard in shards)
+    key = digest([f"{about} {root.resolve()}".encode(), *stamps])
+    kept = Path(config.cache or "~/.cache/selfsup/index").expanduser() / f"{config.name}-{key}.npz"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with locked(kept.with_suffix(".lock")):
+            index = _read_index(kept)
+            if index is None:
+                index = build()
+                draft = kept.with_suffix(f".{os.getpid()}.draft")
+                with draft.open("wb") as file:
+                    np.savez(file, **index)  # type: ignore[arg-type]  # an array's name is no other argument's
+                draft.replace(kept)
+            return index
+    except OSError as error:
+        logger.warning("the index of the shards cannot be kept in %s (%s) and is built again", kept.parent, error)
+        return build()
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray[Any, Any]] | None:
+    """Return a kept index; None where there is none that is whole."""
+    try:
+        with np.load(path, allow_pickle=False) as columns:
+            return dict(columns)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def split_of_shard(shard: str) -> str:
+    """Return the split that a folder or the name of a shard says, or "" where they say none."""
+    words = (word for part in shard.split("/") for word in WORD.findall(part))
+    return next(filter(None, map(split_of, words)), "")
+
+
 def split_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[list[int], list[int] | None]:
     """Return the shards for training and those for testing, by their place; None: the test images are to be drawn.
 
@@ -99,8 +152,7 @@ def split_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[list[int]
     """
     splits: dict[str, list[int]] = {}
     for place, shard in enumerate(shards):
-        words = (word for part in shard.split("/") for word in WORD.findall(part))
-        splits.setdefault(next(filter(None, map(split_of, words)), ""), []).append(place)
+        splits.setdefault(split_of_shard(shard), []).append(place)
     if "train" not in splits:
         if config.test_split is not None:
             raise UserError(
@@ -115,19 +167,20 @@ def split_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[list[int]
 
 
 def split_rows(
-    shards: Sequence[str], shard_of: np.ndarray[Any, Any], config: ShardsConfig
+    shards: Sequence[str], shard_of: np.ndarray[Any, Any], keys: Tensor, config: ShardsConfig
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return the images of each split: ``train``, and ``test`` where there are some.
 
     Args:
         shards: Names of the shards.
         shard_of: int ``[N]``, the shard of each image.
+        keys: int64 ``[N]``, which image each is.
         config: The settings.
     """
     train, test = split_shards(shards, config)
     rows = np.flatnonzero(np.isin(shard_of, train))
     if test is None:
-        kept, drawn = draw_test(len(rows), config.test_fraction)
+        kept, drawn = draw_test(keys[rows], config.test_fraction, config.membership)
         found = {"train": rows[kept], "test": rows[drawn]}
     else:
         found = {"train": rows, "test": np.flatnonzero(np.isin(shard_of, test))}

@@ -11,6 +11,7 @@ from torch import Tensor
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.encoded import prepared
 from selfsup.data.files import FileDataset, find_images
+from selfsup.data.membership import name_keys
 from selfsup.data.splits import draw_test
 from selfsup.errors import UserError
 from selfsup.registry import sources
@@ -57,7 +58,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
         test_root = None  # folders called "test" or "val" are classes like others
     train_names = _images(train_root)
     if test_root is None:
-        train, test = draw_test(len(train_names), config.test_fraction)
+        train, test = draw_test(_keys(root, train_root, train_names), config.test_fraction, config.membership)
         train_names, test_names = [train_names[place] for place in train], [train_names[place] for place in test]
         test_root = train_root
     else:
@@ -73,6 +74,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
             config.facts(name, classes=classes),
             source_size=config.source_size,
             max_undecodable=config.max_undecodable,
+            keys=_keys(root, folder, names),
         )
 
     parts = {"train": split("train", train_root, train_names)}
@@ -80,6 +82,12 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
         parts["test"] = split("test", test_root, test_names)
     found = prepared(parts, config, config.cache)
     return SourceSplits(found["train"], found.get("test"))
+
+
+def _keys(root: Path, folder: Path, names: list[str]) -> Tensor:
+    """Return which image each file of a folder is: its path below the root of the source."""
+    above = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    return name_keys(above + name for name in names)
 
 
 def _root(config: ImageFolderConfig) -> Path:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
+import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from selfsup.data.base import SourceSplits
 from selfsup.data.decode import UndecodableError
 from selfsup.data.encoded import EncodedDataset, prepared
 from selfsup.data.files import file_stamp
-from selfsup.data.shards import ShardsConfig, classes_of, find_shards, open_root, split_rows
+from selfsup.data.membership import as_keys, content_key
+from selfsup.data.shards import ShardsConfig, classes_of, find_shards, kept_index, open_root, split_rows
+from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.registry import sources
 from selfsup.types import ImageFacts
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+INDEX_VERSION = 1
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,7 +48,8 @@ class ParquetConfig(ShardsConfig):
 
     Attributes:
         image_column: Column of encoded images, binary or a struct with a field ``bytes``; None finds it.
-        label_column: Column of class numbers or names; None takes ``label`` or the like where there is one.
+        label_column: Column of class numbers or names; None takes ``label`` or the like where there is one that holds
+            whole numbers or text.
     """
 
     name: str = "parquet"
@@ -81,6 +91,20 @@ class Groups:
         """Return the group of each row."""
         found: np.ndarray[Any, Any] = np.searchsorted(self.begins, rows, side="right") - 1
         return found
+
+    def index(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Read every image once, and return ``keys`` int64 ``[N]`` of their content and ``filled`` bool ``[N]``."""
+
+        def read(group: int) -> list[bytes | None]:
+            values = (_content(value.as_py()) for value in self._read(group))
+            return [None if value is None else content_key(value) for value in values]
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            found = pool.map(read, range(len(self.places)))
+            bar = tqdm(found, total=len(self.places), desc="indexing", unit="group", delay=2)
+            hashes = [value for part in bar for value in part]
+        keys = as_keys([bytes(8) if value is None else value for value in hashes])
+        return {"keys": keys.numpy(), "filled": np.array([value is not None for value in hashes], bool)}
 
     def value(self, row: int) -> Any:
         """Return what a row holds: bytes, a struct as a dictionary, or None."""
@@ -138,9 +162,9 @@ class ParquetDataset(EncodedDataset):
             value = self._groups.value(int(self._rows[row]))
         except (arrow.ArrowException, OSError) as error:
             raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}") from error
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(content, bytes):
-            raise UndecodableError(f"{self.row_name(row)} holds no image")
+        content = _content(value)
+        if content is None:
+            raise UndecodableError(f"{self.row_name(row)} holds no image, only its path or nothing")
         return content
 
     def identity(self) -> Iterator[bytes]:
@@ -157,6 +181,12 @@ class ParquetDataset(EncodedDataset):
         return torch.from_numpy(self._groups.group_of(self._rows))[self.index], self._window
 
 
+def _content(value: Any) -> bytes | None:
+    """Return the image in a value of the column, or None."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) and content else None
+
+
 @sources.register("parquet", ParquetConfig)
 def parquet(config: ParquetConfig) -> SourceSplits:
     """Parquet files of images, as the Hugging Face Hub stores datasets: set data.root; needs pyarrow."""
@@ -170,8 +200,9 @@ def parquet(config: ParquetConfig) -> SourceSplits:
     try:
         schema = reader.read_schema(root / shards[0])
         column, fields = _image_column(arrow, schema, config.image_column)
-        label = _label_column(schema, config.label_column)
+        label = _label_column(arrow, schema, config.label_column)
         groups = Groups([root / shard for shard in shards], column, fields, config.shuffle_window or 0)
+        index = kept_index(root, shards, config, f"{INDEX_VERSION} {fields}", groups.index)
         values: list[Any] = []
         for shard in shards if label is not None else ():
             values += reader.read_table(root / shard, columns=[label], partitioning=None)[label].to_pylist()
@@ -180,8 +211,8 @@ def parquet(config: ParquetConfig) -> SourceSplits:
             f"data.root: a file in {root} is no Parquet file, is damaged, or has other columns than {shards[0]} "
             f"({str(error).splitlines()[0]}); repair it or take it out."
         ) from error
-    if any(isinstance(value, (list, dict)) for value in values):
-        raise UserError(f"data.label_column: {label} holds no classes; set it to a column of numbers or names.")
+    _check_filled(root, index["filled"], column, config.max_undecodable)
+    keys = torch.from_numpy(index["keys"])
     labels, classes = classes_of(values, _class_names(schema, label))
     shard_of = groups.places[groups.group_of(np.arange(groups.begins[-1])), 0]
     parts = {
@@ -195,8 +226,9 @@ def parquet(config: ParquetConfig) -> SourceSplits:
             window=config.shuffle_window,
             source_size=config.source_size,
             max_undecodable=config.max_undecodable,
+            keys=keys[rows],
         )
-        for split, rows in split_rows(shards, shard_of, config).items()
+        for split, rows in split_rows(shards, shard_of, keys, config).items()
     }
     found = prepared(parts, config, config.cache)
     return SourceSplits(found["train"], found.get("test"))
@@ -227,10 +259,46 @@ def _image_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str, str
     return column, found[column]
 
 
-def _label_column(schema: Any, wanted: str | None) -> str | None:
+def _label_column(arrow: Any, schema: Any, wanted: str | None) -> str | None:
+    """Return the column of classes, or None; a column that is named as if it were one is left out with a note."""
     if wanted is not None and wanted not in schema.names:
         raise UserError(f"data.label_column: there is no {wanted}; the columns are {', '.join(schema.names)}.")
-    return wanted or next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    for name in (wanted,) if wanted is not None else LABEL_COLUMNS:
+        if name not in schema.names:
+            continue
+        kind = schema.field(name).type
+        if _holds_classes(arrow.types, kind):
+            return name
+        if wanted is not None:
+            raise UserError(
+                f"data.label_column: {name} holds no classes but {kind}; set it to a column of whole numbers or text, "
+                "or to null."
+            )
+        logger.warning("the column %s holds no classes but %s, so it is left out", name, kind)
+    return None
+
+
+def _holds_classes(types: Any, kind: Any) -> bool:
+    """Whether a type of Arrow's can say a class: a whole number or text, not a real number, a list or a struct."""
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string, types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _check_filled(root: Path, filled: np.ndarray[Any, Any], column: str, allowed: float) -> None:
+    """Tell rows that only say where an image lies from damaged images.
+
+    Raises:
+        UserError: More rows have no image in them than may be undecodable.
+    """
+    empty = int((~filled).sum())
+    if empty > math.ceil(allowed * len(filled)):
+        raise UserError(
+            f"data.root: {empty} of the {len(filled)} rows in {root} have no image in the column {column}, only its "
+            "path or nothing; write the files' content into them (datasets.table.embed_table_storage; docs/data.md "
+            "shows how), or read the files themselves with data=image_folder."
+        )
 
 
 def _class_names(schema: Any, label: str | None) -> list[str] | None:

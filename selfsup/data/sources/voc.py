@@ -16,6 +16,7 @@ from selfsup.data.base import DataConfig, ImageDataset, SourceSplits
 from selfsup.data.encoded import side_of_source
 from selfsup.data.files import EXTENSIONS, FileDataset
 from selfsup.data.location import data_root, from_torchvision, missing
+from selfsup.data.membership import name_keys
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.registry import sources
@@ -113,6 +114,7 @@ class VocDataset(FileDataset):
             self.facts,
             masks=torch.cat(masks),
             index=images.index,
+            keys=images.keys,
         )
 
 
@@ -136,6 +138,7 @@ def voc(config: VocConfig) -> SourceSplits:
             masks=folder / "SegmentationClass",
             source_size=source_size,
             max_undecodable=config.max_undecodable,
+            keys=name_keys(names[name]),
         )
         if config.cache is not None:
             files.use_cache(Path(config.cache).expanduser())

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tarfile
-import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,17 +24,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import SourceSplits
-from selfsup.data.cache import digest, locked
 from selfsup.data.decode import UndecodableError
 from selfsup.data.encoded import EncodedDataset, prepared
 from selfsup.data.files import EXTENSIONS, file_stamp
-from selfsup.data.shards import ShardsConfig, classes_of, find_shards, open_root, split_rows
+from selfsup.data.membership import name_keys
+from selfsup.data.shards import (
+    ShardsConfig,
+    classes_of,
+    find_shards,
+    kept_index,
+    open_root,
+    split_of_shard,
+    split_rows,
+)
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.registry import sources
 from selfsup.types import ImageFacts
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+NO_CLASS = b"\0"  # what the index holds in place of a label that is no class, before what it is
+REAL = re.compile(r"[-+]?(\d*\.\d+|\d+\.)(e[-+]?\d+)?", re.IGNORECASE)
+
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +55,8 @@ class WebDatasetConfig(ShardsConfig):
     """Settings of a folder of tar files; see ``ShardsConfig`` for their splits.
 
     The members ``a/0001.jpg`` and ``a/0001.cls`` are one sample. Its label is the content of ``.cls``, or the field
-    ``label_field`` of ``.json``: a class number or a class name. ``classes.txt`` beside the shards names the numbers.
+    ``label_field`` of ``.json``: a class number or a class name; real numbers, lists and objects are none.
+    ``classes.txt`` beside the shards names the numbers.
 
     Attributes:
         image: Ending of the member that holds the image, such as ``jpg``; None takes the first that is an image's.
@@ -146,8 +159,9 @@ def webdataset(config: WebDatasetConfig) -> SourceSplits:
     index = _index(root, shards, config)
     if not len(index.shard):
         raise UserError(f"data.root: the shards in {root} hold no images; set data.image to the ending of theirs.")
-    values = [os.fsdecode(label) if label else None for label in index.label]
+    values = _values(index.label, config.label_field)
     labels, classes = classes_of(values, _class_names(root))
+    keys = _keys(shards, index)
     parts = {
         split: TarDataset(
             root,
@@ -159,11 +173,44 @@ def webdataset(config: WebDatasetConfig) -> SourceSplits:
             window=config.shuffle_window,
             source_size=config.source_size,
             max_undecodable=config.max_undecodable,
+            keys=keys[rows],
         )
-        for split, rows in split_rows(shards, index.shard, config).items()
+        for split, rows in split_rows(shards, index.shard, keys, config).items()
     }
     found = prepared(parts, config, config.cache)
     return SourceSplits(found["train"], found.get("test"))
+
+
+def _values(found: np.ndarray[Any, Any], label_field: str) -> list[str | None]:
+    """Return the class of each sample as text, or None; what is no class is left out with a note.
+
+    Raises:
+        UserError: A field that was chosen holds no class at all.
+    """
+    values = [os.fsdecode(label) if label and not label.startswith(NO_CLASS) else None for label in found.tolist()]
+    kinds = Counter(os.fsdecode(label[1:]) for label in found.tolist() if label.startswith(NO_CLASS))
+    if kinds:
+        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        if label_field != WebDatasetConfig.label_field and not any(values):
+            raise UserError(
+                f"data.label_field: {label_field} holds no classes but {said}; set it to a field of whole numbers or "
+                "text."
+            )
+        logger.warning("labels that are no classes are left out: %s", said)
+    return values
+
+
+def _keys(shards: list[str], index: Index) -> Tensor:
+    """Return which image each is: the name of the sample and the size, and whether it is of a split to test on.
+
+    The shard itself is left out, so that images may move between shards. The size tells images apart where every shard
+    counts its samples from 0.
+    """
+    apart = ["" if split == "train" else split for split in map(split_of_shard, shards)]
+    folders = (os.fsdecode(name).removeprefix("./").rpartition("/")[::2] for name in index.name)
+    samples = (f"{folder}/{base.partition('.')[0]}" for folder, base in folders)
+    names = (f"{apart[shard]}:{sample}" for shard, sample in zip(index.shard, samples, strict=True))
+    return name_keys(names, index.size.tolist())
 
 
 def _class_names(root: Path) -> list[str] | None:
@@ -172,29 +219,9 @@ def _class_names(root: Path) -> list[str] | None:
 
 
 def _index(root: Path, shards: list[str], config: WebDatasetConfig) -> Index:
-    """Return the index of all shards: kept in the cache's folder or the user's, or else built."""
-    key = digest(
-        [
-            f"{INDEX_VERSION} {config.image} {config.label_field} {root.resolve()}".encode(),
-            *(os.fsencode(shard) + file_stamp(root / shard) for shard in shards),
-        ]
-    )
-    kept = Path(config.cache or "~/.cache/selfsup/index").expanduser() / f"webdataset-{key}.npz"
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with locked(kept.with_suffix(".lock")):
-            if kept.exists():
-                with np.load(kept, allow_pickle=False) as columns:
-                    return Index(**columns)
-            index = _scan_all(root, shards, config)
-            draft = kept.with_suffix(f".{os.getpid()}.draft")
-            with draft.open("wb") as file:
-                np.savez(file, **vars(index))
-            draft.replace(kept)
-            return index
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        logger.warning("the index of the shards cannot be kept in %s (%s) and is built again", kept.parent, error)
-        return _scan_all(root, shards, config)
+    """Return the index of all shards."""
+    about = f"{INDEX_VERSION} {config.image} {config.label_field}"
+    return Index(**kept_index(root, shards, config, about, lambda: vars(_scan_all(root, shards, config))))
 
 
 def _scan_all(root: Path, shards: list[str], config: WebDatasetConfig) -> Index:
@@ -245,17 +272,21 @@ def _samples(tar: tarfile.TarFile) -> Iterator[_Sample]:
 
 
 def _label(tar: tarfile.TarFile, sample: _Sample, label_field: str) -> str:
+    """Return the class number or name of a sample, "" where it has none, or ``NO_CLASS`` and what it has instead."""
     for ending in ("cls", "json"):
         if ending in sample.members:
             file = tar.extractfile(sample.members[ending])
             assert file is not None  # a regular member
             text = file.read().decode("utf-8", "replace").strip()
             if ending == "cls":
-                return text
+                return f"{NO_CLASS.decode()}real numbers" if REAL.fullmatch(text) else text
             try:
                 value = json.loads(text).get(label_field)
             except (ValueError, AttributeError):
                 return ""
+            if isinstance(value, float | list | dict):
+                kind = {float: "real numbers", list: "lists", dict: "objects"}[type(value)]
+                return f"{NO_CLASS.decode()}{kind}"
             return "" if value is None else str(value)
     return ""
 
