@@ -20,36 +20,33 @@ __all__ = [
     "functional",
     "load_backbone",
     "load_config",
-    "load_embed_config",
     "load_evaluate_config",
-    "load_external",
     "methods",
     "nn",
+    "open_network",
     "read_embeddings",
     "train",
 ]
 
 if TYPE_CHECKING:
     from selfsup import augment, eval, functional, methods, nn
-    from selfsup.checkpoint import load_backbone
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
-    from selfsup.embedding import embed, load_embed_config, read_embeddings
+    from selfsup.embedding import embed, read_embeddings
     from selfsup.engine.training import train
     from selfsup.evaluation import evaluate, load_evaluate_config
     from selfsup.exporting import export
-    from selfsup.external import load_external
+    from selfsup.opened import load_backbone, open_network
 
 _PLACES = {
     "doctor": "selfsup.diagnosis",
     "embed": "selfsup.embedding",
     "evaluate": "selfsup.evaluation",
     "export": "selfsup.exporting",
-    "load_backbone": "selfsup.checkpoint",
+    "load_backbone": "selfsup.opened",
     "load_config": "selfsup.config",
-    "load_embed_config": "selfsup.embedding",
     "load_evaluate_config": "selfsup.evaluation",
-    "load_external": "selfsup.external",
+    "open_network": "selfsup.opened",
     "read_embeddings": "selfsup.embedding",
     "train": "selfsup.engine.training",
 }

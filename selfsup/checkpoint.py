@@ -6,15 +6,15 @@ import argparse
 import os
 import pickle
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
 
 from selfsup.errors import UserError
-from selfsup.nn import Backbone, BackboneConfig, build_backbone
-from selfsup.types import Normalization
 
 #: Key of a checkpoint under which everything stands that Lightning does not know: how to build the network again.
 INFO = "selfsup"
@@ -87,21 +87,86 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint of this toolkit onto the CPU.
 
     Raises:
-        UserError: It is missing, truncated, holds code (refused, not executed), or is not one of ours.
+        UserError: It is missing, truncated or incomplete, holds code (refused, not executed), or is not one of ours.
     """
     file = find_checkpoint(Path(path))
     content = read_tensors(file)
-    if not isinstance(content, dict) or INFO not in content or "state_dict" not in content:
+    if not is_checkpoint(content, file):
         raise UserError(f"{file} is a file of tensors but no checkpoint of selfsup.")
     return cast(dict[str, Any], content)
 
 
+def is_checkpoint(content: Any, file: Path) -> bool:
+    """Return whether the content of a file is a checkpoint of this toolkit.
+
+    Raises:
+        UserError: It is one, and something that the network is built from is missing or is not what it must be.
+    """
+    if not isinstance(content, Mapping) or INFO not in content:
+        return False
+    for *path, right in _NEEDED:
+        found: Any = content
+        for key in path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if not right(found):
+            what = "lacks" if found is None else "holds something else as"
+            raise UserError(f"{file} is an incomplete checkpoint of selfsup: it {what} {'.'.join(path)}.")
+    return True
+
+
+def weights_of(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    """Return the weights of one module out of those of a whole method."""
+    prefix = f"{module}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(v, int | float) for v in value)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _is_settings(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+#: Where a checkpoint holds what a network is built from, and what each must be.
+_NEEDED: tuple[tuple[Any, ...], ...] = (
+    ("state_dict", _is_state),
+    (INFO, "config", _is_settings),
+    (INFO, "config", "backbone", _is_settings),
+    (INFO, "config", "backbone", "name", lambda value: isinstance(value, str)),
+    (INFO, "config", "method", "name", lambda value: isinstance(value, str)),
+    (INFO, "config", "data", "name", lambda value: isinstance(value, str)),
+    (INFO, "config", "data", "image_size", _is_count),
+    (INFO, "in_channels", _is_count),
+    (INFO, "mean", _are_numbers),
+    (INFO, "std", _are_numbers),
+    (INFO, "epochs_done", _is_count),
+)
+
+
 def read_tensors(file: Path) -> Any:
-    """Read a file that ``torch.save`` wrote onto the CPU: tensors and plain values, nothing that would be executed.
+    """Read a file that ``torch.save`` or safetensors wrote onto the CPU: tensors and plain values, never code.
 
     Raises:
         UserError: It is truncated, or holds code (refused, not executed).
     """
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(f"{file} is not a safetensors file, or is truncated ({reason}).") from error
     try:
         # Namespaces of command-line arguments lie in many published checkpoints; to make one again runs no code
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -115,24 +180,3 @@ def read_tensors(file: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} is not a checkpoint, or is truncated ({reason}).") from error
-
-
-def load_backbone(path: str | Path) -> Backbone:
-    """Return the trained backbone of a run folder or checkpoint, in evaluation mode on the CPU.
-
-    Raises:
-        UserError: As :func:`read_checkpoint`.
-    """
-    content = read_checkpoint(path)
-    info = content[INFO]
-    normalization = Normalization(tuple(info["mean"]), tuple(info["std"]))
-    backbone = build_backbone(BackboneConfig(**info["config"]["backbone"]), info["in_channels"], normalization)
-    prefix = f"{info.get('backbone', 'backbone')}."
-    state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: the weights do not fit the network it names: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return backbone.eval()

@@ -240,9 +240,9 @@ def _neighbours(arguments: Arguments) -> int:
     if _asks_help(arguments):
         return _help(_neighbours, "evaluate", ("data", "backbone"))
     _refuse_options(arguments)
-    from selfsup.evaluation import find_neighbours, load_evaluate_config
+    from selfsup.evaluation import find_neighbours
 
-    found, table, sheet = find_neighbours(load_evaluate_config(arguments))
+    found, table, sheet = find_neighbours(arguments)
     images = len({row for pair in found.duplicates for row in (pair.first, pair.second)})
     print(f"near-duplicates        {len(found.duplicates)} pairs of {images} images")
     print(f"probable label errors  {len(found.label_errors)}")
@@ -256,9 +256,9 @@ def _run_evaluation(
     if _asks_help(arguments):
         return _help(command, "evaluate", ("data", "backbone"))
     _refuse_options(arguments)
-    from selfsup.evaluation import evaluate, load_evaluate_config
+    from selfsup.evaluation import evaluate
 
-    records = evaluate(load_evaluate_config(arguments), protocols)
+    records = evaluate(arguments, protocols)
     for record in records:
         approximate = ("index", "recall") if record.get("index", "flat") != "flat" else ()
         told = ("layer", "operation", "k", "temperature", *approximate, "ways", "shots", "classifier", "probe_protocol")
@@ -362,10 +362,10 @@ def _embed(arguments: Arguments) -> int:
     named = [a for a in rest if "=" not in a or a.startswith(("timm:", "module:"))]
     if len(named) > 1 or out is None:
         raise UserError("Write: selfsup embed RUN data=image_folder data.root=FOLDER --out features.npz.")
-    from selfsup.embedding import embed, load_embed_config
+    from selfsup.embedding import embed
 
     settings = [*(f"checkpoint={name}" for name in named), *(a for a in rest if a not in named)]
-    path, count = embed(load_embed_config(settings), out)
+    path, count = embed(settings, out)
     print(f"saved: {path}, {count} images; read it with selfsup.read_embeddings({str(path)!r})")
     return 0
 

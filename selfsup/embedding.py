@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from selfsup.checkpoint import INFO, read_checkpoint
 from selfsup.config import EvaluateConfig
 from selfsup.data import load_splits
 from selfsup.data.base import ImageDataset
@@ -27,8 +26,7 @@ from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, extract_features
 from selfsup.eval.results import Record
-from selfsup.evaluation import BASELINES, choose_device, load_evaluate_config, open_backbone
-from selfsup.external import is_external
+from selfsup.evaluation import choose_device, opened_evaluation
 
 #: Images whose features are in memory at a time; 64 MB at 2048 dimensions.
 BLOCK = 8192
@@ -53,23 +51,7 @@ class Embeddings:
     about: Record
 
 
-def load_embed_config(overrides: Sequence[str]) -> EvaluateConfig:
-    """Compose the configuration of :func:`embed`: that of an evaluation, at the image size that the run used.
-
-    Raises:
-        UserError: As ``load_evaluate_config``.
-    """
-    given = dict(o.split("=", 1) for o in overrides if "=" in o)
-    checkpoint = given.get("checkpoint", "untrained")
-    # photographs have any size: what the network has learned on is the one to bring them to
-    unsaid = "data" in given and "data.image_size" not in given
-    if unsaid and checkpoint not in BASELINES and not is_external(checkpoint):
-        size = read_checkpoint(checkpoint)[INFO]["config"]["data"]["image_size"]
-        overrides = [*overrides, f"data.image_size={size}"]
-    return load_evaluate_config(overrides)
-
-
-def embed(config: EvaluateConfig, out: str | Path, progress: bool = True) -> tuple[Path, int]:
+def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool = True) -> tuple[Path, int]:
     """Write the features of every image of a source to a file, and return the file and the number of images.
 
     Nothing is set aside: a folder is embedded whole. Images are decoded as they are needed and features are written
@@ -77,7 +59,7 @@ def embed(config: EvaluateConfig, out: str | Path, progress: bool = True) -> tup
     Files that cannot be decoded are left out, up to ``data.max_undecodable``.
 
     Args:
-        config: Network and data; see :func:`load_embed_config`.
+        what: Network and data, as for ``evaluate``.
         out: ``.npz`` (arrays ``features`` float32 ``[N,D]``, ``index``, ``split``, and ``labels``, ``classes`` and
             ``paths`` where there are some) or ``.parquet`` (these as columns; the extra ``parquet``). It must not
             exist.
@@ -91,27 +73,26 @@ def embed(config: EvaluateConfig, out: str | Path, progress: bool = True) -> tup
         raise UserError(f"--out: {target.name} must end in {' or '.join(_WRITERS)}.")
     if target.exists():
         raise UserError(f"--out: {target} exists and is not overwritten; choose another name.")
-    if config.checkpoint == "raw_pixels":
+    config, opened = opened_evaluation(what)
+    if opened.network is None:
         raise UserError("checkpoint: raw_pixels has no network; embed with a run, timm:NAME or another network.")
     whole: dict[str, Any] = {"holdout": 0.0, "resident_limit_mb": 0, "test_fraction": 0.0}
     settings = {field.name for field in dataclasses.fields(config.data)}
     data = dataclasses.replace(config.data, **{k: v for k, v in whole.items() if k in settings})
     splits = load_splits(data)
     parts = [splits.pretrain] + ([] if splits.test is None else [splits.test])
-    backbone, epoch, facts = open_backbone(config, splits.train)
-    assert backbone is not None
-    backbone.to(choose_device(config.accelerator))
+    backbone = opened.network.to(choose_device(config.accelerator))
 
-    normalization = getattr(backbone, "normalization", None) or splits.train.normalization
+    statistics = opened.normalization or splits.train.normalization
     about: Record = {
         "checkpoint": config.checkpoint,
-        "epoch": epoch,
+        "epoch": opened.epochs,
         "data": data.name,
         "image_size": data.image_size,
         "crop": f"short side {data.image_size}, centre crop {data.image_size}",
-        "mean": list(normalization.mean),
-        "std": list(normalization.std),
-    } | facts
+        "mean": list(statistics.mean),
+        "std": list(statistics.std),
+    } | opened.facts
     classes = parts[0].classes
     labelled = any(part.labels is not None for part in parts)
     count = 0

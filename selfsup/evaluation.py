@@ -2,83 +2,176 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from selfsup.checkpoint import INFO, find_checkpoint, load_backbone, read_checkpoint, run_of
 from selfsup.config import EvaluateConfig, from_values, load_config
 from selfsup.data import load_splits
-from selfsup.data.base import ImageDataset, Splits
-from selfsup.data.resident import ResidentDataset
+from selfsup.data.base import ImageDataset
 from selfsup.data.workers import worker_count
-from selfsup.engine.training import build_method
 from selfsup.errors import UserError
-from selfsup.eval import PROTOCOLS, Audit, CkaTable, audit_dataset, cka, evaluate_all, extract_splits, pixel_splits
+from selfsup.eval import (
+    PROTOCOLS,
+    Audit,
+    CkaTable,
+    audit_dataset,
+    cka,
+    evaluate_all,
+    extract_splits,
+    pixel_splits,
+)
+from selfsup.eval.features import input_channels
+from selfsup.eval.protocols import BY_NAME
 from selfsup.eval.results import Record
-from selfsup.external import is_external, load_external, names_its_network
-from selfsup.nn import build_backbone
-from selfsup.types import ImageFacts, Normalization
-
-#: Words that ``checkpoint`` takes in place of a path: what learned features are compared with.
-BASELINES = ("raw_pixels", "untrained")
+from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
+from selfsup.types import ImageFacts
 
 
 def load_evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
-    """Compose the configuration of an evaluation; data and network are those of the checkpoint unless named.
+    """Compose the configuration of an evaluation; see :func:`open_evaluation`."""
+    return open_evaluation(overrides)[0]
+
+
+def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> tuple[EvaluateConfig, Opened]:
+    """Compose the configuration of an evaluation, and open its checkpoint, once.
+
+    ``opened`` is the checkpoint where it is open already; an untrained network is made anew for other data.
+
+    Data and network are those of the checkpoint unless they are named. So are, whatever the data, the size of the
+    images and the statistics that they are normalised with; a network that states neither takes those of the data.
 
     Raises:
-        UserError: As ``load_config``, or ``checkpoint`` is missing or cannot be read.
+        UserError: As ``load_config`` and ``open_network``, or ``checkpoint`` or ``data`` is missing.
     """
-    given = dict(o.split("=", 1) for o in overrides if "=" in o)
-    checkpoint = given.get("checkpoint")
-    if checkpoint is None:
+    given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    name = given.get("checkpoint")
+    if name is None:
         raise UserError(
             f"Say what to evaluate: checkpoint=RUN, a .ckpt file, timm:NAME, module:FILE.py:NAME, a file of weights "
             f"(with backbone=…), or one of {', '.join(BASELINES)} (each with data=…)."
         )
-    external = checkpoint not in BASELINES and is_external(checkpoint)
-    if external and not names_its_network(checkpoint) and not {"backbone", "backbone.name"} & given.keys():
-        raise UserError(f"{checkpoint} is no checkpoint of selfsup; say which network its weights are of: backbone=….")
-    if external or checkpoint in BASELINES or "data" in given:
-        return cast(EvaluateConfig, load_config(overrides, kind="evaluate"))
-    saved = read_checkpoint(checkpoint)[INFO]["config"]
-    values = {"data": saved["data"], "backbone": saved["backbone"]}
-    return cast(EvaluateConfig, from_values(values, overrides, kind="evaluate"))
+    of_data = [override for override in overrides if override.lstrip("+~").startswith(("data=", "data."))]
+    asked = "data" in given
+    if not asked and not may_be_a_run(name):
+        raise _which_data(name)
+    # without data= the settings of the data are those of the run's source, which is not known before it is opened
+    own = overrides if asked else [override for override in overrides if override not in of_data]
+    config = cast(EvaluateConfig, load_config(own, kind="evaluate"))
+    choose_device(config.accelerator)
+    if opened is None or opened.name == "untrained":
+        opened = _open(config, _images(config), bool({"backbone", "backbone.name"} & given.keys()))
+    if opened.config is not None and (settings := [key for key in given if key.split(".")[0] == "backbone"]):
+        raise UserError(f"{settings[0]}: {name} says which network it is; leave the setting out.")
+    if not asked:
+        if opened.config is None:
+            raise _which_data(name)
+        values = {"data": opened.config["data"], "backbone": opened.config["backbone"]}
+        config = cast(EvaluateConfig, from_values(values, overrides, kind="evaluate"))
+    images = _images(config)  # before the statistics are those of the network
+    if opened.image_size is not None and "data.image_size" not in given:
+        config.data.image_size = opened.image_size
+    if opened.normalization is not None:
+        for key in ("mean", "std"):
+            if f"data.{key}" not in given:
+                setattr(config.data, key, list(getattr(opened.normalization, key)))
+    opened.normalize(config.data.mean, config.data.std)
+    check_network(opened, replace(images, image_size=config.data.image_size))
+    return config, opened
 
 
-def evaluate(config: EvaluateConfig, protocols: Sequence[str] | None = None, progress: bool = True) -> list[Record]:
+def opened_evaluation(what: EvaluateConfig | Sequence[str]) -> tuple[EvaluateConfig, Opened]:
+    """Return the configuration of an evaluation and its network, opened: of overrides, or of a configuration."""
+    if not isinstance(what, EvaluateConfig):
+        return open_evaluation(what)
+    choose_device(what.accelerator)
+    opened = _open(what, _images(what))
+    opened.normalize(what.data.mean, what.data.std)
+    check_network(opened, _images(what))
+    return what, opened
+
+
+def _which_data(name: str) -> UserError:
+    return UserError(f"checkpoint={name} has no data of its own; say on which images to judge it: data=….")
+
+
+def _images(config: EvaluateConfig) -> ImageFacts:
+    return config.data.facts("train", len(config.data.mean))
+
+
+def _open(config: EvaluateConfig, images: ImageFacts, names_network: bool = True) -> Opened:
+    backbone = config.backbone if names_network or config.checkpoint == "untrained" else None
+    return open_network(config.checkpoint, backbone, images=images, pretrained=config.pretrained, seed=config.seed)
+
+
+def check_network(opened: Opened, images: ImageFacts) -> None:
+    """Run a network on black images like those it is to see, before any of these are read.
+
+    Raises:
+        UserError: It does not take such images, or gives no pooled features.
+    """
+    network, size = opened.network, images.image_size
+    if network is None:
+        return
+    channels = input_channels(network, images)
+    if channels < images.channels:
+        raise UserError(
+            f"{opened.name} takes images of {channels} channel and those of {images.name} have {images.channels}; "
+            "choose other data, or a network that was trained on colour images."
+        )
+    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        with torch.inference_mode():
+            output = network(torch.zeros(2, channels, size, size, dtype=kind))
+    except Exception as error:  # networks from elsewhere raise whatever they like
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        own = opened.image_size if opened.image_size not in (None, size) else "a size that it takes"
+        raise UserError(
+            f"{opened.name} does not take images of {channels} channel(s) and {size} pixels ({reason}); "
+            f"set data.image_size={own}."
+        ) from error
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        form = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(f"{opened.name} gives {form} where pooled features [B,D] are needed.")
+
+
+def evaluate(
+    what: EvaluateConfig | Sequence[str], protocols: Sequence[str] | None = None, progress: bool = True
+) -> list[Record]:
     """Evaluate a checkpoint, add the records to its run's ``results.json`` and return them.
 
     Args:
-        config: What to evaluate, on which data; see :func:`load_evaluate_config`.
+        what: Overrides, as :func:`open_evaluation` takes them, or a configuration that was made of them.
         protocols: Some of ``selfsup.eval.PROTOCOLS``; None is all that the data allows.
         progress: Show progress bars.
 
     Raises:
         UserError: A checkpoint, data or setting that is not as it must be.
     """
+    config, opened = opened_evaluation(what)
+    return evaluate_opened(config, opened, protocols, progress)
+
+
+def evaluate_opened(
+    config: EvaluateConfig, opened: Opened, protocols: Sequence[str] | None = None, progress: bool = True
+) -> list[Record]:
+    """Evaluate a network that is open, as :func:`evaluate`."""
+    run_dir = opened.run if config.run_dir is None else Path(config.run_dir)
     splits = load_splits(config.data)
-    run_dir = None if config.run_dir is None else Path(config.run_dir)
-    backbone, epoch, facts = open_backbone(config, splits.train)
-    trained_here = epoch is not None and config.checkpoint not in BASELINES
-    if run_dir is None and trained_here:
-        run_dir = run_of(find_checkpoint(config.checkpoint))
+    wanted = protocols or [name for name in PROTOCOLS if name not in BY_NAME]
     return evaluate_all(
-        backbone,
+        opened.network,
         splits,
         config.eval,
         protocols=protocols,
         run_dir=run_dir,
-        epoch=epoch,
-        facts=facts,
-        head=load_head(config.checkpoint) if trained_here and "layers" in (protocols or PROTOCOLS) else None,
+        epoch=opened.epochs,
+        facts=record_facts(opened, splits.train),
+        head=opened.head() if "layers" in wanted else None,
         seed=config.seed,
         workers=worker_count(config.data),
         device=choose_device(config.accelerator),
@@ -86,47 +179,23 @@ def evaluate(config: EvaluateConfig, protocols: Sequence[str] | None = None, pro
     )
 
 
-def open_backbone(config: EvaluateConfig, images: ImageDataset) -> tuple[nn.Module | None, int | None, Record]:
-    """Return the network that ``config.checkpoint`` names, on the CPU, and what is known of it.
-
-    Args:
-        config: ``checkpoint``, ``backbone``, ``pretrained`` and ``seed``, which draws random weights.
-        images: What it will see: their channels and statistics are those of an untrained network.
-
-    Returns:
-        The network (None for raw pixels), the epochs it was trained for here (None when it was not), and what records
-        say of a network from elsewhere: where its weights come from and how its images are normalised.
-
-    Raises:
-        UserError: As ``load_backbone`` and ``load_external``.
-    """
-    if config.checkpoint == "raw_pixels":
-        return None, None, {}
-    if config.checkpoint == "untrained":
-        pl.seed_everything(config.seed, verbose=False)
-        return build_backbone(config.backbone, images.channels, images.normalization), 0, {}
-    if not is_external(config.checkpoint):
-        return load_backbone(config.checkpoint), int(read_checkpoint(config.checkpoint)[INFO]["epochs_done"]), {}
-    pl.seed_everything(config.seed, verbose=False)
-    network = load_external(
-        config.checkpoint, config.backbone, pretrained=config.pretrained, image_size=images.image_size
-    )
-    statistics = getattr(network, "normalization", None) or images.normalization
-    facts: Record = {"checkpoint": config.checkpoint, "mean": list(statistics.mean), "std": list(statistics.std)}
-    if config.checkpoint.startswith("timm:"):
-        facts["pretrained"] = config.pretrained
-    return network, None, facts
+def record_facts(opened: Opened, images: ImageDataset) -> Record:
+    """Return what records say of a network from elsewhere: what it is and how its images are normalised."""
+    if not opened.facts:
+        return {}
+    statistics = opened.normalization or images.normalization
+    return {**opened.facts, "mean": list(statistics.mean), "std": list(statistics.std)}
 
 
-def find_neighbours(config: EvaluateConfig, progress: bool = True) -> tuple[Audit, Path, Path]:
+def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True) -> tuple[Audit, Path, Path]:
     """Look for near-duplicates and probable label errors over all parts of a source, the test images included.
 
     ``neighbours.csv`` and ``contact_sheet.png`` go to the folder ``neighbours`` of ``run_dir``, of the checkpoint's own
     run, or of ``runs`` where there is neither.
 
     Args:
-        config: Whose features, of which images; of ``eval`` the first of ``knn_k`` and ``temperatures``,
-            ``duplicate_similarity`` and how neighbours are searched.
+        what: Whose features, of which images, as for :func:`evaluate`; of ``eval`` the first of ``knn_k`` and of
+            ``temperatures``, ``duplicate_similarity`` and how neighbours are searched.
         progress: Show progress bars.
 
     Returns:
@@ -135,21 +204,18 @@ def find_neighbours(config: EvaluateConfig, progress: bool = True) -> tuple[Audi
     Raises:
         UserError: As :func:`evaluate` and ``selfsup.eval.audit``.
     """
+    config, opened = opened_evaluation(what)
     settings = config.eval
     if not settings.knn_k or not settings.temperatures:
         raise UserError("eval.knn_k and eval.temperatures: give at least one of each; neighbours takes the first.")
     # Read from their files, which the findings name; images in memory have forgotten them
     splits = load_splits(replace(config.data, resident_limit_mb=0))
-    backbone, epoch, _ = open_backbone(config, splits.train)
-    run_dir = Path("runs") if config.run_dir is None else Path(config.run_dir)
-    if config.run_dir is None and epoch is not None and config.checkpoint not in BASELINES:
-        run_dir = run_of(find_checkpoint(config.checkpoint))
-    folder = run_dir / "neighbours"
-    if backbone is None:
+    folder = Path(config.run_dir or opened.run or "runs") / "neighbours"
+    if opened.network is None:
         found = pixel_splits(splits, workers=worker_count(config.data))
     else:
         found = extract_splits(
-            backbone,
+            opened.network,
             splits,
             batch_size=settings.batch_size,
             workers=worker_count(config.data),
@@ -188,52 +254,27 @@ def compare_networks(
     """
     if len(runs) < 2 or len(set(runs)) < len(runs):
         raise UserError("cka: name at least two runs, each once.")
-    first = load_evaluate_config([f"checkpoint={runs[0]}", *overrides])
-    images = load_splits(first.data).train
+    config, opened = open_evaluation([f"checkpoint={runs[0]}", *overrides])
+    images = load_splits(config.data).train
     networks: dict[str, nn.Module] = {}
     for run in runs:
-        network = open_backbone(replace(first, checkpoint=run), images)[0]
-        if network is None:
+        if run != runs[0]:
+            opened = _open(replace(config, checkpoint=run), images.facts)
+            if any(override.startswith(("data.mean=", "data.std=")) for override in overrides):
+                opened.normalize(config.data.mean, config.data.std)
+            check_network(opened, images.facts)
+        if opened.network is None:
             raise UserError(f"cka: {run} is no network; name runs, checkpoints or networks by name.")
-        networks[run] = network
+        networks[run] = opened.network
     return cka(
         networks,
         images,
         layers=layers,
-        batch_size=first.eval.batch_size,
-        workers=worker_count(first.data),
-        device=choose_device(first.accelerator),
+        batch_size=config.eval.batch_size,
+        workers=worker_count(config.data),
+        device=choose_device(config.accelerator),
         progress=progress,
     )
-
-
-def load_head(path: str | Path) -> nn.Module | None:
-    """Return the projection head that a checkpoint's method trained, in evaluation mode on the CPU.
-
-    None, with a warning, where the method has no ``head`` or is not known here, such as one from a user's file.
-
-    Raises:
-        UserError: As ``read_checkpoint``.
-    """
-    content = read_checkpoint(path)
-    info = content[INFO]
-    images = ResidentDataset(
-        torch.zeros(1, info["in_channels"], 2, 2, dtype=torch.uint8),
-        torch.zeros(1, dtype=torch.int64),
-        ImageFacts("none", "train", info["in_channels"], 2, Normalization(tuple(info["mean"]), tuple(info["std"]))),
-    )
-    try:
-        with torch.random.fork_rng([]):
-            method = build_method(from_values(info["config"]), Splits(images, images, images, None))
-        head = method.head
-        if not isinstance(head, nn.Module):
-            raise UserError(f"{type(method).__name__} has no head.")
-        state = {k.removeprefix("head."): v for k, v in content["state_dict"].items() if k.startswith("head.")}
-        head.load_state_dict(state)
-    except (UserError, AttributeError, RuntimeError) as error:
-        warnings.warn(f"The layers of the head are left out, as it cannot be built again: {error}", stacklevel=2)
-        return None
-    return head.eval()
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -21,10 +21,10 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from selfsup import __version__
-from selfsup.checkpoint import INFO, find_checkpoint, load_backbone, read_checkpoint, run_of
 from selfsup.errors import UserError
 from selfsup.eval.results import FILE, read_results
-from selfsup.nn import BackboneConfig, build_backbone
+from selfsup.nn import Backbone, BackboneConfig, build_backbone
+from selfsup.opened import open_network
 from selfsup.registry import nearest
 from selfsup.types import Normalization
 
@@ -101,14 +101,18 @@ class _Run:
     """What a checkpoint says about its backbone."""
 
     def __init__(self, checkpoint: str | Path) -> None:
-        self.file = find_checkpoint(checkpoint)
-        self.folder = run_of(self.file)
-        self.info: dict[str, Any] = read_checkpoint(self.file)[INFO]
-        self.config = BackboneConfig(**self.info["config"]["backbone"])
-        self.backbone = load_backbone(self.file)
-        self.channels = int(self.info["in_channels"])
-        self.normalization = Normalization(tuple(self.info["mean"]), tuple(self.info["std"]))
-        self.image_size = int(self.info["config"]["data"]["image_size"])
+        opened = open_network(checkpoint)
+        if opened.config is None or opened.run is None:
+            raise UserError(f"{checkpoint} was not trained here; export writes the backbone of a run.")
+        assert isinstance(opened.network, Backbone)
+        assert opened.normalization is not None
+        assert opened.image_size is not None
+        self.opened, self.folder, self.settings = opened, opened.run, opened.config
+        self.config = BackboneConfig(**opened.config["backbone"])
+        self.backbone = opened.network
+        self.channels = opened.network.in_channels
+        self.normalization = opened.normalization
+        self.image_size = opened.image_size
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -196,7 +200,7 @@ def _safetensors(run: _Run, draft: Path, target: Path) -> tuple[Features, str]:
     from safetensors.torch import save_file
 
     draft.mkdir()
-    about = {"format": "pt", "backbone": json.dumps(run.info["config"]["backbone"]), "selfsup": __version__}
+    about = {"format": "pt", "backbone": json.dumps(run.settings["backbone"]), "selfsup": __version__}
     save_file(run.state, draft / FILE_OF_WEIGHTS, about)
 
     def code(folder: Path) -> str:
@@ -209,7 +213,7 @@ def _safetensors(run: _Run, draft: Path, target: Path) -> tuple[Features, str]:
         network = f"network = build_backbone(BackboneConfig({settings}), {run.channels}).network"
         return "\n".join([*head, network, *_filled(read)])
 
-    (draft / "README.md").write_text(model_card(run.file, code(Path())), "utf-8")
+    (draft / "README.md").write_text(model_card(run, code(Path())), "utf-8")
     return _execute(run, code(draft)), code(target)
 
 
@@ -354,23 +358,22 @@ def _detectron2_key(key: str) -> str:
     return ".".join([*before, names[layer], parameter])
 
 
-def model_card(checkpoint: str | Path, code: str) -> str:
+def model_card(run: _Run, code: str) -> str:
     """Return the Markdown that says what a run's backbone is, what was measured of it, and how to load it.
 
     Args:
-        checkpoint: A run folder or a checkpoint.
+        run: The run.
         code: Python that loads the weights.
 
     Raises:
-        UserError: As ``read_checkpoint``, or the run's ``results.json`` is broken.
+        UserError: The run's ``results.json`` is broken.
     """
-    run = _Run(checkpoint)
-    config = run.info["config"]
+    config = run.settings
     data, method = config["data"], config["method"]
     facts = {
         "Method": method["name"] + _settings({k: v for k, v in method.items() if k != "name"}),
         "Data": f"{data['name']}, {data['image_size']} pixels" + (f", {data['limit']} images" if data["limit"] else ""),
-        "Epochs": f"{run.info['epochs_done']}, {config['batch_size']} images a step, seed {config['seed']}",
+        "Epochs": f"{run.opened.epochs}, {config['batch_size']} images a step, seed {config['seed']}",
         "Network": run.config.name + _settings({k: v for k, v in vars(run.config).items() if k != "name"}),
         "Features": f"{run.backbone.dim} numbers an image, averaged over the map where the network does so",
         "Input": f"{run.channels} channel(s), scaled to [0, 1], then (x - mean) / std",
@@ -386,7 +389,7 @@ def model_card(checkpoint: str | Path, code: str) -> str:
 
 def _results(run: _Run) -> Iterator[str]:
     records = read_results(run.folder) if (run.folder / FILE).exists() else []
-    shown = [r for r in records if r["protocol"] != "training" and r.get("epoch") == run.info["epochs_done"]]
+    shown = [r for r in records if r["protocol"] != "training" and r.get("epoch") == run.opened.epochs]
     if not shown:
         yield "Not evaluated yet."
         return

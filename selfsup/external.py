@@ -13,7 +13,6 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from selfsup.checkpoint import INFO, read_tensors
 from selfsup.errors import UserError
 from selfsup.nn import Backbone, BackboneConfig, build_backbone
 from selfsup.registry import nearest
@@ -48,63 +47,18 @@ _HEADS = frozenset(
 _COPIES = ("encoder_k", "momentum", "target", "teacher", "ema", "key")
 
 
-def is_external(checkpoint: str) -> bool:
-    """Return whether ``checkpoint`` names something that was not trained here: ``timm:…``, ``module:…`` or weights.
+def timm_network(name: str, pretrained: bool) -> Backbone:
+    """Return a network of timm's by name, with its published weights or random ones, and timm's statistics for them.
 
     Raises:
-        UserError: It is a file that cannot be read.
+        UserError: timm has no such network, or the weights cannot be had.
     """
-    if checkpoint.startswith((TIMM, MODULE)):
-        return True
-    path = Path(checkpoint)
-    if not path.is_file():
-        return False
-    if path.suffix == ".safetensors":
-        return True
-    content = read_tensors(path)
-    return not (isinstance(content, dict) and INFO in content)
-
-
-def names_its_network(checkpoint: str) -> bool:
-    """Return whether an external ``checkpoint`` says which network it is; a file of weights does not."""
-    return checkpoint.startswith((TIMM, MODULE))
-
-
-def load_external(
-    checkpoint: str, backbone: BackboneConfig | None = None, *, pretrained: bool = True, image_size: int | None = None
-) -> nn.Module:
-    """Return a network that was not trained by this toolkit, in evaluation mode on the CPU.
-
-    Images are normalised with the statistics that timm states for its networks. For the other two there are none
-    unless the module has an attribute ``normalization``, and ``extract_features`` uses those of the data
-    (``data.mean``, ``data.std``).
-
-    Args:
-        checkpoint: ``timm:NAME``; ``module:FILE.py:NAME`` or ``module:PACKAGE.NAME``, an ``nn.Module`` that maps
-            float ``[B,C,H,W]`` to ``[B,D]`` or a function without arguments that returns one; or a file of weights
-            (``.pth``, ``.pt``, ``.safetensors``, …), a state dict whose keys are timm's. Prefixes such as
-            ``module.encoder_q.`` are taken off the keys, heads are left out. Weights are read without executing
-            anything; ``module:`` executes the code it names.
-        backbone: The network of a file of weights.
-        pretrained: Of ``timm:``: the published weights, which timm fetches; False draws random ones.
-        image_size: Side of the images that it will see, checked for networks that take one size alone.
-
-    Raises:
-        UserError: No such network, file or attribute, weights that cannot be fetched or do not fit the network, or
-            images of another size.
-    """
-    if checkpoint.startswith(TIMM):
-        return _timm(checkpoint.removeprefix(TIMM), pretrained, image_size).eval()
-    if checkpoint.startswith(MODULE):
-        return _module(checkpoint).eval()
-    if backbone is None:
-        raise UserError(f"{checkpoint} holds weights and names no network; say which with backbone=….")
-    return _weights(Path(checkpoint), backbone).eval()
-
-
-def _timm(name: str, pretrained: bool, image_size: int | None) -> Backbone:
-    elsewhere = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))  # timm's own words for other places
-    if not elsewhere and not timm.is_model(name):
+    if name.startswith("local-dir:"):
+        raise UserError(
+            f"checkpoint: {TIMM}local-dir: is not opened, as files beside the weights could name others; give the file "
+            "of weights and say its network: checkpoint=FOLDER/model.safetensors backbone.name=NAME."
+        )
+    if not name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(name):
         raise UserError(f"checkpoint: timm has no network '{name}'.{nearest(name, timm.list_models())}")
     try:
         network = timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -117,17 +71,16 @@ def _timm(name: str, pretrained: bool, image_size: int | None) -> Backbone:
             "pretrained=false takes random ones."
         ) from error
     facts: dict[str, Any] = network.pretrained_cfg
-    side = int(facts["input_size"][-1])
-    if image_size is not None and facts.get("fixed_input_size") and image_size != side:
-        raise UserError(
-            f"data.image_size is {image_size} and '{name}' takes images of {side} pixels alone; "
-            f"set data.image_size={side}."
-        )
     channels = int(facts["input_size"][0])
     return Backbone(network, channels, Normalization(tuple(facts["mean"]), tuple(facts["std"])))
 
 
-def _module(checkpoint: str) -> nn.Module:
+def own_module(checkpoint: str) -> nn.Module:
+    """Return the module that ``module:FILE.py:NAME`` or ``module:PACKAGE.NAME`` names, executing its code.
+
+    Raises:
+        UserError: No such file, package or name, code that fails, or something that is no ``nn.Module``.
+    """
     place = checkpoint.removeprefix(MODULE)
     if ".py:" in place:
         file, _, name = place.rpartition(":")
@@ -163,8 +116,18 @@ def _module(checkpoint: str) -> nn.Module:
     return made
 
 
-def _weights(path: Path, config: BackboneConfig) -> Backbone:
-    found = _read_state(path)
+def fit_weights(content: Any, path: Path, config: BackboneConfig) -> Backbone:
+    """Return the network of a configuration with the weights of a file.
+
+    Args:
+        content: What the file holds.
+        path: The file, for messages.
+        config: The network.
+
+    Raises:
+        UserError: The file holds no weights, or others than the network's.
+    """
+    found = _state_of(content, path)
     backbone = build_backbone(config, 3)
     fitted = _fit(found, backbone.network.state_dict(), path)
     # the first convolution tells for how many channels the network was trained
@@ -183,24 +146,15 @@ def _weights(path: Path, config: BackboneConfig) -> Backbone:
     return backbone
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file of weights by name."""
-    if not path.is_file():
-        raise UserError(f"There is no file of weights {path}.")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a safetensors file, or is truncated ({_line(error)}).") from error
-    content = read_tensors(path)
-    while isinstance(content, Mapping) and (inner := next((key for key in _STATES if key in content), None)):
-        if not isinstance(content[inner], Mapping):
-            break
-        content = content[inner]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    passed: set[int] = set()  # a file may hold itself
+    while isinstance(content, Mapping) and id(content) not in passed:
+        passed.add(id(content))
+        inner = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), None)
+        content = content if inner is None else inner
+    found = content.items() if isinstance(content, Mapping) else ()
+    tensors = {key: value for key, value in found if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no state dict, that is tensors by name; save one with torch.save.")
     return tensors

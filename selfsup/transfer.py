@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selfsup.checkpoint import find_checkpoint, run_of
-from selfsup.config import EvaluateConfig
 from selfsup.errors import UserError
 from selfsup.eval.results import Record
-from selfsup.evaluation import BASELINES, evaluate, load_evaluate_config
-from selfsup.external import is_external
+from selfsup.evaluation import evaluate_opened, open_evaluation
+from selfsup.opened import Opened
 
 PROTOCOLS = ("knn", "linear_probe")
 FRACTIONS = ("top1", "miou", "map")
@@ -92,12 +90,13 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     records: dict[str, dict[str, Record]] = {}
     left_out: dict[str, str] = {}
     folder: Path | None = None
+    opened: Opened | None = None
     for name in names:
         try:
-            config = load_evaluate_config([*others, f"data={name}"])
-            folder = _folder(config) if folder is None else folder
+            config, opened = open_evaluation([*others, f"data={name}"], opened)
+            folder = Path(config.run_dir or Path(opened.run or "runs") / "transfer") if folder is None else folder
             config.run_dir = str(folder / name)
-            found = evaluate(config, protocols, progress=progress)
+            found = evaluate_opened(config, opened, protocols, progress=progress)
         except UserError as error:
             left_out[name] = str(error)
             continue
@@ -111,14 +110,6 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     table = TransferTable(records, folder, left_out)
     table.save()
     return table
-
-
-def _folder(config: EvaluateConfig) -> Path:
-    if config.run_dir is not None:
-        return Path(config.run_dir)
-    if config.checkpoint in BASELINES or is_external(config.checkpoint):
-        return Path("runs") / "transfer"
-    return run_of(find_checkpoint(config.checkpoint)) / "transfer"
 
 
 def _text(record: Record) -> str:

@@ -26,7 +26,7 @@ RULES = {
         {"torch", "pytorch_lightning"},
     ),
 }
-IMPORT_METHODS = {"cli", "config", "diagnosis", "engine", "phases"}
+IMPORT_METHODS = {"cli", "config", "diagnosis", "engine", "opened", "phases"}
 
 
 def imports(module: str, source: str, is_package: bool) -> Iterator[str]:

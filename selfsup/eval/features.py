@@ -19,7 +19,7 @@ from tqdm import tqdm
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import eval_batches
 from selfsup.errors import UserError
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts, Normalization
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def frozen(
             module.training = training
 
 
-def input_channels(backbone: nn.Module, dataset: ImageDataset) -> int:
+def input_channels(backbone: nn.Module, dataset: ImageDataset | ImageFacts) -> int:
     """Return the number of channels of the images that a backbone takes."""
     channels = getattr(backbone, "in_channels", None)
     if isinstance(channels, int):

@@ -22,12 +22,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from selfsup.checkpoint import load_backbone, read_checkpoint
+from selfsup.checkpoint import read_checkpoint
 from selfsup.cli import main
 from selfsup.data import load_splits
 from selfsup.engine.sharding import SHARDABLE, check_shardable
 from selfsup.engine.training import build_method
 from selfsup.errors import UserError
+from selfsup.opened import load_backbone
 from selfsup.optimization import OptimizerConfig, build_optimizer, decay_groups
 
 FSDP = ["trainer.devices=2", "trainer.strategy=fsdp"]

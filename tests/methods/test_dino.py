@@ -11,12 +11,13 @@ import pytest
 import torch
 from test_contract import prepared, twin_seed
 
-from selfsup.checkpoint import load_backbone, read_checkpoint
+from selfsup.checkpoint import read_checkpoint
 from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
 from selfsup.functional import dino_loss
+from selfsup.opened import load_backbone
 
 
 def at_epoch(method: Any, epoch: int) -> None:

@@ -9,13 +9,13 @@ import torch
 from tiny import TINY
 
 import selfsup
-from selfsup.checkpoint import INFO, load_backbone, read_checkpoint
+from selfsup.checkpoint import INFO, read_checkpoint
 from selfsup.cli import _sentence, main
 from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.engine.training import train
 from selfsup.eval import layer_features, read_results
-from selfsup.evaluation import load_head
+from selfsup.opened import load_backbone, open_network
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
 
 def test_the_head_is_the_trained_one(finished):
     before = torch.random.get_rng_state()
-    head = load_head(finished)
+    head = open_network(finished).head()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not head.training
     content = read_checkpoint(finished)
@@ -46,7 +46,7 @@ def test_a_head_that_cannot_be_built_is_left_out(finished, tmp_path):
     content[INFO]["config"]["method"]["name"] = "somebodys_own"
     torch.save(content, tmp_path / "own.ckpt")
     with pytest.warns(UserWarning, match="head are left out"):
-        assert load_head(tmp_path / "own.ckpt") is None
+        assert open_network(tmp_path / "own.ckpt").head() is None
 
 
 def test_only_some_protocols(finished, tmp_path, capsys):

@@ -70,7 +70,7 @@ def test_every_row_is_of_the_file_it_names(
     needs(ending)
     monkeypatch.setattr(embedding, "BLOCK", block)
     (tmp_path / "mean.py").write_text(MEAN)
-    config = selfsup.load_embed_config(
+    config = selfsup.load_evaluate_config(
         settings(f"module:{tmp_path}/mean.py:Mean", folder, "data.image_size=16", "eval.batch_size=4", *CPU)
     )
     path, count = selfsup.embed(config, tmp_path / f"e{ending}", progress=False)
@@ -93,7 +93,7 @@ def test_every_row_is_of_the_file_it_names(
 @pytest.mark.parametrize("ending", [".npz", ".parquet"])
 def test_it_equals_extract_features(ending: str, trained: Path, folder: Path, tmp_path: Path) -> None:
     needs(ending)
-    config = selfsup.load_embed_config(settings(trained, folder, *CPU))
+    config = selfsup.load_evaluate_config(settings(trained, folder, *CPU))
     assert config.data.image_size == 40, "the size of the run"
     path, _ = selfsup.embed(config, tmp_path / f"e{ending}", progress=False)
     config.data.holdout = config.data.test_fraction = 0.0
@@ -107,7 +107,7 @@ def test_it_equals_extract_features(ending: str, trained: Path, folder: Path, tm
 
 
 def test_a_source_without_files_and_its_test_images(trained: Path, tmp_path: Path) -> None:
-    config = selfsup.load_embed_config([f"checkpoint={trained}", *CPU])
+    config = selfsup.load_evaluate_config([f"checkpoint={trained}", *CPU])
     found = selfsup.read_embeddings(selfsup.embed(config, tmp_path / "e.npz", progress=False)[0])
     assert found.paths is None
     assert (found.split.count("train"), found.split.count("test")) == (72, 40)
@@ -120,7 +120,7 @@ def test_an_unlabelled_folder_with_a_test_folder(trained: Path, tmp_path: Path) 
     for number, part in enumerate(["train"] * 4 + ["test"] * 2):
         (tmp_path / "p" / part).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (40 * number, 0, 0)).save(tmp_path / "p" / part / f"{number}.png")
-    config = selfsup.load_embed_config(settings(trained, tmp_path / "p", *CPU))
+    config = selfsup.load_evaluate_config(settings(trained, tmp_path / "p", *CPU))
     found = selfsup.read_embeddings(selfsup.embed(config, tmp_path / "e.npz", progress=False)[0])
     assert found.split == ["train"] * 4 + ["test"] * 2
     assert [Path(p).relative_to(tmp_path / "p").parts[0] for p in found.paths] == found.split
@@ -129,7 +129,7 @@ def test_an_unlabelled_folder_with_a_test_folder(trained: Path, tmp_path: Path) 
 
 
 def test_numpy_and_pandas_style_readers_need_no_selfsup(trained: Path, folder: Path, tmp_path: Path) -> None:
-    config = selfsup.load_embed_config(settings(trained, folder, *CPU))
+    config = selfsup.load_evaluate_config(settings(trained, folder, *CPU))
     selfsup.embed(config, tmp_path / "e.npz", progress=False)
     with np.load(tmp_path / "e.npz", allow_pickle=False) as archive:
         assert archive["features"].shape == (23, len(archive["features"][0]))
@@ -180,6 +180,6 @@ def test_without_pyarrow(trained: Path, folder: Path, tmp_path: Path, monkeypatc
         return original(name, *rest)
 
     monkeypatch.setattr("selfsup.embedding.importlib.import_module", missing)
-    config = selfsup.load_embed_config(settings(trained, folder, *CPU))
+    config = selfsup.load_evaluate_config(settings(trained, folder, *CPU))
     with pytest.raises(UserError, match=r"selfsup\[parquet\]"):
         selfsup.embed(config, tmp_path / "e.parquet", progress=False)

@@ -21,8 +21,8 @@ from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.eval import add_results
 from selfsup.exporting import FORMATS, from_detectron2, to_detectron2
-from selfsup.external import load_external
 from selfsup.nn import BackboneConfig, build_backbone
+from selfsup.opened import open_network
 from selfsup.types import Normalization
 
 SHORT = [*TINY, "trainer.max_epochs=1", "online.every_epochs=0"]
@@ -96,7 +96,7 @@ def test_state_dicts_load_where_they_belong(which: str, format: str, run_of: Mak
     network = execute(code)["network"]
     assert isinstance(network, torchvision.models.ResNet if format == "torchvision" else timm.models.ResNet)
     compare(checkpoint, network, normalized_inside=False)
-    backbone = load_external(str(path), RESNETS[which][0])
+    backbone = open_network(path, RESNETS[which][0]).network
     compare(checkpoint, backbone, normalized_inside=False)
 
 

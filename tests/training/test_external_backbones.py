@@ -16,18 +16,17 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import selfsup
 from selfsup.cli import main
-from selfsup.data import load_splits
 from selfsup.errors import UserError
 from selfsup.eval import read_results
 from selfsup.evaluation import evaluate, load_evaluate_config
-from selfsup.external import is_external, load_external
 from selfsup.nn import BackboneConfig
+from selfsup.opened import open_network
 from selfsup.types import Normalization
 
 RESNET18 = BackboneConfig("resnet18", small_stem=False)
 SMALL = [
+    "data=shapes",
     "data.train_size=60",
     "data.test_size=30",
     "data.image_size=32",
@@ -96,20 +95,19 @@ def test_a_state_dict_gives_torchvision_s_features(
     form: str, resnet: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
     torch.save(FORMS[form](resnet.state_dict()), tmp_path / "w.pth")
-    assert is_external(str(tmp_path / "w.pth"))
-    backbone = load_external(str(tmp_path / "w.pth"), RESNET18)
+    backbone = open_network(str(tmp_path / "w.pth"), RESNET18).network
     with torch.no_grad():
         torch.testing.assert_close(backbone(images), features_of(resnet, images), rtol=1e-4, atol=1e-5)
 
 
 def test_safetensors(resnet: nn.Module, images: Tensor, tmp_path: Path) -> None:
     save_file(resnet.state_dict(), tmp_path / "w.safetensors")
-    backbone = load_external(str(tmp_path / "w.safetensors"), RESNET18)
+    backbone = open_network(str(tmp_path / "w.safetensors"), RESNET18).network
     with torch.no_grad():
         torch.testing.assert_close(backbone(images), features_of(resnet, images), rtol=1e-4, atol=1e-5)
     (tmp_path / "broken.safetensors").write_bytes(b"no such thing")
     with pytest.raises(UserError, match="broken"):
-        load_external(str(tmp_path / "broken.safetensors"), RESNET18)
+        open_network(str(tmp_path / "broken.safetensors"), RESNET18)
 
 
 def test_a_network_for_grey_images(tmp_path: Path) -> None:
@@ -119,7 +117,7 @@ def test_a_network_for_grey_images(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network(grey)
         assert expected.std() > 0.01
-        assert torch.equal(load_external(str(tmp_path / "grey.pt"), RESNET18)(grey), expected)
+        assert torch.equal(open_network(str(tmp_path / "grey.pt"), RESNET18).network(grey), expected)
 
 
 MISFITS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], BackboneConfig, str]] = {
@@ -155,7 +153,7 @@ def test_weights_that_do_not_fit_are_named(misfit: str, resnet: nn.Module, tmp_p
     change, network, message = MISFITS[misfit]
     torch.save(change(resnet.state_dict()), tmp_path / "w.pth")
     with pytest.raises(UserError, match=message):
-        load_external(str(tmp_path / "w.pth"), network)
+        open_network(str(tmp_path / "w.pth"), network)
 
 
 class _Malice:
@@ -168,12 +166,12 @@ def test_a_file_of_weights_is_never_executed(write: Any, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     write({"state_dict": {}, "more": _Malice()}, Path("bad.pth"))
     with pytest.raises(UserError, match=r"bad\.pth"):
-        load_external("bad.pth", RESNET18)
+        open_network("bad.pth", RESNET18)
     assert not Path("executed").exists()
 
 
 def test_timm_brings_its_own_normalisation(images: Tensor) -> None:
-    backbone = load_external("timm:vit_tiny_patch16_224.augreg_in21k", pretrained=False)
+    backbone = open_network("timm:vit_tiny_patch16_224.augreg_in21k", pretrained=False).network
     stated = timm.get_pretrained_cfg("vit_tiny_patch16_224.augreg_in21k")
     assert backbone.normalization == Normalization(tuple(stated.mean), tuple(stated.std))
     assert backbone.normalization != Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -182,35 +180,25 @@ def test_timm_brings_its_own_normalisation(images: Tensor) -> None:
     assert not backbone.training
 
 
-def test_timm_weights_from_a_folder(tmp_path: Path) -> None:
-    network = scrambled(timm.create_model("resnet18", num_classes=5))
-    save_file(network.state_dict(), tmp_path / "model.safetensors")
-    cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "input_size": [3, 64, 64], "num_classes": 5}
-    about = {"architecture": "resnet18", "num_classes": 5, "pretrained_cfg": cfg | {"classifier": "fc"}}
-    (tmp_path / "config.json").write_text(json.dumps(about))
-    backbone = load_external(f"timm:local-dir:{tmp_path}")
-    assert backbone.normalization == Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    x = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(backbone(x), network.forward_head(network.forward_features(x), pre_logits=True))
-    config = load_evaluate_config([f"checkpoint=timm:local-dir:{tmp_path}", *SMALL])
-    opened, epoch, facts = selfsup.evaluation.open_backbone(config, load_splits(config.data).train)
-    assert torch.equal(opened.network.conv1.weight, network.conv1.weight)
-    assert (epoch, facts["mean"], facts["pretrained"]) == (None, [0.1, 0.2, 0.3], True)
+def test_a_folder_that_could_name_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": {}}))
+    for scheme in ("local-dir", "local_dir"):
+        with pytest.raises(UserError, match="timm"):
+            open_network(f"timm:{scheme}:{tmp_path}")
 
 
 def test_timm_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="Did you mean 'resnet18'"):
-        load_external("timm:resnet_18")
+        open_network("timm:resnet_18")
     with pytest.raises(UserError, match=r"data\.image_size=224"):
-        load_external("timm:vit_tiny_patch16_224", pretrained=False, image_size=32)
+        evaluate(["checkpoint=timm:vit_tiny_patch16_224", "pretrained=false", *SMALL], ["knn"], progress=False)
 
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("the hub cannot be reached.")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
     with pytest.raises(UserError, match=r"cannot be reached\).*backbone\.name=resnet18.*pretrained=false"):
-        load_external("timm:resnet18.a1_in1k")
+        open_network("timm:resnet18.a1_in1k")
 
 
 MODULE = """
@@ -237,9 +225,9 @@ instance, number = Mean(), 3
 def test_a_module_of_one_s_own(tmp_path: Path, images: Tensor) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
     for name in ("make", "Mean", "instance"):
-        network = load_external(f"module:{tmp_path}/mine.py:{name}")
+        network = open_network(f"module:{tmp_path}/mine.py:{name}").network
         assert torch.equal(network(images), images.mean((2, 3)))
-    assert load_external("module:torchvision.models.resnet18").fc.out_features == 1000
+    assert open_network("module:torchvision.models.resnet18").network.fc.out_features == 1000
     (tmp_path / "wrong.py").write_text("import no_such_package_at_all")
     for place, message in {
         f"{tmp_path}/mine.py:makes": "Did you mean 'make'",
@@ -252,7 +240,7 @@ def test_a_module_of_one_s_own(tmp_path: Path, images: Tensor) -> None:
         "builtins.dict": "gives a dict",
     }.items():
         with pytest.raises(UserError, match=message):
-            load_external(f"module:{place}")
+            open_network(f"module:{place}")
 
 
 def test_the_records_say_where_the_weights_come_from(tmp_path: Path) -> None:
@@ -282,15 +270,12 @@ def test_the_command_takes_every_kind(
     assert not Path("results.json").exists()
 
 
-def test_the_network_is_seeded() -> None:
+def test_the_network_is_seeded_and_the_caller_s_generator_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
     first, again, other = (
-        selfsup.evaluation.open_backbone(
-            load_evaluate_config(["checkpoint=timm:resnet10t", "pretrained=false", f"seed={seed}", *SMALL]),
-            argparse.Namespace(image_size=32, normalization=None),
-        )[0]
-        .network.conv1[0]
-        .weight
+        open_network("timm:resnet10t", pretrained=False, seed=seed).network.network.conv1[0].weight
         for seed in (0, 0, 1)
     )
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -1,0 +1,191 @@
+"""What a checkpoint string names, opened once: a run, a network from elsewhere, a file of weights or a baseline."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from selfsup.augment import build_views
+from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensors, run_of, weights_of
+from selfsup.config import from_values
+from selfsup.errors import UserError
+from selfsup.external import MODULE, TIMM, fit_weights, own_module, timm_network
+from selfsup.methods import Parts
+from selfsup.nn import Backbone, BackboneConfig, build_backbone
+from selfsup.registry import methods
+from selfsup.types import ImageFacts, Normalization
+
+#: Words that stand in place of a path: what learned features are compared with.
+BASELINES = ("raw_pixels", "untrained")
+
+
+@dataclass
+class Opened:
+    """What a checkpoint string names.
+
+    Attributes:
+        name: The string.
+        network: In evaluation mode, on the CPU; None for raw pixels.
+        image_size: Side of the images it was trained on, or that it states; None where it says nothing.
+        normalization: Statistics that its images were normalised with; None where it says nothing.
+        run: Folder of the run that trained it; None for what was not trained here.
+        epochs: For how many epochs it was trained here; 0 for untrained networks, None for those from elsewhere.
+        config: Values of the run's configuration; None for what was not trained here.
+        facts: What records say of a network from elsewhere: its name, and whether its weights are published ones.
+    """
+
+    name: str
+    network: nn.Module | None = None
+    image_size: int | None = None
+    normalization: Normalization | None = None
+    run: Path | None = None
+    epochs: int | None = None
+    config: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Let a network that has statistics use these in their place; others go on using those of the data."""
+        if self.network is not None and self.normalization is not None:
+            self.normalization = Normalization(tuple(mean), tuple(std))
+            self.network.normalization = self.normalization  # type: ignore[assignment]
+
+    def head(self) -> nn.Module | None:
+        """Return the projection head that the method trained, in evaluation mode on the CPU.
+
+        None for what was not trained here; and, with a warning, where the method has no ``head`` or is not known here,
+        such as one from a user's file.
+        """
+        if self.config is None:
+            return None
+        try:
+            config = from_values(self.config)
+            assert isinstance(self.network, Backbone)
+            assert self.normalization is not None
+            views = build_views(config.augment, config.data.image_size, self.normalization)
+            with torch.random.fork_rng([]):
+                # a copy, as a method may change the network it is given
+                parts = Parts(copy.deepcopy(self.network), views, config.optimizer, config.batch_size)
+                method = methods[config.method.name].target(config.method, parts)
+            head = method.head
+            if not isinstance(head, nn.Module):
+                raise UserError(f"{type(method).__name__} has no head.")
+            head.load_state_dict(weights_of(self.state, "head"))
+        except (UserError, AttributeError, RuntimeError) as error:
+            warnings.warn(f"The layers of the head are left out, as it cannot be built again: {error}", stacklevel=2)
+            return None
+        return head.eval()
+
+
+def open_network(
+    name: str | Path,
+    backbone: BackboneConfig | None = None,
+    *,
+    images: ImageFacts | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+) -> Opened:
+    """Open what a checkpoint string names; a file is read once. Nothing is drawn from the global generators.
+
+    Args:
+        name: A run folder or a ``.ckpt``; ``timm:NAME``; ``module:FILE.py:NAME`` or ``module:PACKAGE.NAME``, an
+            ``nn.Module`` that maps float ``[B,C,H,W]`` to ``[B,D]`` or a function without arguments that returns one; a
+            file of weights (``.pth``, ``.pt``, ``.safetensors``, …), a state dict whose keys are timm's; ``untrained``;
+            or ``raw_pixels``. Of weights, prefixes such as ``module.encoder_q.`` are taken off the keys and heads are
+            left out. Files are read without executing anything; ``module:`` executes the code it names.
+        backbone: The network of a file of weights, or of ``untrained``.
+        images: What an ``untrained`` network will see: their channels and statistics are its own.
+        pretrained: Of ``timm:``: the published weights, which timm fetches; False draws random ones.
+        seed: Of random weights.
+
+    Raises:
+        UserError: No such network, file or attribute; a file that is damaged, incomplete or holds code; weights that
+            cannot be fetched or do not fit the network; or an argument that the name needs is missing.
+    """
+    name = str(name)
+    with isolate_rng(include_cuda=False):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 a module of one's own may draw from any of them
+        random.seed(seed)
+        opened = _open(name, backbone, images, pretrained)
+    if opened.network is not None:
+        opened.network.eval()
+    return opened
+
+
+def may_be_a_run(name: str) -> bool:
+    """Return whether a checkpoint string names a file or a folder, which may be a run with data of its own."""
+    return name not in BASELINES and not name.startswith((TIMM, MODULE))
+
+
+def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None, pretrained: bool) -> Opened:
+    if may_be_a_run(name):
+        file = find_checkpoint(name)
+        content = read_tensors(file)
+        if is_checkpoint(content, file):
+            return _run(name, file, content)
+        if backbone is None:
+            raise UserError(f"{name} holds weights and names no network; say which with backbone=….")
+        network = fit_weights(content, file, backbone)
+        return Opened(name, network, _stated_size(network), facts={"checkpoint": name})
+    if name.startswith(TIMM):
+        found = timm_network(name.removeprefix(TIMM), pretrained)
+        facts = {"checkpoint": name, "pretrained": pretrained}
+        return Opened(name, found, _stated_size(found), found.normalization, facts=facts)
+    if name.startswith(MODULE):
+        module = own_module(name)
+        size, statistics = (getattr(module, key, None) for key in ("image_size", "normalization"))
+        size = size if isinstance(size, int) else None
+        return Opened(name, module, size, statistics, facts={"checkpoint": name})
+    if name == "raw_pixels":
+        return Opened(name)
+    if backbone is None or images is None:
+        raise UserError("checkpoint: untrained needs a network and the images it will see: backbone=…, data=….")
+    return Opened(name, build_backbone(backbone, images.channels, images.normalization), epochs=0)
+
+
+def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
+    info, state = content[INFO], content["state_dict"]
+    normalization = Normalization(tuple(info["mean"]), tuple(info["std"]))
+    try:
+        config = BackboneConfig(**info["config"]["backbone"])
+    except TypeError as error:
+        raise UserError(f"{file}: its backbone has a setting that is not known here ({error}).") from error
+    network = build_backbone(config, info["in_channels"], normalization)
+    try:
+        network.load_state_dict(weights_of(state, info.get("backbone", "backbone")))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{name}: the weights do not fit the network it names: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    size, epochs = int(info["config"]["data"]["image_size"]), int(info["epochs_done"])
+    return Opened(name, network, size, normalization, run_of(file), epochs, info["config"], {}, state)
+
+
+def _stated_size(network: Backbone) -> int | None:
+    """Return the side of the images that a timm network is made for: where it takes no other, or had its weights."""
+    facts = getattr(network.network, "pretrained_cfg", None) or {}
+    known = network.normalization is not None or facts.get("fixed_input_size")
+    return int(facts["input_size"][-1]) if known and "input_size" in facts else None
+
+
+def load_backbone(path: str | Path) -> Backbone:
+    """Return the trained backbone of a run folder or checkpoint, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: As :func:`open_network`, or it was not trained here.
+    """
+    opened = open_network(path)
+    if opened.run is None or not isinstance(opened.network, Backbone):
+        raise UserError(f"{path} is no run of selfsup; selfsup.open_network opens it.")
+    return opened.network
