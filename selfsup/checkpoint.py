@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from selfsup.errors import UserError
+from selfsup.imports import recall
 
 #: Key of a checkpoint under which everything stands that Lightning does not know: how to build the network again.
 INFO = "selfsup"
@@ -93,6 +94,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     content = read_tensors(file)
     if not is_checkpoint(content, file):
         raise UserError(f"{file} is a file of tensors but no checkpoint of selfsup.")
+    recall(run_of(file))  # it may hold a network or a method of the user's own
     return cast(dict[str, Any], content)
 
 

@@ -6,8 +6,6 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfsup.augment.config import AugmentConfig
+from selfsup.catalog import choices, other_names
 from selfsup.data import DataConfig
 from selfsup.errors import UserError
 from selfsup.eval.config import EvalConfig
+from selfsup.imports import hint
 from selfsup.methods import MethodConfig
 from selfsup.nn import BackboneConfig
 from selfsup.optimization import OptimizerConfig
-from selfsup.registry import methods, nearest, sources
+from selfsup.registry import find, methods, nearest, sources
 
 
 @dataclass
@@ -189,7 +189,7 @@ def load_config(overrides: Sequence[str] = (), *, file: str | Path | None = None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("selfsup.configs", version_base="1.3"):
-            return finish(compose(kind, overrides=open_dicts(overrides, kind)))
+            return finish(compose(kind, overrides=open_dicts(name_choices(overrides), kind)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, kind)) from error
 
@@ -259,7 +259,7 @@ def explain(error: Exception, kind: str) -> str:
     details = f"{text} {' '.join(str(cause).split())}" if cause is not None else text
     if isinstance(error, MissingConfigException) and (found := re.search(r"'(\w+)/([^']+)'", text)):
         group, choice = found.groups()
-        return f"There is no {group}={choice}.{nearest(choice, choices(group))}"
+        return f"There is no {group}={choice}.{hint() or nearest(choice, choices(group))}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None and ("not in" in details):
         unknown = re.search(r"full_key: (\S+)", details)
@@ -275,21 +275,21 @@ def explain(error: Exception, kind: str) -> str:
     return text
 
 
-def choices(group: str) -> set[str]:
-    """Return the names that ``group=`` takes: registered ones and YAML files."""
-    registered = {"method": methods, "data": sources}.get(group)
-    return _yaml_names(files("selfsup.configs") / group) | (set(registered) if registered is not None else set())
+def name_choices(overrides: Sequence[str]) -> list[str]:
+    """Write the choices of groups as they are called: ``method=SimCLR`` becomes ``method=simclr``.
 
-
-def _yaml_names(folder: Traversable, prefix: str = "") -> set[str]:
-    """Return the files of a group, those in folders as ``folder/name``."""
-    names: set[str] = set()
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if entry.is_dir():
-            names |= _yaml_names(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".yaml"):
-            names.add(f"{prefix}{Path(entry.name).stem}")
-    return names
+    Raises:
+        UserError: A word that fits two choices.
+    """
+    named = []
+    for override in overrides:
+        key, given, value = override.partition("=")
+        group = key.lstrip("+")
+        if given and group in _GROUPS:
+            words = [find(word, choices(group), other_names(group)) for word in value.split(",")]
+            override = f"{key}={','.join(words)}"
+        named.append(override)
+    return named
 
 
 def open_dicts(overrides: Sequence[str], kind: str = "train") -> list[str]:

@@ -20,6 +20,7 @@ from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensor
 from selfsup.config import from_values
 from selfsup.errors import UserError
 from selfsup.external import MODULE, TIMM, fit_weights, own_module, timm_network
+from selfsup.imports import recall
 from selfsup.methods import Parts
 from selfsup.nn import Backbone, BackboneConfig, build_backbone
 from selfsup.registry import methods
@@ -155,6 +156,7 @@ def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None,
 
 
 def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
+    recall(run_of(file))  # its network may be one of the user's own
     info, state = content[INFO], content["state_dict"]
     normalization = Normalization(tuple(info["mean"]), tuple(info["std"]))
     try:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from typing import Any, Generic, TypeVar, cast
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-
 from selfsup.errors import UserError
+from selfsup.imports import hint
 
 T = TypeVar("T")
 
@@ -26,6 +24,32 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" There are: {', '.join(known)}." if len(known) <= 40 else ""
+
+
+def find(word: str, known: Iterable[str], other_names: Mapping[str, str] | None = None) -> str:
+    """Return the known name that a word means: case, hyphens, underscores and spaces do not matter.
+
+    ``SimCLR`` is ``simclr``, ``barlow-twins`` is ``barlow_twins``. A word that is no such name is returned as it is.
+
+    Args:
+        word: What a person wrote.
+        known: The names.
+        other_names: What else some of them are known by, to their names.
+
+    Raises:
+        UserError: It fits two of them.
+    """
+    meant = {name: name for name in known} | dict(other_names or {})
+    if word in meant:
+        return meant[word]
+    fitting = sorted({name for other, name in meant.items() if _plain(other) == _plain(word)})
+    if len(fitting) > 1:
+        raise UserError(f"'{word}' may be {' or '.join(fitting)}; write the one that is meant.")
+    return fitting[0] if fitting else word
+
+
+def _plain(word: str) -> str:
+    return "".join(character for character in word.casefold() if character not in "-_ ")
 
 
 @dataclass(frozen=True)
@@ -47,32 +71,40 @@ class Registry(Generic[T]):
 
     def __init__(self, group: str) -> None:
         self.group = group
+        self.other_names: dict[str, str] = {}
         self._entries: dict[str, Entry[T]] = {}
 
-    def register(self, name: str, config: type[Any], **overrides: str) -> Callable[[T], T]:
+    def register(
+        self, name: str, config: type[Any], *, also: tuple[str, ...] = (), **overrides: str
+    ) -> Callable[[T], T]:
         """Decorate a class or function so that ``group=name`` selects it.
 
         Args:
             name: The name in configs and on the command line.
             config: Dataclass of its settings; the schema of the group's choice, holding the defaults.
+            also: What else people call it.
             overrides: Choices of other groups that come with it, such as ``optimizer="lars"``. Experiments and the
                 command line win over them.
         """
+
+        from hydra.core.config_store import ConfigStore  # takes a third of a second, which names alone do not need
 
         def add(target: T) -> T:
             if name in self._entries and self._entries[name].target.__module__ != target.__module__:
                 raise UserError(f"{self.group} '{name}' is already taken; register under another name.")
             summary = (target.__doc__ or "").strip().split("\n")[0]
             self._entries[name] = Entry(name, target, config, summary, overrides)
+            self.other_names |= dict.fromkeys(also, name)
             ConfigStore.instance().store(group=self.group, name=name, node=_with_defaults(config, overrides))
             return target
 
         return add
 
     def __getitem__(self, name: str) -> Entry[T]:
-        if name not in self._entries:
-            raise UserError(f"Unknown {self.group} '{name}'.{nearest(name, self._entries)}")
-        return self._entries[name]
+        found = find(name, self._entries, self.other_names)
+        if found not in self._entries:
+            raise UserError(f"Unknown {self.group} '{name}'.{hint() or nearest(name, self._entries)}")
+        return self._entries[found]
 
     def of(self, target: object, name: str | None = None) -> Entry[T]:
         """Return the entry of a registered class or function: its first, or that called ``name``.
@@ -112,6 +144,8 @@ sources: Registry[Any] = Registry("data")
 
 def choice(group: str, name: str, schema: type[T]) -> T:
     """Return the settings of a YAML file of the package's configurations, such as ``optimizer`` ``lars``."""
+    from omegaconf import DictConfig, OmegaConf
+
     values = OmegaConf.create((files("selfsup.configs") / group / f"{name}.yaml").read_text("utf-8"))
     cast(DictConfig, values).pop("defaults", None)
     return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from tiny import TINY, TINY_METHOD
 
 os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # where selfsup remembers what was imported
 torch.set_num_threads(1)
 
 

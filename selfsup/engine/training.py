@@ -40,6 +40,7 @@ from selfsup.errors import UserError
 from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
 from selfsup.eval.results import Record, peak_memory_mb
+from selfsup.imports import record
 from selfsup.methods import Method, Parts
 from selfsup.nn import Backbone, build_backbone
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
@@ -300,6 +301,7 @@ def _start_run_dir(run_dir: Path, config: TrainConfig, splits: Splits) -> None:
     try:
         (run_dir / "figures").mkdir(parents=True)
         (run_dir / "config.yaml").write_text(to_yaml(config), "utf-8")
+        about["imports"] = record(run_dir)
         (run_dir / "environment.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise UserError(f"run_dir: {run_dir} cannot be written ({error}); choose another.") from error

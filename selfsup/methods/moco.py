@@ -66,7 +66,7 @@ class MoCoV1Config(MoCoConfig):
 
 
 @methods.register("moco_v1", MoCoV1Config, optimizer="sgd", augment="moco_v1")
-@methods.register("moco", MoCoConfig, optimizer="sgd", augment="moco_v2")
+@methods.register("moco", MoCoConfig, also=("moco_v2",), optimizer="sgd", augment="moco_v2")
 class MoCo(Method):
     """Find the momentum encoder's key of the same image among a queue of earlier keys; MoCo v1 and v2."""
 

@@ -10,7 +10,7 @@ from tiny import TINY
 
 import selfsup
 from selfsup.checkpoint import INFO, read_checkpoint
-from selfsup.cli import _sentence, main
+from selfsup.cli import main, sentence
 from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.engine.training import train
@@ -72,9 +72,9 @@ def test_what_cannot_run_is_a_sentence_the_rest_is_printed_and_kept_and_the_code
 
 def test_warnings_of_ours_are_printed_as_sentences():
     place = str(Path(selfsup.__file__).parent / "eval" / "protocols.py")
-    assert _sentence("Left out.", UserWarning, place, 3) == "note: Left out.\n"
-    assert _sentence("Old.", UserWarning, "/elsewhere/timm.py", 3) == "/elsewhere/timm.py:3: UserWarning: Old.\n"
-    assert "DeprecationWarning" in _sentence("Old.", DeprecationWarning, place, 3)
+    assert sentence("Left out.", UserWarning, place, 3) == "note: Left out.\n"
+    assert sentence("Old.", UserWarning, "/elsewhere/timm.py", 3) == "/elsewhere/timm.py:3: UserWarning: Old.\n"
+    assert "DeprecationWarning" in sentence("Old.", DeprecationWarning, place, 3)
 
 
 def test_cka_of_a_run_and_the_untrained_network(finished, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from tiny import TINY, TINY_METHOD
 
+from selfsup import commands
 from selfsup.checkpoint import read_checkpoint
 from selfsup.cli import main
 from selfsup.config import load_config, to_yaml
@@ -104,13 +106,13 @@ def test_multirun_through_a_launcher(tmp_path: Path) -> None:
         "from selfsup.registry import methods\n"
         "@dataclass\n"
         "class MineConfig(SimCLRConfig):\n"
-        "    name: str = 'mine'\n"
-        "@methods.register('mine', MineConfig, augment='simclr')\n"
+        "    name: str = 'launched'\n"
+        "@methods.register('launched', MineConfig, augment='simclr')\n"
         "class Mine(SimCLR):\n"
         "    'A method of one\\'s own.'\n"
     )
     command = [sys.executable, "-m", "selfsup.cli", "train", "--multirun", "--import", "mine/my_method.py"]
-    settings = ["hydra/launcher=submitit_local", "method=mine", "seed=0,1", *TINY, "trainer.max_epochs=1"]
+    settings = ["hydra/launcher=submitit_local", "method=launched", "seed=0,1", *TINY, "trainer.max_epochs=1"]
     done = subprocess.run([*command, *settings], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     runs = [p for p in (tmp_path / "runs").iterdir() if (p / "checkpoints" / "last.ckpt").exists()]
@@ -190,12 +192,17 @@ def test_one_s_own_folder_of_images(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "probe", "knn", "evaluate", "segmentation", "neighbours", "compare", "methods", "doctor"],
+    [module.name for module in pkgutil.iter_modules(commands.__path__)],
 )
 def test_help(command: str, run: Run) -> None:
-    code, out, _ = run(command, "--help")
-    assert code == 0
+    asked = [run(command, "--help"), run(command, "help"), run("help", command), run(command, "-h")]
+    assert {code for code, _, _ in asked} == {0}
+    out = asked[0][1]
+    assert {other for _, other, _ in asked} == {out}
     assert f"selfsup {command}" in out
+    assert "--import FILE" in out
+    assert f"  {command} " in run("--help")[1]
+    assert out.partition("\n")[0] in run()[1]
 
 
 def test_methods_lists_and_explains(run: Run) -> None:

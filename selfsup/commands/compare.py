@@ -1,0 +1,28 @@
+"""Put runs side by side: print a table, save it with a chart and a page of all that was measured.
+
+selfsup compare RUN RUN … [--out DIR]
+"""
+
+from argparse import Namespace
+
+from selfsup.commands import Parser, refuse_settings
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/comparison",
+        help="folder for comparison.md, .csv, .png and .html (default: runs/comparison); the last opens in a browser",
+    )
+
+
+def run(arguments: Namespace) -> int:
+    """Do the work and return the exit code."""
+    refuse_settings(arguments)
+    from selfsup.eval import compare
+
+    print(compare(arguments.words, arguments.out))
+    print(f"\nsaved: {arguments.out}/comparison.md, .csv, .png, .html")
+    return 0

@@ -1,0 +1,92 @@
+"""Train a method; the run goes to a folder of its own.
+
+selfsup train [--config FILE] [key=value …]
+selfsup train FOLDER [key=value …]           the images of a folder: data=image_folder data.root=FOLDER
+selfsup train resume=RUN                     go on where a run stopped
+selfsup train --multirun method=simclr,moco seed=0,1
+"""
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from selfsup.commands import TRAINING, Parser, training_settings
+from selfsup.errors import UserError
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.groups = TRAINING
+    parser.add_argument("--config", metavar="FILE", help="start from a run's config.yaml in place of the defaults")
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="train every combination of comma-separated values; hydra/launcher=submitit_slurm makes each a job of a "
+        "cluster (docs/clusters.md)",
+    )
+
+
+def run(arguments: Namespace) -> int:
+    """Do the work and return the exit code."""
+    settings = training_settings(arguments)
+    if arguments.multirun:
+        return _sweep(settings, arguments.own_files)
+    from selfsup.config import load_config
+    from selfsup.engine.training import load_resumed_config
+
+    if any(setting.startswith("resume=") and setting != "resume=null" for setting in settings):
+        return _train(load_resumed_config(settings))
+    return _train(load_config(settings, file=arguments.config))
+
+
+def _train(config: Any) -> int:
+    from selfsup.engine.callbacks import Interrupted
+    from selfsup.engine.training import is_first_process, train
+
+    try:
+        run_dir = train(config)
+    except Interrupted as stop:
+        run_dir = stop.checkpoint.parent.parent
+        print(f"\nStopped. Everything up to here is saved; go on with: selfsup train resume={run_dir}", file=sys.stderr)
+        return 128 + stop.signal
+    if is_first_process():
+        print(f"\nTrained: {run_dir}\nnext: selfsup evaluate checkpoint={run_dir}")
+    return 0
+
+
+def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
+    """Train every combination; Hydra sweeps, so its launchers and sweepers work too."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from selfsup import configs
+    from selfsup.config import explain, finish, name_choices, open_dicts
+    from selfsup.imports import execute
+
+    own_files = [str(Path(file).resolve()) for file in own_files]
+    # a launcher's processes import what they unpickle, by the name of its file
+    folders = [str(Path(file).parent) for file in own_files]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*folders, os.environ.get("PYTHONPATH"))))
+
+    def job(config: DictConfig) -> None:
+        execute(own_files)  # in a process of its own it has to be recorded there
+        code = _train(finish(config))
+        if code:
+            raise KeyboardInterrupt
+
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *open_dicts(name_choices(settings))]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
+    sweep = hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")(job)
+    try:
+        sweep()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, "train")) from error
+    return 0
