@@ -98,12 +98,12 @@ def recall(run_dir: Path) -> None:
         sources = [OwnFile(path.absolute(), path.read_bytes()) for path in (original, copy) if path.is_file()]
         own = next((source for source in sources if source.sha256 == digest), None)
         if own is None or digest not in _remembered():
-            _wanted[digest] = copy if own is None or own.path == copy.absolute() else own.path
+            _wanted[digest] = copy
             continue
         try:
             _execute(own)
         except _Failed as error:
-            _wanted[digest] = own.path
+            _wanted[digest] = copy
             warnings.warn(f"{run_dir} was made with --import {file}, which no longer works: {error}", stacklevel=3)
         else:
             warnings.warn(f"{own.path} is imported, as {run_dir} was made with it.", stacklevel=3)
@@ -161,7 +161,8 @@ def _recorded(run_dir: Path) -> Sequence[tuple[str, Path, str]]:
         found = [(str(entry["file"]), Path(entry["path"]), str(entry["sha256"])) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [entry for entry in found if Path(entry[0]).name == entry[0] and entry[0].endswith(".py")]
+    # the name is printed, and must not lead out of the folder
+    return [(f, path, sha) for f, path, sha in found if Path(f).name == f and f.endswith(".py") and f.isprintable()]
 
 
 def _ledger() -> Path:

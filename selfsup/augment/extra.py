@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import kornia.augmentation as kornia_augmentation
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError
 from selfsup.functional.geometry import compose, warp_to_source
+from selfsup.imports import hint
 from selfsup.registry import nearest
 
 
@@ -55,7 +56,7 @@ def _build(position: int, entry: Mapping[str, Any]) -> nn.Module:
     known = _known()
     name = entry["name"]
     if name not in known:
-        raise UserError(f"{where}.name: Kornia has no 2D augmentation '{name}'.{nearest(str(name), known)}")
+        raise UserError(f"{where}.name: Kornia has no 2D augmentation '{name}'.{hint() or nearest(str(name), known)}")
     params = entry.get("params") or {}
     if not isinstance(params, Mapping):
         raise UserError(f"{where}.params is {params!r}; it takes the arguments of {name} by name.")
@@ -66,13 +67,29 @@ def _build(position: int, entry: Mapping[str, Any]) -> nn.Module:
 
 
 def _known() -> dict[str, type[nn.Module]]:
-    """Kornia's augmentations of single images. Those that mix images have no source to point to."""
-    base = kornia_augmentation.AugmentationBase2D
-    return {
+    """Return Kornia's augmentations of single images and a user's own subclasses; mixtures have no source to point to.
+
+    Raises:
+        UserError: A class of the user's own has the name of another.
+    """
+    base: type[nn.Module] = kornia_augmentation.AugmentationBase2D
+    known = {
         name: value
         for name, value in vars(kornia_augmentation).items()
         if isinstance(value, type) and issubclass(value, base) and not name.endswith("Base2D")
     }
+    for own in _below(base):
+        if not own.__module__.startswith("kornia."):
+            if own.__name__ in known and known[own.__name__].__module__ != own.__module__:
+                raise UserError(f"augment.extra: {own.__module__}.{own.__name__} has the name of another; rename it.")
+            known[own.__name__] = own
+    return known
+
+
+def _below(base: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    for own in base.__subclasses__():
+        yield own
+        yield from _below(own)
 
 
 def _movement(augmentation: nn.Module, like: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:

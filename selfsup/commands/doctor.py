@@ -10,6 +10,7 @@ from pathlib import Path
 
 from selfsup.commands import TRAINING, Parser, training_settings
 from selfsup.errors import UserError
+from selfsup.imports import recall
 
 
 def add_arguments(parser: Parser) -> None:
@@ -37,6 +38,8 @@ def run(arguments: Namespace) -> int:
         raise UserError(f"--steps={arguments.steps} must be a whole number, such as 20.")
     if arguments.json is not None and Path(arguments.json).exists():
         raise UserError(f"--json: {arguments.json} exists and is not overwritten; choose another.")
+    if arguments.config is not None:
+        recall(Path(arguments.config).parent)
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
 

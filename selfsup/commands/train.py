@@ -16,6 +16,7 @@ from typing import Any
 
 from selfsup.commands import TRAINING, Parser, training_settings
 from selfsup.errors import UserError
+from selfsup.imports import recall
 
 
 def add_arguments(parser: Parser) -> None:
@@ -36,6 +37,8 @@ def run(arguments: Namespace) -> int:
     settings = training_settings(arguments)
     if arguments.multirun:
         return _sweep(settings, arguments.own_files)
+    if arguments.config is not None:
+        recall(Path(arguments.config).parent)
     from selfsup.config import load_config
     from selfsup.engine.training import load_resumed_config
 

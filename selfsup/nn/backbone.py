@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from selfsup.errors import UserError
+from selfsup.imports import hint
 from selfsup.nn.recompute import in_chunks
 from selfsup.types import Normalization
 
@@ -181,9 +182,8 @@ def build_backbone(config: BackboneConfig, in_channels: int, normalization: Norm
         network: nn.Module = _narrow_resnet(config.width, config.blocks, in_channels)
     else:
         if not timm.is_model(config.name):
-            raise UserError(
-                f"backbone.name: timm has no network '{config.name}'.{nearest(config.name, timm.list_models())}"
-            )
+            advice = hint() or nearest(config.name, timm.list_models())
+            raise UserError(f"backbone.name: timm has no network '{config.name}'.{advice}")
         try:
             network = timm.create_model(config.name, num_classes=0, in_chans=in_channels, **config.kwargs)
         except (TypeError, ValueError, AssertionError) as error:
