@@ -39,7 +39,7 @@ def find(word: str, known: Iterable[str], other_names: Mapping[str, str] | None 
     Raises:
         UserError: It fits two of them.
     """
-    meant = {name: name for name in known} | dict(other_names or {})
+    meant = dict(other_names or {}) | {name: name for name in known}
     if word in meant:
         return meant[word]
     fitting = sorted({name for other, name in meant.items() if _plain(other) == _plain(word)})
