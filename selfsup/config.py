@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,10 @@ class TrainerConfig:
         log_every_steps: Steps between two rows of ``metrics.csv``.
         checkpoint_every_epochs: Epochs between two checkpoints; the last epoch always leaves one.
         checkpoint_every_steps: Also write one every so many steps; None does not.
+        keep_every_epochs: Keep a checkpoint of every so many epochs for good (``checkpoints/epoch-0010.ckpt``); None
+            keeps the last one only.
+        keep_best: Also keep the checkpoint of the epoch that was best by ``online/knn`` or ``health/rank``, as
+            ``checkpoints/best.ckpt``; looked at as often as ``online.every_epochs`` says.
         progress: Show a progress bar; it moves as often as a row is written.
         compile: Compile backbone and heads with ``torch.compile`` when training starts. Values stay the same up to
             rounding. It takes from seconds to minutes, and pays on a GPU, and on a CPU for narrow networks.
@@ -72,6 +77,8 @@ class TrainerConfig:
     log_every_steps: int = 10
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
+    keep_every_epochs: int | None = None
+    keep_best: str | None = None
     progress: bool = True
     compile: bool = False
 
@@ -119,7 +126,7 @@ class TrainConfig:
         batch_size: Images a step over all devices (not a device).
         seed: Of the weights, the order of the data and the views.
         run_dir: Folder of this run, which must not exist; None makes a new one under ``runs/``.
-        resume: A run folder or a checkpoint to go on from.
+        resume: A run folder or a checkpoint to go on from. ``auto`` starts ``run_dir``, or goes on there.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -159,6 +166,9 @@ class EvaluateConfig:
     seed: int = 0
     accelerator: str = "auto"
 
+
+#: Begins the comments of a run's ``config.yaml`` on what a resumed run had before; see ``selfsup.engine.run_folder``.
+UNTIL = "# Until step "
 
 _SCHEMAS: dict[str, type[Any]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
 
@@ -317,10 +327,16 @@ def _keys(kind: str) -> set[str]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
+        before = [line.removeprefix("# ") for line in path.read_text("utf-8").splitlines() if line.startswith(UNTIL)]
     except FileNotFoundError as error:
         raise UserError(f"There is no configuration file {path}.") from error
     except Exception as error:  # OmegaConf raises what its YAML reader raises
         raise UserError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(values, dict) or "method" not in values or "data" not in values:
         raise UserError(f"{path} is not the configuration of a run: it names no method and no data.")
+    if before:
+        warnings.warn(
+            f"{path} alone does not repeat its run, whose settings changed while it trained. {'; '.join(before)}.",
+            stacklevel=3,
+        )
     return cast(dict[str, Any], values)
