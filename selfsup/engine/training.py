@@ -36,7 +36,7 @@ from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
 from selfsup.eval.results import Record, peak_memory_mb, read_results
 from selfsup.methods import Method, Parts
-from selfsup.nn import Backbone, build_backbone
+from selfsup.nn import Backbone, build_backbone, side_step
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
 
@@ -215,13 +215,18 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
         raise UserError(
             f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}."
         )
-    backbone = build_backbone(config.backbone, data.channels, data.normalization)
+    views = build_views(
+        config.augment,
+        config.data.image_size,
+        data.normalization,
+        len(data) * config.trainer.max_epochs,
+        side_step(config.backbone, data.channels),
+    )
+    image_sizes = [*views.sizes, config.data.image_size]
+    backbone = build_backbone(config.backbone, data.channels, data.normalization, image_sizes)
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
     backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
-    views = build_views(
-        config.augment, config.data.image_size, data.normalization, len(data) * config.trainer.max_epochs
-    )
     labelled = data.labels is not None
     parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled)
     method: Method = methods[config.method.name].target(config.method, parts)
@@ -229,6 +234,7 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
         "config": dataclasses.asdict(config),
         "in_channels": data.channels,
         "images": len(data),
+        "image_sizes": image_sizes,
         "mean": list(data.normalization.mean),
         "std": list(data.normalization.std),
     }
