@@ -91,7 +91,8 @@ class OnlineConfig:
         every_epochs: Epochs between two looks; 0 is never. The last epoch is always looked at.
         bank, queries: Most training images, and most held-out images, that are encoded for it.
         k, temperature: Of the kNN accuracy (needs labels).
-        stop_on_collapse: End a run whose features no longer differ between images.
+        stop_on_collapse: End a run, which is saved, when two looks in a row find features that no longer differ
+            between images, or in one direction only.
     """
 
     every_epochs: int = 5

@@ -14,7 +14,7 @@ import timm
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.nn import Backbone, BackboneConfig, build_backbone, any_size
+from selfsup.nn import Backbone, BackboneConfig, any_size, build_backbone
 from selfsup.registry import nearest
 from selfsup.types import Normalization
 

@@ -28,6 +28,7 @@ from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.methods import Method
+from selfsup.nn import batch_statistics
 from selfsup.random import fold_in
 
 
@@ -258,41 +259,97 @@ def first_images(dataset: ImageDataset, count: int, device: torch.device) -> tup
     return images[decoded].to(device), dataset.index[positions[decoded]].to(device)
 
 
+#: Features count as collapsed whose mean standard deviation times √D, L2-normalised, or whose rank about their mean is
+#: below these.
+COLLAPSED_STD, COLLAPSED_RANK = 0.02, 1.5
+
+#: Images hardly differ whose pixels have a smaller standard deviation from image to image, as a part of their range.
+SAME_IMAGES = 0.01
+
+
 class OnlineEvaluation(pl.Callback):
     """Watch the features while they are learnt: kNN on held-out images, and health that needs no labels.
 
     Logged: ``online/knn``; ``health/std``, the features' mean standard deviation times √D after L2-normalisation
     (1 is spread evenly, 0 is collapsed); ``health/rank``, their effective rank; ``health/alignment``, the mean squared
     distance of two views. It changes no weight and no running statistic.
+
+    Features that two looks in a row find collapsed end the run: it is saved at the end of that epoch, then the error is
+    raised. BatchNorm's running statistics lag behind in the first steps, so that features look collapsed that are not:
+    the statistics of a batch have the last word.
     """
 
     def __init__(self, splits: Splits, config: OnlineConfig) -> None:
         self.bank = splits.train.subset(torch.arange(min(config.bank, len(splits.train))))
         self.queries = splits.holdout.subset(torch.arange(min(config.queries, len(splits.holdout))))
         self.config = config
+        self._collapsed_looks = 0
+        self._message: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"collapsed_looks": self._collapsed_looks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._collapsed_looks = state_dict["collapsed_looks"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if epoch % self.config.every_epochs and epoch != trainer.max_epochs:
             return
         assert isinstance(module, Method)
-        collapsed, values = False, dict[str, float]()
+        collapse, values = "", dict[str, float]()
         # where each rank holds a part of the network, it takes all of them to run it
         if trainer.is_global_zero or isinstance(trainer.strategy, ShardedStrategy):
             with evaluating():
                 values = self.look(module)
+                if values["health/std"] < COLLAPSED_STD or values["health/rank"] < COLLAPSED_RANK:
+                    collapse = self.find_collapse(module)
         # to trainer.callback_metrics, on every rank: for callbacks that follow a metric
         for name, value in trainer.strategy.broadcast(values).items():
             module.log(name, value, logger=False, on_epoch=True, batch_size=1)
+        collapsed = any_rank(bool(collapse), module.device)
+        self._collapsed_looks = self._collapsed_looks + 1 if collapsed else 0
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
-            collapsed = values["health/std"] < 0.02 or values["health/rank"] < 1.5
-        if any_rank(collapsed and self.config.stop_on_collapse, module.device):
-            raise UserError(
-                "The features have collapsed: all images look the same to the network. Look at optimizer.lr (too "
-                "high?), method.temperature and augment first; online.stop_on_collapse=false goes on all the same."
+        if self._collapsed_looks > 1 and self.config.stop_on_collapse:
+            self._message = (
+                f"{collapse} This was so at {self._collapsed_looks} looks in a row, so the run has ended after epoch "
+                f"{epoch}, and is saved; resume= it with online.stop_on_collapse=false to go on all the same."
             )
+            trainer.should_stop = True  # after the checkpoint of this epoch is written
+        elif collapsed and epoch == trainer.max_epochs and trainer.is_global_zero:
+            print(f"note: {collapse}", flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._message is not None:
+            raise UserError(self._message)
+
+    def find_collapse(self, module: Method) -> str:
+        """Return what is wrong with the features by the statistics of a batch; nothing where they are fine."""
+        some = self.bank.subset(torch.arange(min(256, len(self.bank))))
+        if len(some) < 2:
+            return ""
+        with batch_statistics(module.evaluated_backbone):
+            found = extract_features(module.evaluated_backbone, some, device=module.device, progress=False).features
+        constant = float(feature_std(found)) * found.shape[1] ** 0.5 < COLLAPSED_STD
+        if not constant and float(rank_me(found - found.mean(0))) >= COLLAPSED_RANK:
+            return ""
+        images, index = first_images(some, len(some), module.device)
+        view = module.views(images, seed=fold_in(module.seed, 0), index=index)[0].image
+        deviation = torch.tensor(some.normalization.std, device=view.device).view(-1, 1, 1)
+        spread = min(float((images / 255).std(0).mean()), float((view * deviation).std(0).mean()))
+        if spread < SAME_IMAGES:
+            return (
+                f"The images hardly differ from each other as the network sees them (by {spread:.1%} of the range of a "
+                "pixel), so there is nothing to learn from: look at figures/views.png. Evaluation and views keep the "
+                "middle square of an image at data.image_size; see data and augment.override.scale."
+            )
+        what = "all images look the same to the network" if constant else "they differ in one direction only"
+        return (
+            f"The features have collapsed: {what}. Look at optimizer.lr (too high?), method.temperature and augment "
+            "first."
+        )
 
     def look(self, module: Method) -> dict[str, float]:
         """Return the metrics of the network as it is."""

@@ -247,7 +247,7 @@ def side_step(config: BackboneConfig, in_channels: int) -> int:
 
 
 def any_size(name: str) -> dict[str, Any]:
-    """Return what lets timm's network of this name take images of several sizes; nothing where timm has no such thing."""
+    """Return the arguments with which timm's network of this name takes images of several sizes; often there are none."""
     dynamic = {"dynamic_img_size": True}
     refused = _try(BackboneConfig(name), 3, dynamic, []) if timm.is_model(name) else TypeError()
     return {} if refused else dynamic
@@ -257,8 +257,8 @@ def _create(config: BackboneConfig, in_channels: int, arguments: dict[str, Any])
     given = {"num_classes": 0, "in_chans": in_channels, **arguments}
     if config.zero_init_last is not None:
         with contextlib.suppress(TypeError):  # a network that has no such thing, or a mistake that shows again below
-            return timm.create_model(config.name, zero_init_last=config.zero_init_last, **given)
-    return timm.create_model(config.name, **given)
+            return cast(nn.Module, timm.create_model(config.name, zero_init_last=config.zero_init_last, **given))
+    return cast(nn.Module, timm.create_model(config.name, **given))
 
 
 def _arguments(config: BackboneConfig, in_channels: int, sizes: list[int]) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def _refusal(config: BackboneConfig, in_channels: int, sizes: list[int], error: 
             f"use {fitting} (data.image_size, augment.sizes){pad}."
         )
     several = f"sizes {', '.join(map(str, sizes))} together" if len(sizes) > 1 else f"images of {sizes[0]} pixels"
-    own = int(timm.get_pretrained_cfg(config.name).input_size[-1])  # type: ignore[union-attr]
+    own = int(timm.get_pretrained_cfg(config.name).input_size[-1])
     return (
         f"backbone.name={config.name} cannot take {several} ({_line(error)}); it is made for {own} (data.image_size, "
         "augment.sizes), and a network such as resnet50 takes any size."
@@ -325,8 +325,8 @@ def _refusal(config: BackboneConfig, in_channels: int, sizes: list[int], error: 
 
 def _patch(network: nn.Module) -> int:
     """Return the side of the patches that a network cuts images into, or 1."""
-    embeddings = (module for module in network.modules() if hasattr(module, "feat_ratio"))  # timm's name for it
-    return next((int(module.feat_ratio()) for module in embeddings), 1)
+    ratios = (getattr(module, "feat_ratio", None) for module in network.modules())  # timm's name for it
+    return next((int(cast(Any, ratio)()) for ratio in ratios if callable(ratio)), 1)
 
 
 def _line(error: Exception) -> str:
