@@ -247,7 +247,7 @@ def side_step(config: BackboneConfig, in_channels: int) -> int:
 
 
 def any_size(name: str) -> dict[str, Any]:
-    """Return the arguments with which timm's network of this name takes images of several sizes; often there are none."""
+    """Return the arguments with which timm's network of this name takes images of several sizes, if there are any."""
     dynamic = {"dynamic_img_size": True}
     refused = _try(BackboneConfig(name), 3, dynamic, []) if timm.is_model(name) else TypeError()
     return {} if refused else dynamic

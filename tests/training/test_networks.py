@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,21 +45,21 @@ def test_a_size_that_does_not_fit_is_found_before_the_folder_is_made(
 
 def test_a_checkpoint_of_an_earlier_version_opens(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = BackboneConfig("vit_tiny_patch16_224", kwargs={"depth": 1, "img_size": 32})
-    for old, settings in ((build_backbone(config, 3), vars(config)), *resnets()):
-        before = {key: value for key, value in settings.items() if key != "zero_init_last"}
-        info = {"config": {"backbone": before}, "in_channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    values = dataclasses.asdict(tiny_config("simclr"))
+    for name, kwargs in (
+        ("vit_tiny_patch16_224", {"depth": 1, "img_size": 32}),
+        ("resnet10t", {"zero_init_last": False}),
+    ):
+        old = build_backbone(BackboneConfig(name, kwargs=kwargs), 3)
+        before = {"name": name, "small_stem": True, "stem_stride": 1, "width": 64, "blocks": [2, 2, 2, 2]}
+        config = values | {"backbone": before | {"kwargs": kwargs}}
+        info = {"config": config, "in_channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "epochs_done": 1}
         state = {f"backbone.{key}": value for key, value in old.state_dict().items()}
         torch.save({INFO: info, "state_dict": state}, tmp_path / "old.ckpt")
         found = load_backbone(tmp_path / "old.ckpt")
         x = torch.rand(2, 3, 32, 32)
         with torch.no_grad():
             assert torch.equal(found(x), old.eval()(x))
-
-
-def resnets() -> list[tuple[torch.nn.Module, dict[str, Any]]]:
-    config = BackboneConfig("resnet10t", kwargs={"zero_init_last": False})
-    return [(build_backbone(config, 3), vars(config) | {"kwargs": {"zero_init_last": False}})]
 
 
 def test_the_default_preset_goes_with_every_network(tiny_config: Callable[..., Any]) -> None:
