@@ -71,8 +71,9 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from selfsup import configs
-    from selfsup.config import explain, finish, name_choices, open_dicts
+    from selfsup.config import explain
     from selfsup.imports import execute
+    from selfsup.sweeps import job_config, sweep_words
 
     own_files = [str(Path(file).resolve()) for file in own_files]
     # a launcher's processes import what they unpickle, by the name of its file
@@ -81,16 +82,16 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
 
     def job(config: DictConfig) -> None:
         execute(own_files)  # in a process of its own it has to be recorded there
-        code = _train(finish(config))
+        code = _train(job_config(config))
         if code:
             raise KeyboardInterrupt
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *open_dicts(name_choices(settings))]
+    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *sweep_words(settings)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     sweep = hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")(job)
     try:
         sweep()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, "train")) from error
+        raise UserError(explain(error)) from error
     return 0
