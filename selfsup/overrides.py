@@ -193,7 +193,7 @@ class Schema:
 
 
 def _hints(section: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(section)
+    hints = get_type_hints(section, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(section) if f.init}
 
 

@@ -11,6 +11,10 @@ from selfsup.errors import UserError
 from selfsup.registry import nearest
 
 
+class TextOrList:
+    """``Annotated[Any, TextOrList]`` is the type of a setting that is text, a list of it (``[a, b]``) or none."""
+
+
 @dataclass(frozen=True)
 class Range:
     """What a setting may be: a number between bounds, or one of some words. A list holds such values."""

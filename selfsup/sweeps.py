@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from selfsup.config import TrainConfig, build, compose_choices, is_choice, name_choice, schema_of
 from selfsup.errors import UserError
 from selfsup.overrides import REGISTRIES, Change, Schema, read_change, unknown_key
+from selfsup.settings import TextOrList
 from selfsup.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote
 
 #: How text begins from which Hydra computes the values of a sweep.
@@ -83,7 +84,7 @@ def _values(change: Change, schemas: Sequence[Schema]) -> tuple[list[Any], bool]
     hint, in_dictionary = found
     kind, _ = split_optional(hint)
     parts = split(change.value)
-    if kind is str:
+    if kind in (str, TextOrList):
         parts = [unquote(part) for part in parts]
     if dataclasses.is_dataclass(hint):
         hint = dict[str, Any]

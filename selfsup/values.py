@@ -7,7 +7,7 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from selfsup.errors import UserError
+from selfsup.settings import TextOrList
 
 #: Largest configuration file, and most values in one: more than any configuration, and read in a moment.
 MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
@@ -35,8 +36,9 @@ _FLOAT = re.compile(
 def from_text(text: str, hint: Any, key: str) -> Any:
     """Return the value of a setting from the text behind ``key=``.
 
-    Text is taken as it stands by a setting that is text. Where a setting may be none, ``null`` is none. Only lists
-    (``[1, 2]``, or their entries with commas), dictionaries (``{a: 1}``) and settings of any type are parsed.
+    Text is taken as it stands by a setting that is text; one that may be a list of text too takes ``[a, b]`` for that.
+    Where a setting may be none, ``null`` is none. Only lists (``[1, 2]``, or their entries with commas), dictionaries
+    (``{a: 1}``) and settings of any type are parsed.
 
     Args:
         text: What was written, whatever is in it.
@@ -47,11 +49,11 @@ def from_text(text: str, hint: Any, key: str) -> Any:
         UserError: The text is no value of this type.
     """
     kind, optional = split_optional(hint)
-    if optional and (text == "null" if kind is str else text.lower() == "null"):
+    if optional and (text == "null" if kind in (str, TextOrList) else text.lower() == "null"):
         return None
     if kind is Any:
         return _guess(text)
-    if kind is str:
+    if kind is str or (kind is TextOrList and not (text.startswith("[") and text.endswith("]"))):
         return text
     if text.startswith(("[", "{")):
         return from_value(_structure(text, key), hint, key)
@@ -75,6 +77,8 @@ def from_value(value: Any, hint: Any, key: str) -> Any:
     kind, optional = split_optional(hint)
     if kind is Any or (value is None and optional):
         return value
+    if kind is TextOrList:
+        kind = list[str] if isinstance(value, list | tuple) else str
     if get_origin(kind) is list and value is not None:
         entry = get_args(kind)[0]
         values = value if isinstance(value, list | tuple) else [value]
@@ -120,6 +124,8 @@ def _hint(value: Any) -> str:
 
 def split_optional(hint: Any) -> tuple[Any, bool]:
     """Return the type without its None, and whether it has one."""
+    if get_origin(hint) is Annotated:
+        return TextOrList if TextOrList in get_args(hint) else Any, True
     if get_origin(hint) in (Union, types.UnionType):
         others = [kind for kind in get_args(hint) if kind is not type(None)]
         return (others[0], True) if len(others) == 1 else (Any, True)
