@@ -32,24 +32,22 @@ def sweep_words(overrides: Sequence[str]) -> list[str]:
         UserError: As ``load_config``.
     """
     words = [word for word in overrides if word.startswith("hydra")]
-    listed, computed = [], []
-    for word in overrides:
-        if word not in words and is_choice(word, "train"):
-            (computed if _FUNCTION.fullmatch(word.partition("=")[2]) else listed).append(word)
-    chosen = [_alternatives(word) for word in listed]
+    folders = [word for word in words if word.startswith("hydra.searchpath=")]
+    groups = [word for word in overrides if word not in words and is_choice(word, "train")]
+    computed = [word for word in groups if _FUNCTION.fullmatch(word.partition("=")[2])]
+    chosen = [_alternatives(word, refuse=not folders) for word in groups if word not in computed]
     bases: list[dict[str, Any]] = []
     if computed:
         registered = itertools.product(*REGISTRIES.values())
         schemas = [_schema(dict(zip(REGISTRIES, names, strict=True))) for names in registered]
     else:
-        folders = [word for word in words if word.startswith("hydra.searchpath=")]
         bases = [compose_choices([*folders, *combination], "train") for combination in itertools.product(*chosen)]
         schemas = [schema_of("train", base) for base in bases]
     words += computed
     words += [f"{group[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in group)}" for group in chosen]
     swept: list[list[Change]] = []
     for word in overrides:
-        if word.startswith("hydra") or is_choice(word, "train"):
+        if is_choice(word, "train"):
             continue
         change = read_change(word)
         if change.removes:
@@ -70,10 +68,10 @@ def _schema(names: dict[str, str]) -> Schema:
     return Schema(TrainConfig, {group: REGISTRIES[group][name].config for group, name in names.items()})
 
 
-def _alternatives(word: str) -> list[str]:
+def _alternatives(word: str, *, refuse: bool) -> list[str]:
     """Return ``group=a,b`` as ``group=a`` and ``group=b``, each by the name it is called by."""
     group, _, text = word.partition("=")
-    return [name_choice(f"{group}={name}") for name in split(text)]
+    return [name_choice(f"{group}={name}", refuse=refuse) for name in split(text)]
 
 
 def _values(change: Change, schemas: Sequence[Schema]) -> tuple[list[Any], bool]:

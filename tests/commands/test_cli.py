@@ -221,7 +221,7 @@ MISTAKES = {
     "key of another method": (["train", "method.queue_size=9"], "method.queue_size"),
     "unknown top key": (["train", "batchsize=9"], "Did you mean 'batch_size'"),
     "wrong type": (["train", "trainer.max_epochs=many"], "trainer.max_epochs"),
-    "wrong type in a list": (["knn", "checkpoint=untrained", "eval.knn_k=[a]"], "knn_k"),
+    "wrong type in a list": (["knn", "checkpoint=untrained", "data=shapes", "eval.knn_k=[a]"], "knn_k"),
     "no equals sign": (["train", "moco"], "moco"),
     "unknown option": (["train", "--methd", "moco"], "--methd"),
     "unknown experiment": (["train", "experiment=demmo"], "Did you mean 'demo'"),
@@ -250,7 +250,7 @@ MISTAKES = {
     "unknown method's help": (["methods", "simclrr"], "Did you mean 'simclr'"),
     "missing import": (["train", "--import", "gone.py"], "gone.py"),
     "missing config": (["train", "--config", "gone.yaml"], "gone.yaml"),
-    "unknown accelerator": (["knn", "checkpoint=untrained", "accelerator=tpu", "data.train_size=9"], "accelerator"),
+    "unknown accelerator": (["knn", "checkpoint=untrained", "accelerator=tpu", "data=shapes", "data.train_size=9"], "accelerator"),
 }
 
 
