@@ -44,7 +44,8 @@ class Pixels:
 
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
-        self.undecodable: list[int] = about["undecodable"]
+        reasons = about.get("reasons", ["it could not be decoded when the cache was built"] * len(about["undecodable"]))
+        self.undecodable: dict[int, str] = dict(zip(about["undecodable"], reasons, strict=True))
         shape = (about["images"], 3, about["side"], about["side"])
         path = folder / IMAGES
         if path.stat().st_size != np.prod(shape):
@@ -53,7 +54,7 @@ class Pixels:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._images = np.frombuffer(self._map, np.uint8).reshape(shape)
         self._decoded = torch.ones(shape[0], dtype=torch.bool)
-        self._decoded[self.undecodable] = False
+        self._decoded[list(self.undecodable)] = False
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return images uint8 ``[n,3,S,S]``, and bool ``[n]``: which of them could be decoded; the others are black."""
@@ -144,8 +145,10 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
         done = bytearray(os.pread(journal, count, 0))
         missing = [row for row, state in enumerate(done) if state not in (DECODED, UNDECODABLE)]
 
+        reasons: dict[int, str] = {}
+
         def work(rows: list[int]) -> list[tuple[int, int]]:
-            return [(row, _write_row(images, row, bytes_each, decode)) for row in rows]
+            return [(row, _write_row(images, row, bytes_each, decode, reasons)) for row in rows]
 
         tasks = [missing[begin : begin + TASK] for begin in range(0, len(missing), TASK)]
         written: list[tuple[int, int]] = []
@@ -159,7 +162,11 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
             finally:
                 _note(images, journal, written, done)
         undecodable = [row for row, state in enumerate(done) if state == UNDECODABLE]
-        about = json.dumps(settings | {"undecodable": undecodable}, indent=1) + "\n"
+        kept = {
+            "undecodable": undecodable,
+            "reasons": [reasons.get(row) or _reason(row, decode) for row in undecodable],
+        }
+        about = json.dumps(settings | kept, indent=1) + "\n"
         draft = part / f"{ABOUT}.draft"
         with draft.open("w", encoding="utf-8") as file:
             file.write(about)
@@ -172,16 +179,25 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
         os.close(journal)
 
 
-def _write_row(file: int, row: int, bytes_each: int, decode: Callable[[int], Tensor]) -> int:
+def _write_row(file: int, row: int, bytes_each: int, decode: Callable[[int], Tensor], reasons: dict[int, str]) -> int:
     try:
         image = decode(row).contiguous().numpy().reshape(-1)
         state = DECODED
     except UndecodableError as error:
         if _may_pass(error):
             raise UserError(f"data.cache: {error}, which may pass; start again, the images so far are kept.") from error
-        image, state = np.zeros(bytes_each, np.uint8), UNDECODABLE
+        image, state, reasons[row] = np.zeros(bytes_each, np.uint8), UNDECODABLE, error.reason
     _write(file, image.data, row * bytes_each)
     return state
+
+
+def _reason(row: int, decode: Callable[[int], Tensor]) -> str:
+    """Return why an image cannot be decoded that a build found out which was killed: it has kept only that it is so."""
+    try:
+        decode(row)
+    except UndecodableError as error:
+        return error.reason
+    return "it could not be decoded when the cache was built"
 
 
 def _may_pass(error: BaseException | None) -> bool:

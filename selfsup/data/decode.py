@@ -2,40 +2,98 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 #: Raised when the pixels that come out of the same file change, so that no cache of older pixels is read.
 VERSION = 2
 MAX_PIXELS = 2**26  # a decoded RGB image of 192 MiB; beyond it a file is a mistake, or made to exhaust the memory
+NO_RANGE = "floating-point images have no known range: set data.value_range=[low,high]"
+NO_HEIF = "HEIC and HEIF need a package: pip install 'selfsup[heif]'"
+NO_TYPE = "of no type that a decoder here knows, or damaged at the start"
+
+#: What Pillow registers and cannot read by itself, or what holds no pictures.
+_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif", ".heics", ".heifs"})
 
 
 class UndecodableError(Exception):
-    """A file that is no image, is damaged, or is too large."""
+    """A file that is no image, is damaged, or is too large.
+
+    Args:
+        message: What is wrong with which file.
+        reason: The same without what is particular to the file, to count by; None is the message.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
-def decode_image(source: str | os.PathLike[str] | bytes, size: int) -> Tensor:
+@lru_cache
+def readable_endings() -> frozenset[str]:
+    """Return the endings of the files that the installed Pillow reads, ``.jpg`` among them; HEIF is asked for apart."""
+    Image.init()
+    known = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_READ}
+    return frozenset(known - HEIF_ENDINGS | {".mpo"})  # .mpo is a JPEG and more
+
+
+def is_readable(ending: str) -> bool:
+    """Whether files with this ending (``.jpg``) are images that are read here."""
+    return ending in readable_endings() or (ending in HEIF_ENDINGS and heif_is_readable())
+
+
+@lru_cache
+def heif_is_readable() -> bool:
+    """Whether the package that reads HEIC and HEIF is installed. It is imported where there are such files only."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def decode_image(
+    source: str | os.PathLike[str] | bytes,
+    size: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Sequence[float] | None = None,
+) -> Tensor:
     """Decode the first frame of an image file, or of its content: uint8 ``[3,size,size]``.
 
     The image is turned upright (EXIF), converted to RGB, the central square kept and resized to ``size`` with
     antialiasing. Transparency is laid over white. 16-bit grey is scaled to 8 bits, not clipped.
 
+    Args:
+        source: The file or its content.
+        size: Side of the square.
+        max_pixels: Most pixels that are decoded. A JPEG counts as it is decoded: at a fraction of its size where that
+            is large enough.
+        value_range: The values that become black and white, of floating-point images and of grey ones with more than 8
+            bits. None: such images have their type's range, and floating-point ones have none.
+
     Raises:
-        UndecodableError: The file cannot be decoded, or would take more than ``MAX_PIXELS`` pixels.
+        UndecodableError: The file cannot be decoded, or would take more than ``max_pixels`` pixels.
     """
     name = "the image" if isinstance(source, bytes) else source
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        upright = _upright(content, size)
+        upright = _upright(content, size, max_pixels, value_range)
     except Exception as error:  # damaged files make the decoders raise nearly anything
-        raise UndecodableError(f"{name} cannot be decoded: {error}") from error
+        raise UndecodableError(f"{name} cannot be decoded: {error}", _reason(error, max_pixels)) from error
     height, width = upright.shape[1:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -46,16 +104,48 @@ def decode_image(source: str | os.PathLike[str] | bytes, size: int) -> Tensor:
     return interpolate(square[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
-def _upright(content: bytes, size: int) -> Tensor:
+def _reason(error: Exception, max_pixels: int) -> str:
+    """Say what is wrong without what is particular to one file, so that files can be counted by it."""
+    if isinstance(error, UndecodableError):
+        return error.reason
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_many(max_pixels)
+    if isinstance(error, UnidentifiedImageError):
+        return NO_TYPE
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {error.strerror}"
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return "damaged: " + re.sub(r"\s*\([^)]*\d[^)]*\)|\b(0x)?\d+\b", "", text)[:80].strip()
+
+
+def _too_many(max_pixels: int) -> str:
+    return f"more than {max_pixels:,} pixels: raise data.max_pixels"
+
+
+def _upright(content: bytes, size: int, max_pixels: int, value_range: Sequence[float] | None) -> Tensor:
     """Return the image uint8 ``[3,H,W]``, perhaps at a fraction of its size that is at least twice ``size``."""
-    with Image.open(io.BytesIO(content)) as image:
+    with _opened(content, max_pixels) as image:
         full = image.size
         image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
-        if image.width * image.height > MAX_PIXELS:
-            raise UndecodableError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
+        if image.width * image.height > max_pixels:
+            raise UndecodableError(f"it has {image.width} × {image.height} pixels", _too_many(max_pixels))
         if image.format == "JPEG" and image.mode in ("L", "RGB") and image.size == full:
             return _jpeg(content)
-        return torch.from_numpy(np.array(_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(_rgb(ImageOps.exif_transpose(image), value_range))).permute(2, 0, 1)
+
+
+def _opened(content: bytes, max_pixels: int) -> Image.Image:
+    # Pillow's own limit is for those who have none; where more is asked for, it would stop what is allowed here
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    # told by the content: phones give HEIC the ending of a JPEG, too
+    missing = content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not heif_is_readable()
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        if missing:
+            raise UndecodableError(NO_HEIF) from error
+        raise
 
 
 def _jpeg(content: bytes) -> Tensor:
@@ -68,11 +158,16 @@ def _jpeg(content: bytes) -> Tensor:
     return pixels
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, value_range: Sequence[float] | None) -> Image.Image:
+    if image.mode == "F" or (image.mode.startswith("I") and value_range is not None):
+        if value_range is None:
+            raise UndecodableError(NO_RANGE)
+        low, high = value_range
+        scaled = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
+        levels = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round().astype(np.uint8)
+        return Image.fromarray(levels).convert("RGB")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
         return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point images have no known range")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")

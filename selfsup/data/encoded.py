@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,13 +21,62 @@ from tqdm import tqdm
 
 from selfsup.data.base import DataConfig, ImageDataset
 from selfsup.data.cache import Pixels, open_cache
-from selfsup.data.decode import UndecodableError, decode_image
+from selfsup.data.decode import MAX_PIXELS, UndecodableError, decode_image
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.types import ImageFacts
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EncodedConfig(DataConfig):
+    """Settings of sources whose images are decoded from files or shards.
+
+    Attributes:
+        source_size: Side of the square that each image is brought to before views are cut from it; None is 8/7 of
+            ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
+        max_undecodable: Largest fraction of images that may turn out to be undecodable, rounded up to whole images of
+            a split; they are left out.
+        max_pixels: Most pixels of an image that is decoded; an image takes three bytes a pixel while it is. JPEGs
+            are decoded at a fraction of their size where that is enough, and count by that.
+        value_range: Values that become black and white, ``[low,high]``, of floating-point images, which have no range
+            of their own, and of grey images with more than 8 bits, whose own is that of 16 bits.
+        cache: Folder for the decoded and resized images, so that only the first epoch decodes; it takes three bytes
+            a pixel. None decodes in every epoch.
+    """
+
+    image_size: int = 224
+    source_size: int | None = None
+    max_undecodable: float = 0.01
+    max_pixels: int = MAX_PIXELS
+    value_range: list[float] | None = None
+    cache: str | None = None
+
+    def check(self) -> None:
+        """Check the settings before anything is read.
+
+        Raises:
+            UserError: One of them is impossible.
+        """
+        if not 0 <= self.max_undecodable < 1:
+            raise UserError(f"data.max_undecodable is {self.max_undecodable}; set a fraction from 0 to below 1.")
+        if self.max_pixels < 1:
+            raise UserError(f"data.max_pixels is {self.max_pixels}; set at least 1, or leave it at {MAX_PIXELS}.")
+        if self.value_range is not None and not (
+            len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
+        ):
+            raise UserError(f"data.value_range is {self.value_range}; set two numbers, the lower first, such as [0,1].")
+
+    def decoding(self) -> dict[str, Any]:
+        """Return the settings that every dataset of the source takes."""
+        return {
+            "source_size": self.source_size,
+            "max_undecodable": self.max_undecodable,
+            "max_pixels": self.max_pixels,
+            "value_range": self.value_range,
+        }
 
 
 class Undecodable:
@@ -33,29 +86,45 @@ class Undecodable:
         root: Folder of the source.
         total: Number of images in the split.
         allowed: Largest fraction of undecodable images, rounded up to whole images.
+
+    Attributes:
+        reasons: Of each such image, by its row, why.
     """
 
     def __init__(self, root: Path, total: int, allowed: float) -> None:
         self.root, self.total, self.allowed = root, total, allowed
-        self.rows: set[int] = set()
+        self.reasons: dict[int, str] = {}
         self._reported: set[int] = set()
 
-    def report(self, row: int, name: str) -> None:
-        """Log an image once.
+    def report(self, found: Mapping[int, tuple[str, str]]) -> None:
+        """Log images, each once.
+
+        Args:
+            found: Of each image, by its row, its name and why it cannot be decoded.
 
         Raises:
             UserError: There are now more than allowed.
         """
-        if row in self._reported:
+        new = {row: told for row, told in found.items() if row not in self._reported}
+        if not new:
             return
-        self.rows.add(row)
-        self._reported.add(row)
-        logger.warning("%s cannot be decoded and is left out (%d so far)", self.root / name, len(self._reported))
-        if len(self._reported) > math.ceil(self.allowed * self.total):
-            raise UserError(
-                f"{len(self._reported)} of {self.total} images in {self.root} cannot be decoded, {name} for one; "
-                f"repair them or raise data.max_undecodable above {self.allowed}."
+        for row, (name, reason) in new.items():
+            self.reasons[row] = reason
+            self._reported.add(row)
+            logger.warning(
+                "%s cannot be decoded and is left out (%s; %d so far)", self.root / name, reason, len(self._reported)
             )
+        if len(self._reported) > math.ceil(self.allowed * self.total):
+            counts = ", ".join(f"{count}: {reason}" for reason, count in self.counts().most_common())
+            name = next(iter(new.values()))[0]
+            raise UserError(
+                f"{len(self._reported)} of {self.total} images in {self.root} cannot be decoded, {name} for one "
+                f"({counts}); repair them or raise data.max_undecodable above {self.allowed}."
+            )
+
+    def counts(self) -> Counter[str]:
+        """Return how many images there are of each reason."""
+        return Counter(self.reasons[row] for row in self._reported)
 
 
 def side_of_source(asked: int | None, image_size: int) -> int:
@@ -74,6 +143,7 @@ class EncodedDataset(ImageDataset):
         source_size: Side of the square that each image is brought to; None as :func:`side_of_source`.
         max_undecodable: Largest fraction of undecodable images, rounded up to whole images.
         keys: int64 ``[N]``, which image each is (``selfsup.data.membership``), or None.
+        max_pixels, value_range: As ``decode_image``.
     """
 
     resident = False
@@ -88,10 +158,13 @@ class EncodedDataset(ImageDataset):
         source_size: int | None = None,
         max_undecodable: float = 0.01,
         keys: Tensor | None = None,
+        max_pixels: int = MAX_PIXELS,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         self.root = root
         self._undecodable = Undecodable(root, count, max_undecodable)
         self._pixels: Pixels | None = None
+        self.max_pixels, self.value_range = max_pixels, None if value_range is None else tuple(value_range)
         self.labels = labels
         self.index = torch.arange(count)
         self.keys = keys
@@ -123,18 +196,24 @@ class EncodedDataset(ImageDataset):
         """
         if len(self.index) != self._undecodable.total:
             raise ValueError("a part shares the cache of its whole split: call use_cache before subset")
+        # what is as ever goes unsaid, so that caches written before there was a choice are still found
+        chosen: dict[str, Any] = {"max_pixels": self.max_pixels} if self.max_pixels != MAX_PIXELS else {}
+        chosen |= {} if self.value_range is None else {"value_range": self.value_range}
+        identity = chain([json.dumps(chosen).encode()] if chosen else [], self.identity())
         self._pixels = open_cache(
-            folder, f"{self.name}-{self.split}", self.identity(), len(self), self.source_size, self._decode
+            folder, f"{self.name}-{self.split}", identity, len(self), self.source_size, self._decode
         )
         self.cached = True
-        for row in self._pixels.undecodable:
-            self._undecodable.report(row, self.row_name(row))
+        self._undecodable.reasons |= self._pixels.undecodable
+        self._report(self._pixels.undecodable)
 
     def read(self, positions: Tensor) -> Tensor:
         images, decoded = self.read_decodable(positions)
         if not decoded.all():
             bad = int(self.index[positions[~decoded]][0])
-            raise UserError(f"{self.root / self.row_name(bad)} cannot be decoded; repair it or take it out.")
+            raise UserError(
+                f"{self.root / self.row_name(bad)} cannot be decoded ({self._why(bad)}); repair it or take it out."
+            )
         return images
 
     def read_decodable(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,18 +223,34 @@ class EncodedDataset(ImageDataset):
         images = torch.zeros(len(positions), 3, self.source_size, self.source_size, dtype=torch.uint8)
         decoded = torch.zeros(len(positions), dtype=torch.bool)
         for slot, row in enumerate(rows.tolist()):
-            if row in self._undecodable.rows:
+            if row in self._undecodable.reasons:
                 continue
             try:
                 images[slot] = self._decode(row)
                 decoded[slot] = True
-            except UndecodableError:
-                self._undecodable.rows.add(row)
+            except UndecodableError as error:
+                self._undecodable.reasons[row] = error.reason
         return images, decoded
 
     def report_undecodable(self, positions: Tensor) -> None:
-        for row in self.index[positions].tolist():
-            self._undecodable.report(row, self.row_name(row))
+        self._report(self.index[positions].tolist())
+
+    def undecodable(self) -> Counter[str]:
+        """Return how many images have turned out to be undecodable so far, by reason."""
+        return self._undecodable.counts()
+
+    def _report(self, rows: Iterable[int]) -> None:
+        self._undecodable.report({row: (self.row_name(row), self._why(row)) for row in rows})
+
+    def _why(self, row: int) -> str:
+        """Return why an image is undecodable; where another process found it out, it is tried again."""
+        if row not in self._undecodable.reasons:
+            self._undecodable.reasons[row] = "it could not be read before"
+            try:
+                self._decode(row)
+            except UndecodableError as error:
+                self._undecodable.reasons[row] = error.reason
+        return self._undecodable.reasons[row]
 
     def subset(self, positions: Tensor) -> Self:
         part = copy.copy(self)  # shares the source, the cache and the record of damaged images
@@ -194,9 +289,11 @@ class EncodedDataset(ImageDataset):
 
     def _decode(self, row: int) -> Tensor:
         try:
-            return decode_image(self.encoded(row), self.source_size)
+            content = self.encoded(row)
+            return decode_image(content, self.source_size, max_pixels=self.max_pixels, value_range=self.value_range)
         except OSError as error:
-            raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}") from error
+            reason = f"cannot be read: {error.strerror or error}"
+            raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}", reason) from error
 
 
 def prepared(parts: Mapping[str, EncodedDataset], config: DataConfig, cache: str | None) -> dict[str, ImageDataset]:

@@ -8,61 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from selfsup.data.encoded import EncodedDataset
 from selfsup.types import ImageFacts
 
-EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".jfif",
-    ".avif",
-)
-
-
-def find_images(root: Path) -> list[str]:
-    """Return the paths of all images below ``root``, relative to it, with ``/``, sorted; hidden files are left out.
-
-    Files are recognised by their extension and not opened.
-    """
-    with tqdm(desc=f"listing {root.name}", unit="image", delay=2) as progress:
-        found = []
-        for path in _walk(str(root), ""):
-            found.append(path)
-            progress.update()
-    return sorted(found)
-
-
-def _walk(folder: str, prefix: str) -> Iterator[str]:
-    folders = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(EXTENSIONS):
-                yield prefix + entry.name
-            elif entry.is_dir() and not _leads_back(entry):
-                folders.append((entry.path, f"{prefix}{entry.name}/"))
-    for path, below in folders:
-        yield from _walk(path, below)
-
-
-def _leads_back(entry: os.DirEntry[str]) -> bool:
-    """Whether a symbolic link points at a folder that holds it, which would be walked for ever."""
-    if not entry.is_symlink():
-        return False
-    return Path(os.path.realpath(os.path.dirname(entry.path))).is_relative_to(os.path.realpath(entry.path))
+LOOKED_AT = 32  # files whose headers are read to tell the shapes of all
 
 
 class FileDataset(EncodedDataset):
@@ -91,10 +43,12 @@ class FileDataset(EncodedDataset):
         return self.root / self.row_name(row)
 
     def identity(self) -> Iterator[bytes]:
-        """Yield the folder, and of each file its name, size and times."""
-        yield os.fsencode(self.root.resolve())
-        for name in self._names:
-            yield bytes(name) + file_stamp(self.root / os.fsdecode(name))
+        """Yield the folder that all the files lie in, and of each file its name in there, size and times."""
+        names = [os.fsdecode(name) for name in self._names]
+        common = os.path.commonpath({os.path.dirname(name) for name in names}) if names else ""
+        yield os.fsencode((self.root / common).resolve())
+        for name in names:
+            yield os.fsencode(name[len(common) :].lstrip("/")) + file_stamp(self.root / name)
 
 
 def file_stamp(path: Path) -> bytes:
@@ -107,3 +61,27 @@ def file_stamp(path: Path) -> bytes:
     except OSError:
         return b" missing"
     return f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode()
+
+
+def kept_by_the_square(parts: Sequence[FileDataset]) -> str | None:
+    """Return what to say where the central square, which is all that is read of an image, leaves most of it out.
+
+    The headers of a few files tell it, spread evenly over all.
+    """
+    kept = []
+    for part in parts:
+        for position in range(0, len(part), -(-len(part) // LOOKED_AT)):
+            try:
+                with Image.open(part.path(position)) as image:
+                    kept.append((min(image.size) / max(image.size), image.size))
+            except Exception:  # it is counted when it is decoded
+                continue
+    if not kept:
+        return None
+    share, (width, height) = sorted(kept)[len(kept) // 2]
+    if share >= 0.5:
+        return None
+    return (
+        f"the middle square, which is what is read, keeps {share:.0%} of a typical image ({width} × {height} pixels); "
+        "what lies beside it is never seen: cut such images into pieces first"
+    )

@@ -17,9 +17,10 @@ NOT_TAKEN = "in folders of no split"
 BROKEN = "links and folders that cannot be followed"
 NOT_LISTED = "not in the list of files"
 MISSING = "in the list of files, but not there"
-UNDECODABLE = "cannot be decoded"
+UNDECODABLE = "undecodable"
 
 MOST = 5  # kinds of files, folders or classes that a line names; the others are counted
+MOST_KEPT = 100  # of those that the run keeps of one reason
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Found:
     @property
     def total(self) -> int:
         """Everything that was found, each counted once."""
-        return self.read + sum(sum(counts.values()) for counts in self.left_out.values())
+        return self.read + sum(counts.total() for counts in self.left_out.values())
 
     def leave_out(self, reason: str, detail: str, count: int = 1) -> None:
         """Count what is not read."""
@@ -63,12 +64,17 @@ class Found:
             self.leave_out(UNDECODABLE, reason, count)
             self.read -= count
 
+    def why_nothing(self) -> str:
+        """Return in brackets what there is where nothing can be read, or nothing."""
+        return f" ({'; '.join(self._reasons())})" if self.left_out else ""
+
+    def _reasons(self) -> list[str]:
+        return [f"{counts.total():,} {reason}{_named(counts)}" for reason, counts in self.left_out.items()]
+
     def lines(self) -> list[str]:
         """Return what is found as lines of text."""
         first = f"data: {self.read:,} of {self.total:,} {self.unit} in {self.where} are read"
-        reasons = [
-            f"{sum(counts.values()):,} {reason}{_named(counts, reason)}" for reason, counts in self.left_out.items()
-        ]
+        reasons = self._reasons()
         lines = [first + (f"; left out: {'; '.join(reasons)}" if reasons else "")]
         if self.splits:
             lines.append("splits: " + ", ".join(f"{n} {count:,} ({how})" for n, (count, how) in self.splits.items()))
@@ -86,7 +92,7 @@ class Found:
             "unit": self.unit,
             "total": self.total,
             "read": self.read,
-            "left_out": {reason: dict(counts.most_common()) for reason, counts in self.left_out.items()},
+            "left_out": {reason: _kept(counts) for reason, counts in self.left_out.items()},
             "splits": {name: {"images": count, "from": how} for name, (count, how) in self.splits.items()},
             "labels": self.labels,
             "classes": list(self.classes),
@@ -95,12 +101,17 @@ class Found:
         }
 
 
-def _named(counts: Counter[str], reason: str) -> str:
+def _named(counts: Counter[str]) -> str:
     names = [f"{count:,} {name}" if len(counts) > 1 else name for name, count in counts.most_common() if name]
     if not names:
         return ""
-    # only these can be many: a reason that a decoder gives is worth reading in full
     return f" ({_some(names)})"
+
+
+def _kept(counts: Counter[str]) -> dict[str, int]:
+    kept = dict(counts.most_common(MOST_KEPT))
+    rest = counts.total() - sum(kept.values())
+    return kept | ({"others": rest} if rest else {})
 
 
 def _some(names: Iterable[str]) -> str:

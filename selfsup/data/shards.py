@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.data.base import DataConfig
 from selfsup.data.cache import digest, locked
+from selfsup.data.divide import DividedConfig
 from selfsup.data.files import file_stamp
 from selfsup.data.location import one_root
 from selfsup.data.splits import choose_test, draw_test, split_of
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class ShardsConfig(DataConfig):
+class ShardsConfig(DividedConfig):
     """Settings of a folder of shards.
 
     A shard is of the split that its name or a folder above it says: ``train-00000.tar``, ``data/test-00000.parquet``,
@@ -37,24 +37,10 @@ class ShardsConfig(DataConfig):
     ``train``, all shards are one split, of which ``test_fraction`` is set aside by a fixed draw of images.
 
     Attributes:
-        test_split: The split to test on, ``test`` or ``val``; None takes the first of them there is.
-        test_fraction: Fraction set aside where there is no test split; 0 sets none aside.
-        source_size: Side of the square that each image is brought to before views are cut from it; None is 8/7 of
-            ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
-        max_undecodable: Largest fraction of images that may turn out to be undecodable, rounded up to whole images of
-            a split; they are left out.
-        cache: Folder for the decoded and resized images, so that only the first epoch decodes; it takes three bytes
-            a pixel. None decodes in every epoch.
         shuffle_window: None shuffles all images with each other. A number shuffles whole shards (of Parquet: groups
             of rows) and then the images of as many of them as hold so many images, which the disk reads in long runs.
     """
 
-    image_size: int = 224
-    test_split: str | None = None
-    test_fraction: float = 0.2
-    source_size: int | None = None
-    max_undecodable: float = 0.01
-    cache: str | None = None
     shuffle_window: int | None = None
 
 
@@ -64,9 +50,7 @@ def open_root(config: ShardsConfig) -> Path:
     Raises:
         UserError: It is no folder, or another setting is impossible.
     """
-    for setting in ("test_fraction", "max_undecodable"):
-        if not 0 <= getattr(config, setting) < 1:
-            raise UserError(f"data.{setting} is {getattr(config, setting)}; set a fraction from 0 to below 1.")
+    config.check()
     if config.shuffle_window is not None and config.shuffle_window < 1:
         raise UserError(f"data.shuffle_window is {config.shuffle_window}; set at least 1 image, or null for all.")
     root = one_root(config)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from selfsup.data.base import DataConfig, ImageDataset, SourceSplits, Splits
+from selfsup.data.location import roots
 from selfsup.data.membership import HOLDOUT, PRETRAIN, TEST, TRAIN, Membership, draw, draw_for_test
 from selfsup.errors import UserError
 from selfsup.registry import sources
@@ -148,7 +148,7 @@ def _membership(config: DataConfig, source: SourceSplits, splits: Splits, by_ima
         if other is not None:
             keys.append(_keys(other, number))
             parts.append(torch.full((len(other),), bit, dtype=torch.uint8))
-    root = None if config.root is None else str(Path(config.root).expanduser().resolve())
+    root = " and ".join(str(folder.resolve()) for folder in roots(config)) or None
     return Membership(config.name, root, "image" if by_image else "position", torch.cat(keys), torch.cat(parts))
 
 

@@ -1,125 +1,235 @@
-"""A folder of one's own images, with a folder for each class or without labels."""
+"""A folder of one's own images, with a folder for each class, a table of labels, or none."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from selfsup.data.base import DataConfig, SourceSplits
+from selfsup.data.base import SourceSplits
+from selfsup.data.divide import DividedConfig, Division, choose, divide_by_choice, divide_by_name
 from selfsup.data.encoded import prepared
-from selfsup.data.files import FileDataset, find_images
+from selfsup.data.files import FileDataset, kept_by_the_square
+from selfsup.data.found import NOT_TAKEN, Found
+from selfsup.data.labels import read_labels
+from selfsup.data.listing import Listing, list_images, read_list
+from selfsup.data.location import roots
 from selfsup.data.membership import name_keys
-from selfsup.data.splits import draw_test
+from selfsup.data.shards import classes_of
+from selfsup.data.splits import draw_test, split_of
 from selfsup.errors import UserError
 from selfsup.registry import sources
 
 
 @dataclass
-class ImageFolderConfig(DataConfig):
-    """Settings of a folder of images.
+class ImageFolderConfig(DividedConfig):
+    """Settings of a folder of images, or of several (``data.root=[A,B]``).
 
-    ``root`` holds ``train`` and, as the test split, ``test`` or ``val``; or it is one folder of images, of which
-    ``test_fraction`` are set aside by a fixed draw.
+    ``root`` holds folders that are called as splits are, ``train`` beside ``test`` or ``valid``; or what ``splits``
+    says; or it is one folder of images, of which ``test_fraction`` are set aside by a fixed draw.
 
     Attributes:
-        labelled: The first folder of each path is its class. None: when every image lies in a folder and there are
-            at least two such folders.
-        test_fraction: Fraction set aside where the root has no test split; 0 sets none aside.
-        source_size: Side of the square that each file is brought to before views are cut from it; None is 8/7 of
-            ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
-        max_undecodable: Largest fraction of files that may turn out to be undecodable, rounded up to whole files of a
-            split; they are left out.
-        cache: Folder for the decoded and resized images, so that only the first epoch decodes; it takes three bytes
-            a pixel. None decodes in every epoch.
+        files: Text file of the images to read, one path a line, relative to ``root`` or, without one, to the text file.
+            None reads all images below ``root``.
+        labelled: The folder of each image is its class. None: when every image lies in a folder and there are at least
+            two such folders, or there is a table.
+        class_level: Which folder is the class: 1 the first below ``root`` (or below the folder of the split), 2 the
+            second, -1 the one that holds the file.
+        labels: Table of labels, CSV or Parquet, in place of folders.
+        label_column: Its column of class names or numbers; None takes ``label``, ``class`` or the like.
+        file_column: Its column of files; None takes ``file``, ``path`` or the like. They are told by their paths, or
+            by as much of the end of it as only one file has.
     """
 
     name: str = "image_folder"
-    image_size: int = 224
-    labelled: bool | None = None
-    test_fraction: float = 0.2
-    source_size: int | None = None
-    max_undecodable: float = 0.01
-    cache: str | None = None
+    files: str | None = None
+    class_level: int = 1
+    labels: str | None = None
+    label_column: str | None = None
+    file_column: str | None = None
 
 
 @sources.register("image_folder", ImageFolderConfig)
 def image_folder(config: ImageFolderConfig) -> SourceSplits:
-    """Your own images: set data.root; a folder for each class, or no labels."""
-    for setting in ("test_fraction", "max_undecodable"):
-        if not 0 <= getattr(config, setting) < 1:
-            raise UserError(f"data.{setting} is {getattr(config, setting)}; set a fraction from 0 to below 1.")
-    root = _root(config)
-    train_root = root / "train" if (root / "train").is_dir() else root
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if train_root == root:
-        test_root = None  # folders called "test" or "val" are classes like others
-    train_names = _images(train_root)
-    if test_root is None:
-        train, test = draw_test(_keys(root, train_root, train_names), config.test_fraction, config.membership)
-        train_names, test_names = [train_names[place] for place in train], [train_names[place] for place in test]
-        test_root = train_root
-    else:
-        test_names = _images(test_root)
-
-    classes = _classes(config, root, train_names + test_names)
-
-    def split(name: str, folder: Path, names: list[str]) -> FileDataset:
-        return FileDataset(
-            folder,
-            names,
-            _labels(names, classes),
-            config.facts(name, classes=classes),
-            source_size=config.source_size,
-            max_undecodable=config.max_undecodable,
-            keys=_keys(root, folder, names),
+    """Your own images: set data.root; a folder for each class, a table of labels, or none."""
+    config.check()
+    folder, prefixes, listing = _listed(config)
+    found = Found(" and ".join(map(str, roots(config))) or str(folder))
+    for (reason, detail), count in listing.left_out.items():
+        found.leave_out(reason, detail, count)
+    if not listing.names:
+        raise UserError(
+            f"data.root: {found.where} holds no images{found.why_nothing()}; set data.root to a folder that does."
         )
+    division, places = _divided(config, listing, prefixes)
+    for left, count in division.left_out.items():
+        found.leave_out(NOT_TAKEN, left, count)
+    found.notes += division.notes
+    found.read = sum(map(len, places.values()))
+    for split, chosen in places.items():
+        if not chosen:
+            raise UserError(
+                f"data.root: {division.said[split]}, which says what {split} is, holds no images that can be read"
+                f"{found.why_nothing()}; fill or remove it, or set data.splits."
+            )
+    keys = name_keys(listing.names)
+    if "test" not in places and config.test_fraction:
+        train, test = draw_test(keys[places["train"]], config.test_fraction, config.membership)
+        division.said["test"] = f"drawn from all, data.test_fraction={config.test_fraction:g}"
+        places["test"] = [places["train"][place] for place in test]
+        places["train"] = [places["train"][place] for place in train]
 
-    parts = {"train": split("train", train_root, train_names)}
-    if test_names:
-        parts["test"] = split("test", test_root, test_names)
-    found = prepared(parts, config, config.cache)
-    return SourceSplits(found["train"], found.get("test"))
+    used = sorted(chain(*places.values()))
+    labels, classes = _labels(config, listing.names, division.below, used, found)
+    parts = {}
+    for split, chosen in places.items():
+        if chosen:
+            parts[split] = FileDataset(
+                folder,
+                [listing.names[place] for place in chosen],
+                None if labels is None else labels[chosen],
+                config.facts(_SPLITS[split], classes=classes),
+                keys=keys[chosen],
+                **config.decoding(),
+            )
+    note = kept_by_the_square(list(parts.values()))
+    found.notes += [] if note is None else [note]
+    ready = prepared(parts, config, config.cache)
+    for split, part in parts.items():
+        found.undecodable(part.undecodable())
+        found.splits[split] = (len(ready[split]), division.said[split])
+    if labels is not None:
+        found.without_label = int((labels[used] < 0).sum())
+    return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
 
 
-def _keys(root: Path, folder: Path, names: list[str]) -> Tensor:
-    """Return which image each file of a folder is: its path below the root of the source."""
-    above = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-    return name_keys(above + name for name in names)
+_SPLITS = {"train": "train", "holdout": "val", "test": "test"}  # what records call them
 
 
-def _root(config: ImageFolderConfig) -> Path:
-    if config.root is None:
+def _listed(config: ImageFolderConfig) -> tuple[Path, list[str], Listing]:
+    """Return the folder that all images lie in, the roots in it (with a ``/`` behind, or nothing), and the images."""
+    folders = roots(config)
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(f"data.root: there is no folder {folder}; set data.root to your folder of images.")
+        if not folder.is_dir():
+            raise UserError(f"data.root: {folder} is a file; set data.root to the folder that holds the images.")
+    if config.files is not None:
+        if len(folders) > 1:
+            raise UserError("data.files goes with one data.root, or none; give the paths of the others in the list.")
+        base, listing = read_list(Path(config.files).expanduser(), folders[0] if folders else None)
+        return base, [""], listing
+    if not folders:
         raise UserError("data.root is not set; set it to your folder of images.")
-    root = Path(config.root).expanduser()
-    if not root.exists():
-        raise UserError(f"data.root: there is no folder {root}; set data.root to your folder of images.")
-    if not root.is_dir():
-        raise UserError(f"data.root: {root} is a file; set data.root to the folder that holds the images.")
-    return root
+    if len(folders) == 1:
+        return folders[0], [""], list_images(folders[0])
+    places = [Path(os.path.abspath(folder)) for folder in folders]
+    for place, other in ((a, b) for a in places for b in places if a is not b):
+        if place.is_relative_to(other):
+            raise UserError(f"data.root: {place} lies in {other}, so its images would be read twice; name one of them.")
+    base = Path(os.path.commonpath(places))
+    prefixes = [f"{place.relative_to(base).as_posix()}/" for place in places]
+    listing = Listing()
+    for folder, prefix in zip(folders, prefixes, strict=True):
+        part = list_images(folder)
+        if not part.names:
+            raise UserError(f"data.root: {folder} holds no images; take it out of the list.")
+        listing.names += [prefix + name for name in part.names]
+        listing.folders += [prefix + name for name in part.folders]
+        listing.left_out += part.left_out
+    listing.names.sort()
+    return base, prefixes, listing
 
 
-def _images(folder: Path) -> list[str]:
-    names = find_images(folder)
-    if not names:
-        raise UserError(f"data.root: {folder} holds no images; set data.root to a folder that does.")
-    return names
+def _divided(
+    config: ImageFolderConfig, listing: Listing, prefixes: Sequence[str]
+) -> tuple[Division, dict[str, list[int]]]:
+    """Return of which split each file is, and the places of the files of each."""
+    names = listing.names
+    if config.splits is not None:
+        whole = divide_by_choice(names, config.splits)
+        return whole, choose(whole, config)
+    whole = Division(["train"] * len(names), list(names))
+    for prefix in prefixes:
+        places = [place for place, name in enumerate(names) if name.startswith(prefix)]
+        below = [names[place][len(prefix) :] for place in places]
+        part = divide_by_name(below, [name[len(prefix) :] for name in listing.folders if name.startswith(prefix)])
+        part = part or Division(["train"] * len(below), below, {"train": f"folder {prefix}" if prefix else "all"})
+        for place, split, rest in zip(places, part.split, part.below, strict=True):
+            whole.split[place], whole.below[place] = split, rest
+        for split, said in part.said.items():
+            where = f"{said} in {prefix}" if prefix and not said.endswith(prefix) else said
+            whole.said[split] = f"{whole.said[split]}, {where}" if split in whole.said else where
+        whole.left_out += part.left_out
+        whole.notes += part.notes
+    return whole, choose(whole, config)
 
 
-def _classes(config: ImageFolderConfig, root: Path, names: list[str]) -> tuple[str, ...] | None:
-    all_in_folders = all("/" in name for name in names)
-    if config.labelled and not all_in_folders:
-        loose = next(name for name in names if "/" not in name)
-        raise UserError(f"data.labelled is true but {loose} in {root} lies in no class folder; move it or set false.")
-    folders = tuple(sorted({name.split("/", 1)[0] for name in names})) if all_in_folders else ()
-    labelled = len(folders) > 1 if config.labelled is None else config.labelled
-    return folders if labelled else None
-
-
-def _labels(names: list[str], classes: tuple[str, ...] | None) -> Tensor | None:
-    if classes is None:
-        return None
+def _labels(
+    config: ImageFolderConfig, names: Sequence[str], below: Sequence[str], used: Sequence[int], found: Found
+) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Return labels int64 of all files, -1 for none, and the classes; None twice without labels. ``found`` is told."""
+    if config.labelled is False:
+        return None, None
+    if config.labels is not None:
+        table = read_labels(Path(config.labels).expanduser(), names, config.file_column, config.label_column)
+        labels, classes = classes_of(table.values, None)
+        if table.rows_without_file:
+            count, first = len(table.rows_without_file), table.rows_without_file[0]
+            found.notes.append(f"{count:,} rows of {config.labels} name no image that is read, {first} for one")
+        if labels is None:
+            raise UserError(f"data.labels: {config.labels} has no label for any image; set data.labels to another.")
+        found.labels, found.classes = table.column, classes or ()
+        return labels, classes
+    if config.class_level == 0:
+        raise UserError("data.class_level is 0; set 1 for the first folder, 2 for the second, -1 for the last.")
+    classes_by_place = {place: _class(below[place], config.class_level) for place in used}
+    loose = next((names[place] for place, name in classes_by_place.items() if name is None), None)
+    if loose is not None and config.labelled:
+        raise UserError(
+            f"data.labelled is true but {loose} in {found.where} lies in no class folder; move it or set false."
+        )
+    classes = tuple(sorted({name for name in classes_by_place.values() if name is not None}))
+    if loose is not None or (len(classes) < 2 and not config.labelled):
+        found.notes += _why_unlabelled(config, below, used, classes, loose)
+        return None, None
+    labels = torch.full((len(names),), -1)
     number = {name: label for label, name in enumerate(classes)}
-    return torch.tensor([number[name.split("/", 1)[0]] for name in names], dtype=torch.int64)
+    for place, name in classes_by_place.items():
+        labels[place] = number[name or ""]
+    splits = [name for name in classes if split_of(name)]
+    if splits:
+        found.notes.append(f"the folders called {' and '.join(splits)} are read as classes like the others")
+    level = {1: "the first folder", -1: "the folder of each file"}.get(config.class_level, "folders, data.class_level")
+    found.labels, found.classes = level, classes
+    return labels, classes
+
+
+def _class(below: str, level: int) -> str | None:
+    folders = below.split("/")[:-1]
+    place = level - 1 if level > 0 else level
+    return folders[place] if -len(folders) <= place < len(folders) else None
+
+
+def _why_unlabelled(
+    config: ImageFolderConfig, below: Sequence[str], used: Sequence[int], classes: Sequence[str], loose: str | None
+) -> list[str]:
+    """Return what to say where folders look nearly like classes."""
+    if loose is not None and len(classes) > 1:
+        count = sum(_class(below[place], config.class_level) is None for place in used)
+        return [
+            f"no labels are read, as {count:,} images lie in no class folder, {loose} for one; move them, or name the "
+            "labels in a table (data.labels)"
+        ]
+    deeper = {name for place in used if (name := _class(below[place], 2)) is not None}
+    if config.class_level == 1 and len(classes) == 1 and loose is None and len(deeper) > 1:
+        return [
+            f"no labels are read, as all images lie in one folder, {classes[0]}; data.class_level=2 makes the "
+            f"{len(deeper):,} folders in it the classes"
+        ]
+    return []

@@ -224,9 +224,8 @@ def parquet(config: ParquetConfig) -> SourceSplits:
             None if labels is None else labels[torch.from_numpy(rows)],
             config.facts(split, classes=classes),
             window=config.shuffle_window,
-            source_size=config.source_size,
-            max_undecodable=config.max_undecodable,
             keys=keys[rows],
+            **config.decoding(),
         )
         for split, rows in split_rows(shards, shard_of, keys, config).items()
     }

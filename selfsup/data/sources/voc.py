@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from selfsup.data.base import DataConfig, ImageDataset, SourceSplits
-from selfsup.data.encoded import side_of_source
-from selfsup.data.files import EXTENSIONS, FileDataset
+from selfsup.data.base import ImageDataset, SourceSplits
+from selfsup.data.encoded import EncodedConfig, side_of_source
+from selfsup.data.files import FileDataset
+from selfsup.data.listing import why_left_out
 from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.membership import name_keys
 from selfsup.data.resident import ResidentDataset
@@ -48,7 +49,7 @@ LISTS = Path("ImageSets/Segmentation")
 
 
 @dataclass
-class VocConfig(DataConfig):
+class VocConfig(EncodedConfig):
     """Settings of a folder laid out as PASCAL VOC.
 
     ``root`` holds ``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation``, or torchvision's
@@ -60,21 +61,13 @@ class VocConfig(DataConfig):
         train_list, test_list: Names of the lists of images in ``ImageSets/Segmentation``; ``test_list`` null: no test
             images.
         classes: Names of the mask values 1, 2, …; the twenty of PASCAL VOC unless said otherwise.
-        source_size: Side of the square that each file is brought to before views are cut from it; None is 8/7 of
-            ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
-        max_undecodable: Largest fraction of images that may turn out to be undecodable; they are left out.
-        cache: Folder for the decoded and resized images (masks are read from their files); None decodes in every epoch.
     """
 
     name: str = "voc"
-    image_size: int = 224
     year: str = "2012"
     train_list: str = "train"
     test_list: str | None = "val"
     classes: list[str] = field(default_factory=lambda: list(CLASSES))
-    source_size: int | None = None
-    max_undecodable: float = 0.01
-    cache: str | None = None
 
 
 class VocDataset(FileDataset):
@@ -121,8 +114,7 @@ class VocDataset(FileDataset):
 @sources.register("voc", VocConfig)
 def voc(config: VocConfig) -> SourceSplits:
     """PASCAL VOC's segmentation images, or a folder laid out like it: images with masks, no labels."""
-    if not 0 <= config.max_undecodable < 1:
-        raise UserError(f"data.max_undecodable is {config.max_undecodable}; set a fraction from 0 to below 1.")
+    config.check()
     folder = _folder(config)
     lists = {"train": config.train_list} | ({} if config.test_list is None else {"test": config.test_list})
     names = {split: _names(folder, name) for split, name in lists.items()}
@@ -176,7 +168,7 @@ def _names(folder: Path, which: str) -> list[str]:
         ) from error
     if not stems:
         raise UserError(f"data.train_list, data.test_list: {path} names no images; choose another list.")
-    files = {p.stem: p.name for p in (folder / "JPEGImages").iterdir() if p.suffix.lower() in EXTENSIONS}
+    files = {p.stem: p.name for p in (folder / "JPEGImages").iterdir() if why_left_out(p.name) is None}
     absent = [stem for stem in stems if stem not in files]
     if absent:
         raise UserError(

@@ -24,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import SourceSplits
-from selfsup.data.decode import UndecodableError
+from selfsup.data.decode import UndecodableError, is_readable
 from selfsup.data.encoded import EncodedDataset, prepared
-from selfsup.data.files import EXTENSIONS, file_stamp
+from selfsup.data.files import file_stamp
 from selfsup.data.membership import name_keys
 from selfsup.data.shards import (
     ShardsConfig,
@@ -171,9 +171,8 @@ def webdataset(config: WebDatasetConfig) -> SourceSplits:
             None if labels is None else labels[torch.from_numpy(rows)],
             config.facts(split, classes=classes),
             window=config.shuffle_window,
-            source_size=config.source_size,
-            max_undecodable=config.max_undecodable,
             keys=keys[rows],
+            **config.decoding(),
         )
         for split, rows in split_rows(shards, index.shard, keys, config).items()
     }
@@ -241,7 +240,7 @@ def _scan(path: Path, config: WebDatasetConfig) -> Iterator[tuple[int, int, byte
     try:
         with tarfile.open(path, "r:") as tar:
             for sample in _samples(tar):
-                ending = config.image or next((e for e in sample.members if f".{e}" in EXTENSIONS), None)
+                ending = config.image or next((e for e in sample.members if is_readable(f".{e}")), None)
                 if ending in sample.members:
                     image = sample.members[ending]
                     name = os.fsencode(image.name)
