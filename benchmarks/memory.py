@@ -20,7 +20,7 @@ import torch
 from measure import summary, synchronize, write
 
 from selfsup.config import load_config
-from selfsup.engine.training import keep_memory
+from selfsup.engine.environment import keep_memory
 from selfsup.eval.results import peak_memory_mb
 from selfsup.functional import nt_xent
 from selfsup.nn import build_backbone, projection_head, unchanged_statistics

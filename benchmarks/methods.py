@@ -43,7 +43,8 @@ from tqdm import tqdm
 import selfsup
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
-from selfsup.engine.training import build_method, keep_memory, load_resumed_config
+from selfsup.engine.environment import keep_memory
+from selfsup.engine.training import build_method, load_resumed_config
 from selfsup.eval.segmentation import segmentation_probe
 from selfsup.registry import methods
 

@@ -40,7 +40,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
-from selfsup.engine.training import build_method, keep_memory, train
+from selfsup.engine.environment import keep_memory
+from selfsup.engine.training import build_method, train
 from selfsup.functional import nt_xent
 from selfsup.methods import Method
 from selfsup.nn import build_backbone, projection_head

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 
 from selfsup.augment import AugmentConfig, build_views
-from selfsup.engine.training import keep_memory
+from selfsup.engine.environment import keep_memory
 from selfsup.types import Normalization
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

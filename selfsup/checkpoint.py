@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,27 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name; the target is whole at every moment, and takes no room where links are possible.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    draft = target.with_name(f".{target.name}.new")
+    try:
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(source, draft)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, draft)
+        os.replace(draft, target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(
+            f"The checkpoint {target} could not be written ({error.strerror or error}); make room."
+        ) from error
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import timm
+import timm.optim
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfsup.augment.config import AugmentConfig
@@ -25,7 +28,9 @@ from selfsup.imports import hint
 from selfsup.methods import MethodConfig
 from selfsup.nn import BackboneConfig
 from selfsup.optimization import OptimizerConfig
-from selfsup.registry import find, methods, nearest, sources
+from selfsup.overrides import REGISTRIES, Change, Schema, read_change
+from selfsup.registry import find, nearest
+from selfsup.values import read_yaml, split, write_yaml
 
 
 @dataclass
@@ -53,6 +58,10 @@ class TrainerConfig:
         log_every_steps: Steps between two rows of ``metrics.csv``.
         checkpoint_every_epochs: Epochs between two checkpoints; the last epoch always leaves one.
         checkpoint_every_steps: Also write one every so many steps; None does not.
+        keep_every_epochs: Keep a checkpoint of every so many epochs for good (``checkpoints/epoch-0010.ckpt``); None
+            keeps the last one only.
+        keep_best: Also keep the checkpoint of the epoch that was best by ``online/knn`` or ``health/rank``, as
+            ``checkpoints/best.ckpt``; looked at as often as ``online.every_epochs`` says.
         progress: Show a progress bar; it moves as often as a row is written.
         compile: Compile backbone and heads with ``torch.compile`` when training starts. Values stay the same up to
             rounding. It takes from seconds to minutes, and pays on a GPU, and on a CPU for narrow networks.
@@ -72,6 +81,8 @@ class TrainerConfig:
     log_every_steps: int = 10
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
+    keep_every_epochs: int | None = None
+    keep_best: str | None = None
     progress: bool = True
     compile: bool = False
 
@@ -84,7 +95,8 @@ class OnlineConfig:
         every_epochs: Epochs between two looks; 0 is never. The last epoch is always looked at.
         bank, queries: Most training images, and most held-out images, that are encoded for it.
         k, temperature: Of the kNN accuracy (needs labels).
-        stop_on_collapse: End a run whose features no longer differ between images.
+        stop_on_collapse: End a run, which is saved, when two looks in a row find features that no longer differ
+            between images, or in one direction only.
     """
 
     every_epochs: int = 5
@@ -119,7 +131,7 @@ class TrainConfig:
         batch_size: Images a step over all devices (not a device).
         seed: Of the weights, the order of the data and the views.
         run_dir: Folder of this run, which must not exist; None makes a new one under ``runs/``.
-        resume: A run folder or a checkpoint to go on from.
+        resume: A run folder or a checkpoint to go on from. ``auto`` starts ``run_dir``, or goes on there.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -160,9 +172,16 @@ class EvaluateConfig:
     accelerator: str = "auto"
 
 
+#: Begins the comments of a run's ``config.yaml`` on what a resumed run had before; see ``selfsup.engine.run_folder``.
+UNTIL = "# Until step "
+
 _SCHEMAS: dict[str, type[Any]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
 
-_GROUPS = frozenset({"method", "backbone", "data", "augment", "optimizer", "trainer", "experiment"})
+#: Groups of choices, each a folder of ``configs``, a registry or both.
+_GROUPS = {
+    "train": ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"),
+    "evaluate": ("data", "backbone"),
+}
 
 _store = ConfigStore.instance()
 for _name, _schema in _SCHEMAS.items():
@@ -176,22 +195,21 @@ def load_config(overrides: Sequence[str] = (), *, file: str | Path | None = None
 
     Args:
         overrides: What differs from the defaults, as on the command line: ``["method=moco", "trainer.max_epochs=20"]``.
+            Text behind ``=`` is taken as it stands, see :func:`selfsup.values.from_text`.
         file: A run's ``config.yaml`` to start from in place of the defaults; then ``overrides`` set values and
             choose no groups.
         kind: ``train`` gives a :class:`TrainConfig`, ``evaluate`` an :class:`EvaluateConfig`.
 
     Raises:
-        UserError: An unknown key or choice (the nearest right one is named), a wrong type, an unreadable file.
+        UserError: An unknown key or choice (the nearest right one is named), a wrong type, a value out of its range,
+            an unreadable file.
     """
-    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    words = [overrides] if isinstance(overrides, str) else list(overrides)
     if file is not None:
-        return from_values(_read_yaml(Path(file)), overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("selfsup.configs", version_base="1.3"):
-            return finish(compose(kind, overrides=open_dicts(name_choices(overrides), kind)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, kind)) from error
+        return from_values(_read_saved(Path(file).expanduser()), words)
+    groups = [word for word in words if is_choice(word, kind)]
+    changes = [_read_change(word) for word in words if word not in groups]
+    return build(kind, compose_choices(groups, kind), changes)
 
 
 def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: str = "train") -> Any:
@@ -205,122 +223,131 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
     Raises:
         UserError: A key or a value that does not fit, or an override that chooses a group.
     """
-    for override in overrides:
-        key, given, _ = override.partition("=")
-        if key in _GROUPS:
-            raise UserError(f"{override}: the configuration it goes on from has chosen its {key}; set single values.")
-        if not given:
-            raise UserError(f"'{override}' is not a setting; write key=value.")
-    schema = OmegaConf.structured(_SCHEMAS[kind])
-    if "data" in values:
+    for word in overrides:
+        if is_choice(word, kind):
+            group = word.partition("=")[0]
+            raise UserError(f"{word}: the configuration it goes on from has chosen its {group}; set single values.")
+    if isinstance(values.get("data"), dict):
         # a configuration that was saved without this setting is of a time when parts were drawn by position
         values = {**values, "data": {"membership": "position", **values["data"]}}
+    return build(kind, values, [_read_change(word) for word in overrides])
+
+
+def is_choice(word: str, kind: str) -> bool:
+    """Whether an override chooses a file of a group, or is one of Hydra's own, and does not set a value."""
+    key, _, text = word.partition("=")
+    return (key in _GROUPS[kind] and not text.startswith("{")) or key.startswith(("hydra.", "hydra/"))
+
+
+def compose_choices(words: Sequence[str], kind: str) -> dict[str, Any]:
+    """Let Hydra compose the defaults of the chosen groups; see :func:`is_choice`.
+
+    Raises:
+        UserError: There is no such choice.
+    """
+    own_files = any(word.startswith("hydra.searchpath=") for word in words)
+    named = [word if word.startswith("hydra") else name_choice(word, refuse=not own_files) for word in words]
+    GlobalHydra.instance().clear()
     try:
-        for group, registry in (("method", methods), ("data", sources)):
-            if group in values:
-                schema[group] = registry[str(values[group].get("name"))].config
-        merged = OmegaConf.merge(schema, values, OmegaConf.from_dotlist(list(overrides)))
-        return finish(cast(DictConfig, merged))
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, kind)) from error
+        with initialize_config_module("selfsup.configs", version_base="1.3"):
+            composed = compose(kind, overrides=named)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    return cast(dict[str, Any], OmegaConf.to_container(composed))
 
 
-def finish(config: DictConfig) -> Any:
-    """Turn a composed configuration into plain dataclasses; no code beyond sees a ``DictConfig``."""
-    composed = cast(Any, OmegaConf.to_object(config))
-    for group, registry in (("method", methods), ("data", sources)):
-        if hasattr(composed, group):
-            value = getattr(composed, group)
-            plain = registry[value.name].config
-            # Hydra composes a subclass that also holds a defaults list; a method may build on another's settings
-            if plain not in (type(value), *type(value).__bases__[:1]):
-                raise UserError(
-                    f"{group}.name={value.name} does not change the {group}; choose it by {group}={value.name}."
-                )
-            values = {f.name: getattr(value, f.name) for f in dataclasses.fields(plain)}
-            setattr(composed, group, plain(**values))
+def name_choice(word: str, *, refuse: bool = True) -> str:
+    """Write ``group=name`` with the name that the choice is called by: ``method=SimCLR`` becomes ``method=simclr``.
+
+    Args:
+        word: The override; experiments may be a list.
+        refuse: Raise where there is no such choice.
+
+    Raises:
+        UserError: There is none, and the nearest is named; or the name fits two.
+    """
+    group, _, text = word.partition("=")
+    listed = text.startswith("[")
+    names = [find(name, choices(group), other_names(group)) for name in (split(text[1:-1]) if listed else [text])]
+    for name in names:
+        if refuse and name not in choices(group):
+            raise UserError(f"There is no {group}={name}.{hint() or _meant(group, name)}")
+    return f"{group}=[{','.join(names)}]" if listed else f"{group}={names[0]}"
+
+
+def _meant(group: str, name: str) -> str:
+    if group == "backbone" and timm.is_model(name):
+        return f" For timm's network of this name write backbone.name={name}."
+    if group == "optimizer" and name in timm.optim.list_optimizers():
+        return f" For timm's optimiser of this name write optimizer.name={name}."
+    if group == "data" and ("/" in name or Path(name).exists()):
+        return f" For a folder of images write data=image_folder data.root={name}."
+    return nearest(name, choices(group))
+
+
+def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> Any:
+    """Make plain dataclasses of values and check them; no code beyond sees a ``DictConfig``.
+
+    Raises:
+        UserError: As :func:`load_config`.
+    """
+    schema = schema_of(kind, values)
+    composed = schema.build(values, changes)
+    for group in schema.sections:
+        name = getattr(composed, group).name
+        if REGISTRIES[group][name].config is not schema.sections[group]:
+            raise UserError(f"{group}.name={name} does not change the {group}; choose it by {group}={name}.")
+    if kind == "evaluate" and composed.checkpoint == "???":
+        raise UserError("checkpoint is not set; write checkpoint=RUN.")
     return composed
 
 
+def schema_of(kind: str, values: dict[str, Any]) -> Schema:
+    """Return the settings that the chosen method and source have.
+
+    Raises:
+        UserError: They are not registered.
+    """
+    sections = {}
+    for group, registry in REGISTRIES.items():
+        chosen = values.get(group)
+        if isinstance(chosen, dict):
+            sections[group] = registry[str(chosen.get("name"))].config
+    return Schema(_SCHEMAS[kind], sections)
+
+
+def _read_change(word: str) -> Change:
+    if "=" not in word and not word.startswith("~"):
+        groups = [group for group in _GROUPS["train"] if word in choices(group)]
+        if groups:
+            raise UserError(f"'{word}' is not a setting; write key=value, here {groups[0]}={word}.")
+    return read_change(word)
+
+
 def to_yaml(config: Any) -> str:
-    """Return a configuration dataclass as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """Return a configuration dataclass as YAML, which ``load_config(file=…)`` reads back as it was."""
+    return write_yaml(dataclasses.asdict(config))
 
 
-def explain(error: Exception, kind: str) -> str:
-    """Say in one sentence what is wrong with a configuration, naming the nearest right key or choice."""
+def explain(error: Exception) -> str:
+    """Say in one sentence what Hydra or OmegaConf found wrong."""
     text = " ".join(str(error).split())
-    cause = error.__cause__
     if found := re.search(r"hydra/(launcher|sweeper)/(\w+)", text):
         return (
             f"There is no hydra/{found.group(1)}={found.group(2)}: a package of its own brings it "
             "(submitit_slurm and submitit_local: pip install hydra-submitit-launcher)."
         )
-    details = f"{text} {' '.join(str(cause).split())}" if cause is not None else text
-    if isinstance(error, MissingConfigException) and (found := re.search(r"'(\w+)/([^']+)'", text)):
-        group, choice = found.groups()
-        return f"There is no {group}={choice}.{hint() or nearest(choice, choices(group))}"
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown is None and ("not in" in details):
-        unknown = re.search(r"full_key: (\S+)", details)
-    if unknown is not None:
-        key = unknown.group(1)
-        if key in _keys(kind):
-            return f"'{key}' is no setting of the chosen {key.split('.')[0]}; selfsup methods and --help tell what is."
-        return f"There is no setting '{key}'.{nearest(key, _keys(kind))}"
-    if isinstance(error, OverrideParseException):
-        return f"An override could not be read: {text}"
-    if found := re.search(r"(Value .*?) full_key: (\S+)", details):
-        return f"{found.group(2)}: {found.group(1)}"
     return text
 
 
-def name_choices(overrides: Sequence[str]) -> list[str]:
-    """Write the choices of groups as they are called: ``method=SimCLR`` becomes ``method=simclr``.
-
-    Raises:
-        UserError: A word that fits two choices.
-    """
-    named = []
-    for override in overrides:
-        key, given, value = override.partition("=")
-        group = key.lstrip("+")
-        if given and group in _GROUPS:
-            words = [find(word, choices(group), other_names(group)) for word in value.split(",")]
-            override = f"{key}={','.join(words)}"
-        named.append(override)
-    return named
-
-
-def open_dicts(overrides: Sequence[str], kind: str = "train") -> list[str]:
-    """Mark what goes into a free dictionary (``optimizer.kwargs.betas``), which Hydra takes only with ``++``."""
-    free = [key for key, value in _walk(_SCHEMAS[kind]()) if isinstance(value, dict)]
-    return [f"++{o}" if any(o.startswith((f"{key}=", f"{key}.")) for key in free) else o for o in overrides]
-
-
-def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for f in dataclasses.fields(node):
-        value = getattr(node, f.name)
-        yield f"{prefix}{f.name}", value
-        if dataclasses.is_dataclass(value):
-            yield from _walk(value, f"{prefix}{f.name}.")
-
-
-def _keys(kind: str) -> set[str]:
-    keys = {key for key, _ in _walk(_SCHEMAS[kind]())} | {"experiment"}
-    for group, registry in (("method", methods), ("data", sources)):
-        for name in registry:
-            keys |= {f"{group}.{f.name}" for f in dataclasses.fields(registry[name].config)}
-    return keys
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no configuration file {path}.") from error
-    except Exception as error:  # OmegaConf raises what its YAML reader raises
-        raise UserError(f"{path} cannot be read as a configuration: {error}") from error
+def _read_saved(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
     if not isinstance(values, dict) or "method" not in values or "data" not in values:
         raise UserError(f"{path} is not the configuration of a run: it names no method and no data.")
-    return cast(dict[str, Any], values)
+    before = [line.removeprefix("# ") for line in path.read_text("utf-8").splitlines() if line.startswith(UNTIL)]
+    if before:
+        warnings.warn(
+            f"{path} alone does not repeat its run, whose settings changed while it trained. {'; '.join(before)}.",
+            stacklevel=3,
+        )
+    return values

@@ -29,16 +29,11 @@ from tqdm import tqdm
 from selfsup.config import TrainConfig, from_values
 from selfsup.data import ResidentDataset, Splits, load_splits
 from selfsup.data.workers import worker_count
-from selfsup.engine.callbacks import OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure
-from selfsup.engine.training import (
-    _build_trainer,
-    _Data,
-    _environment,
-    _quieten,
-    build_method,
-    keep_memory,
-    saves_memory,
-)
+from selfsup.engine.callbacks import Checkpoints, OnlineEvaluation, StopSignal, Stopwatch, ViewsFigure
+from selfsup.engine.checks import check_settings
+from selfsup.engine.environment import environment, keep_memory, quieten, saves_memory
+from selfsup.engine.trainer import TrainData, build_trainer
+from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method
@@ -162,7 +157,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write all numbers, and what they were measured on, as JSON."""
-        values = {**dataclasses.asdict(self), "environment": _environment()}
+        values = {**dataclasses.asdict(self), "environment": environment()}
         Path(path).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
@@ -186,8 +181,9 @@ def doctor(config: TrainConfig, steps: int = 20, progress: bool = True, compile:
         raise UserError(f"--steps={steps} leaves nothing to time; give at least 1, better 20.")
     if config.resume is not None:
         raise UserError("resume: the doctor looks at a configuration; give a run's by --config RUN/config.yaml.")
+    check_settings(config)
     pl.seed_everything(config.seed, verbose=False)
-    _quieten()
+    quieten()
     if not saves_memory(config.trainer):
         keep_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -248,9 +244,9 @@ class _Visit:
     def __init__(self, config: TrainConfig, folder: Path, compiling: bool = False) -> None:
         self.folder, self.compiling, self.notes = folder, compiling, list[str]()
         self.splits = load_splits(config.data)
-        trainer = _build_trainer(config, self.splits, folder, 0, Stopwatch(folder / "times.csv"))
+        trainer = build_trainer(config, self.splits, folder, 0, Stopwatch(folder / "times.csv"), StopSignal())
         self.world_size, self.device = trainer.world_size, trainer.strategy.root_device
-        _Data(self.splits, config).loader(world_size=self.world_size)  # a batch that does not fit is found here
+        TrainData(self.splits, config).loader(world_size=self.world_size)  # a batch that does not fit is found here
         self.config = self._alone(config)
         self.threads = torch.get_num_threads()
 
@@ -343,8 +339,8 @@ class _Visit:
         config.batch_size //= self.world_size  # one device's share
         epoch = config.trainer.max_epochs // 2
         config.trainer.max_epochs = NEVER
-        trainer = _build_trainer(config, splits, self.folder, 0, Stopwatch(self.folder / "times.csv"))
-        apart = (ViewsFigure, OnlineEvaluation, SaveLast)  # between steps; the watcher times them
+        trainer = build_trainer(config, splits, self.folder, 0, Stopwatch(self.folder / "times.csv"), StopSignal())
+        apart = (ViewsFigure, OnlineEvaluation, Checkpoints)  # between steps; the watcher times them
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [watcher, *(c for c in callbacks if not isinstance(c, apart))]
         for count in ("ready", "started", "processed", "completed"):
@@ -380,7 +376,7 @@ class _Visit:
             config = from_values(dataclasses.asdict(config), [candidate.name])
             if config.data != self.config.data:
                 splits = load_splits(config.data)
-        _Data(splits, config).loader(world_size=self.world_size)
+        TrainData(splits, config).loader(world_size=self.world_size)
         method = self._method(config, splits)
         return _Variant(candidate.name, config, splits, method, threads or self.threads, note=candidate.note)
 
@@ -419,7 +415,7 @@ class _Visit:
             variant.memory_mb = max(variant.memory_mb, lap.memory_mb)
 
 
-class _TimedData(_Data):
+class _TimedData(TrainData):
     """The data of a training, waited for under a clock."""
 
     def __init__(self, splits: Splits, config: TrainConfig, watcher: _Watcher) -> None:

@@ -208,7 +208,8 @@ def _safetensors(run: _Run, draft: Path, target: Path) -> tuple[Features, str]:
         if timm.is_model(run.config.name):
             head = ["import timm", "import torch", "from safetensors.torch import load_file", ""]
             return "\n".join([*head, *_timm_network(run), *_filled(read)])
-        settings = ", ".join(f"{key}={value!r}" for key, value in vars(run.config).items())
+        usual = vars(BackboneConfig())
+        settings = ", ".join(f"{key}={value!r}" for key, value in vars(run.config).items() if value != usual[key])
         head = ["from safetensors.torch import load_file", "from selfsup.nn import BackboneConfig, build_backbone", ""]
         network = f"network = build_backbone(BackboneConfig({settings}), {run.channels}).network"
         return "\n".join([*head, network, *_filled(read)])
@@ -219,7 +220,7 @@ def _safetensors(run: _Run, draft: Path, target: Path) -> tuple[Features, str]:
 
 def _timm_network(run: _Run) -> list[str]:
     # a dictionary, as the names in it come from a file and the lines are executed
-    more = f", **{run.config.kwargs!r}" if run.config.kwargs else ""
+    more = f", **{run.backbone.arguments!r}" if run.backbone.arguments else ""
     return [
         f"network = timm.create_model({run.config.name!r}, num_classes=0, in_chans={run.channels}{more})",
         *run.stem(),

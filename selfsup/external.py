@@ -14,7 +14,7 @@ import timm
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.nn import Backbone, BackboneConfig, build_backbone
+from selfsup.nn import Backbone, BackboneConfig, any_size, build_backbone
 from selfsup.registry import nearest
 from selfsup.types import Normalization
 
@@ -61,7 +61,7 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
     if not name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(name):
         raise UserError(f"checkpoint: timm has no network '{name}'.{nearest(name, timm.list_models())}")
     try:
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size(name))
     except Exception as error:  # the hub, its cache and the network each raise their own
         if not pretrained:
             raise UserError(f"checkpoint: timm cannot build '{name}': {_line(error)}") from error

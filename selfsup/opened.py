@@ -152,7 +152,8 @@ def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None,
         return Opened(name)
     if backbone is None or images is None:
         raise UserError("checkpoint: untrained needs a network and the images it will see: backbone=…, data=….")
-    return Opened(name, build_backbone(backbone, images.channels, images.normalization), epochs=0)
+    untrained = build_backbone(backbone, images.channels, images.normalization, [images.image_size])
+    return Opened(name, untrained, epochs=0)
 
 
 def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
@@ -163,7 +164,8 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
         config = BackboneConfig(**info["config"]["backbone"])
     except TypeError as error:
         raise UserError(f"{file}: its backbone has a setting that is not known here ({error}).") from error
-    network = build_backbone(config, info["in_channels"], normalization)
+    sizes = info.get("image_sizes", ())  # earlier versions built all networks as timm has them
+    network = build_backbone(config, info["in_channels"], normalization, sizes)
     try:
         network.load_state_dict(weights_of(state, info.get("backbone", "backbone")))
     except (RuntimeError, TypeError, AttributeError) as error:

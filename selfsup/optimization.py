@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -100,6 +101,46 @@ def learning_rate_factors(
         return step / warmup if step < warmup else after[config.schedule](step)
 
     return [(lambda step: 1.0) if group.get("constant_lr") else factor for group in optimizer.param_groups]
+
+
+class Schedule(torch.optim.lr_scheduler.LambdaLR):
+    """The learning rates of a training, step by step, as its settings give them.
+
+    A checkpoint that is loaded brings the step, and to the optimiser what it has learnt. The settings of the optimiser
+    (rates, decay, momentum) stay those it was built with, so that what a resumed run prints is what it trains with.
+
+    Args:
+        optimizer: Its learning rates are those of the first step after the warm-up.
+        factors: As :func:`learning_rate_factors`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factors: list[Callable[[int], float]]) -> None:
+        super().__init__(optimizer, factors)
+        optimizer.register_load_state_dict_pre_hook(_keep_settings)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a step of a training that may have had other rates."""
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        self._last_lr = [
+            base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
+def _keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Put the present settings into a state that is about to be loaded.
+
+    Arguments of the optimiser, and what ``Method.param_groups`` and the schedule add, are settings. Whatever else some
+    optimisers keep in a group (a count of steps, an estimate of the rate) is state.
+    """
+    inner = getattr(optimizer, "base_optimizer", optimizer)  # timm's Lookahead wraps another
+    names = {*inspect.signature(type(inner).__init__).parameters, "initial_lr", "lr_scale", "constant_lr"}
+    settings = [{k: v for k, v in group.items() if k in names - {"params"}} for group in optimizer.param_groups]
+    if len(settings) != len(state["param_groups"]):
+        return state  # torch says what is wrong
+    groups = [{**loaded, **own} for loaded, own in zip(state["param_groups"], settings, strict=True)]
+    return {**state, "param_groups": groups}
 
 
 def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> list[dict[str, Any]]:

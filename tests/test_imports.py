@@ -14,7 +14,7 @@ FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-NEUTRAL = {"types", "errors", "registry", "imports", "distributed", "random"}
+NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random"}
 
 #: Parts of selfsup, and other packages, that a part may import. The standard library and itself always.
 RULES = {
@@ -26,7 +26,7 @@ RULES = {
         {"torch", "pytorch_lightning"},
     ),
 }
-IMPORT_METHODS = {"commands", "config", "diagnosis", "engine", "opened", "phases"}
+IMPORT_METHODS = {"commands", "config", "diagnosis", "engine", "opened", "phases", "sweeps"}
 
 
 def imports(module: str, source: str, is_package: bool) -> Iterator[str]:

@@ -15,7 +15,7 @@ class AugmentConfig:
             ``_small``).
         small: Use the recipe's version for small images; None decides by ``data.image_size`` (at most 64).
         sizes: Side of the views, one entry per group; None is ``data.image_size`` for the first group and 3/7 of it
-            for a second (96 of 224).
+            for a second (96 of 224), rounded to whole patches for a vision transformer.
         counts: Number of views of each size.
         override: Recipe values to replace in every view, by field name of ``ViewRecipe`` (``{blur_p: 0.0}``).
         local_override: The same for the views of the second size, over ``override`` (``{scale: [0.1, 0.3]}``).

@@ -150,7 +150,7 @@ def multi_crop(
 
 
 def build_views(
-    config: AugmentConfig, image_size: int, normalization: Normalization, training_images: int = 0
+    config: AugmentConfig, image_size: int, normalization: Normalization, training_images: int = 0, side_step: int = 1
 ) -> ViewGenerator:
     """Return the generator that a config describes.
 
@@ -161,12 +161,14 @@ def build_views(
         normalization: Statistics of the data.
         training_images: Images that views will be made of, over all epochs: whether compiling pays. A number that
             follows from the configuration, not a timing, so that a resumed run decides as it did before.
+        side_step: What the default side of a second group is made a multiple of, for networks that cut patches.
 
     Raises:
         UserError: A setting that does not exist or does not fit.
     """
     counts = list(config.counts)
-    default_sizes = [image_size, round(image_size * LOCAL_SIDE)][: len(counts)]
+    local_size = max(side_step, round(image_size * LOCAL_SIDE / side_step) * side_step)
+    default_sizes = [image_size, local_size][: len(counts)]
     sizes = list(config.sizes) if config.sizes is not None else default_sizes
     if len(sizes) != len(counts):
         raise UserError(f"augment.sizes has {len(sizes)} entries and augment.counts {len(counts)}; give one per size.")

@@ -2,7 +2,8 @@
 
 selfsup train [--config FILE] [key=value …]
 selfsup train FOLDER [key=value …]           the images of a folder: data=image_folder data.root=FOLDER
-selfsup train resume=RUN                     go on where a run stopped
+selfsup train resume=RUN [key=value …]       go on where a run stopped
+selfsup train run_dir=RUN resume=auto …      start a run, or go on with it: the same line every time
 selfsup train --multirun method=simclr,moco seed=0,1
 """
 
@@ -42,20 +43,20 @@ def run(arguments: Namespace) -> int:
     from selfsup.config import load_config
     from selfsup.engine.training import load_resumed_config
 
-    if any(setting.startswith("resume=") and setting != "resume=null" for setting in settings):
+    if any(setting.startswith("resume=") and setting not in ("resume=null", "resume=auto") for setting in settings):
         return _train(load_resumed_config(settings))
     return _train(load_config(settings, file=arguments.config))
 
 
 def _train(config: Any) -> int:
     from selfsup.engine.callbacks import Interrupted
-    from selfsup.engine.training import is_first_process, train
+    from selfsup.engine.run_folder import is_first_process
+    from selfsup.engine.training import train
 
     try:
         run_dir = train(config)
     except Interrupted as stop:
-        run_dir = stop.checkpoint.parent.parent
-        print(f"\nStopped. Everything up to here is saved; go on with: selfsup train resume={run_dir}", file=sys.stderr)
+        print(f"\n{stop}", file=sys.stderr)
         return 128 + stop.signal
     if is_first_process():
         print(f"\nTrained: {run_dir}\nnext: selfsup evaluate checkpoint={run_dir}")
@@ -70,8 +71,9 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from selfsup import configs
-    from selfsup.config import explain, finish, name_choices, open_dicts
+    from selfsup.config import explain
     from selfsup.imports import execute
+    from selfsup.sweeps import job_config, sweep_words
 
     own_files = [str(Path(file).resolve()) for file in own_files]
     # a launcher's processes import what they unpickle, by the name of its file
@@ -80,16 +82,16 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
 
     def job(config: DictConfig) -> None:
         execute(own_files)  # in a process of its own it has to be recorded there
-        code = _train(finish(config))
+        code = _train(job_config(config))
         if code:
             raise KeyboardInterrupt
 
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *open_dicts(name_choices(settings))]
+    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *sweep_words(settings)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     sweep = hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")(job)
     try:
         sweep()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, "train")) from error
+        raise UserError(explain(error)) from error
     return 0

@@ -7,13 +7,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
 
 from selfsup.data.found import Found
 from selfsup.data.membership import Membership
+from selfsup.settings import TextOrList
 from selfsup.types import ImageFacts, Normalization
 
 
@@ -45,7 +46,7 @@ class DataConfig:
     """
 
     name: str = "???"
-    root: Any = None
+    root: Annotated[Any, TextOrList] = None
     download: bool = False
     image_size: int = 32
     limit: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import signal
 import threading
 import time
@@ -12,93 +13,168 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from selfsup.augment import save_views_figure
-from selfsup.config import OnlineConfig
+from selfsup.checkpoint import copy_checkpoint, run_of
+from selfsup.config import OnlineConfig, TrainerConfig
 from selfsup.data import ImageDataset, Splits
 from selfsup.distributed import any_rank, world
 from selfsup.engine.compilation import evaluating
+from selfsup.engine.run_folder import replace_text
 from selfsup.engine.sharding import ShardedStrategy
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.methods import Method
+from selfsup.nn import batch_statistics
 from selfsup.random import fold_in
 
 
 class Interrupted(Exception):
-    """The run was told to stop and has left a checkpoint. ``signal`` is the number of the signal."""
+    """The run was told to stop; the message says how it goes on.
 
-    def __init__(self, number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    Attributes:
+        signal: Number of the signal.
+        checkpoint: What it left to go on from; None when it was stopped before it trained.
+    """
+
+    def __init__(self, number: int, checkpoint: Path | None) -> None:
+        super().__init__(
+            "Stopped before the first step; start it again as before, with resume=auto if its folder is there already."
+            if checkpoint is None
+            else f"Stopped. Everything up to here is saved; go on with: selfsup train resume={run_of(checkpoint)}"
+        )
         self.signal = number
         self.checkpoint = checkpoint
 
 
-class SaveLast(pl.Callback):
-    """Keep ``checkpoints/last.ckpt`` up to date, and leave one when Ctrl-C or SIGTERM asks the run to stop.
+class StopSignal:
+    """Hears Ctrl-C and SIGTERM, as a context manager around a training.
 
-    A signal is acted on after the running optimiser step, never within one: what is saved is a state that the
-    uninterrupted run passes through too. On several ranks it is the next step of which a row is written. A second
-    signal ends the process at once.
+    Before the first step a signal ends the run where it is. From then on, and until the ``with`` ends, it is only noted
+    down: whoever trains asks ``received``. A second signal ends the process at once.
     """
 
-    def __init__(self, run_dir: Path, every_epochs: int, every_steps: int | None) -> None:
-        self.path = run_dir / "checkpoints" / "last.ckpt"
-        self.every_epochs, self.every_steps = every_epochs, every_steps
+    def __init__(self) -> None:
         self.received = 0
-        self._stopping = False
-        self._previous: dict[int, Any] = {}
+        self.training = False
+        self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.listen()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def listen(self) -> None:
+        """Take the signals (again, after Lightning has put its own handler over this one)."""
+        for number in self._before:
+            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            self._restore()
+            self.__exit__()
             raise KeyboardInterrupt
         self.received = number
+        if not self.training:
+            raise Interrupted(number, None)
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+
+#: Metrics by which the best checkpoint may be kept: more is better for each.
+BEST = ("online/knn", "health/rank")
+
+
+class Checkpoints(Checkpoint):
+    """Keep ``checkpoints/last.ckpt`` up to date, keep what is to stay beside it, and leave one when the run must stop.
+
+    ``trainer.keep_every_epochs`` keeps ``epoch-0010.ckpt`` and so on, ``trainer.keep_best`` the ``best.ckpt``. Both are
+    written before ``last.ckpt``: a run that is killed between them goes on from before, and writes them again.
+
+    A signal is acted on after the running optimiser step, never within one: what is saved is a state that the
+    uninterrupted run passes through too. On several ranks it is the next step of which a row is written. What would be
+    saved after the last step of an epoch is saved when the epoch's evaluation is done too, so that no run goes on from
+    between the two.
+
+    A ``Checkpoint`` to Lightning, so that it comes after all that follow a metric and have a state of their own.
+    """
+
+    def __init__(self, run_dir: Path, settings: TrainerConfig, stop: StopSignal) -> None:
+        self.folder, self.settings, self.stop = run_dir / "checkpoints", settings, stop
+        self._best: float | None = None
+        self._stopping = False
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / "last.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.stop.listen()
+        self.stop.training = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if not whole_step:
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         assert isinstance(module, Method)
         # several ranks ask each other only where a row is written and they wait for the device anyway
         asked = world() is None or trainer.global_step % module.log_every_steps == 0
-        stop = asked and any_rank(bool(self.received), module.device)
-        if stop or (self.every_steps and trainer.global_step % self.every_steps == 0):
-            self._save(trainer, module)
-        self._stopping = stop
+        self._stopping = asked and any_rank(bool(self.stop.received), module.device)
+        every = self.settings.checkpoint_every_steps
+        if self._stopping or (every and trainer.global_step % every == 0):
+            self._save(trainer, module, [self.path])
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:  # only now has Lightning logged the step that was saved
-            raise Interrupted(self.received or signal.SIGTERM, self.path)
+            raise Interrupted(self.stop.received or signal.SIGTERM, self.path)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if last or (trainer.current_epoch + 1) % self.every_epochs == 0:
-            self._save(trainer, module)
-
-    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Method)
-        require_finite(module)  # a broken state must not replace a good checkpoint
-        trainer.save_checkpoint(self.path, weights_only=False)
+        epoch, settings = trainer.current_epoch + 1, self.settings
+        self._stopping = any_rank(bool(self.stop.received), module.device)
+        kept = []
+        if settings.keep_every_epochs and epoch % settings.keep_every_epochs == 0:
+            kept.append(self.folder / f"epoch-{epoch:04d}.ckpt")
+        if settings.keep_best is not None and self._is_best(trainer.callback_metrics.get(settings.keep_best)):
+            kept.append(self.folder / "best.ckpt")
+        every = settings.checkpoint_every_steps
+        due = (
+            epoch % settings.checkpoint_every_epochs == 0
+            or epoch == trainer.max_epochs
+            or trainer.should_stop  # another callback has seen enough
+            or bool(every and trainer.global_step % every == 0)
+        )
+        if kept or due or self._stopping:
+            self._save(trainer, module, [*kept, self.path])
 
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        self._restore()
+    def _is_best(self, value: Tensor | None) -> bool:
+        # where no evaluation took place the value is an earlier one, which is not above itself
+        if value is None or (self._best is not None and float(value) <= self._best):
+            return False
+        self._best = float(value)
+        return True
+
+    def _save(self, trainer: pl.Trainer, module: Method, paths: list[Path]) -> None:
+        require_finite(module)  # a broken state must not replace a good checkpoint
+        first, *others = paths
+        trainer.save_checkpoint(first, weights_only=False)
+        if trainer.is_global_zero:
+            for path in others:
+                copy_checkpoint(first, path)
 
 
 def require_finite(module: Method) -> None:
@@ -134,8 +210,9 @@ class Stopwatch(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._epochs.append((trainer.global_step - 1, round(self.seconds, 3)))
         if trainer.is_global_zero:
-            with self.path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("step", "seconds"), *self._epochs])
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([("step", "seconds"), *self._epochs])
+            replace_text(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "epochs": self._epochs}
@@ -182,38 +259,97 @@ def first_images(dataset: ImageDataset, count: int, device: torch.device) -> tup
     return images[decoded].to(device), dataset.index[positions[decoded]].to(device)
 
 
+#: Features count as collapsed whose mean standard deviation times √D, L2-normalised, or whose rank about their mean is
+#: below these.
+COLLAPSED_STD, COLLAPSED_RANK = 0.02, 1.5
+
+#: Images hardly differ whose pixels have a smaller standard deviation from image to image, as a part of their range.
+SAME_IMAGES = 0.01
+
+
 class OnlineEvaluation(pl.Callback):
     """Watch the features while they are learnt: kNN on held-out images, and health that needs no labels.
 
     Logged: ``online/knn``; ``health/std``, the features' mean standard deviation times √D after L2-normalisation
     (1 is spread evenly, 0 is collapsed); ``health/rank``, their effective rank; ``health/alignment``, the mean squared
     distance of two views. It changes no weight and no running statistic.
+
+    Features that two looks in a row find collapsed end the run: it is saved at the end of that epoch, then the error is
+    raised. BatchNorm's running statistics lag behind in the first steps, so that features look collapsed that are not:
+    the statistics of a batch have the last word.
     """
 
     def __init__(self, splits: Splits, config: OnlineConfig) -> None:
         self.bank = splits.train.subset(torch.arange(min(config.bank, len(splits.train))))
         self.queries = splits.holdout.subset(torch.arange(min(config.queries, len(splits.holdout))))
         self.config = config
+        self._collapsed_looks = 0
+        self._message: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"collapsed_looks": self._collapsed_looks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._collapsed_looks = state_dict["collapsed_looks"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if epoch % self.config.every_epochs and epoch != trainer.max_epochs:
             return
         assert isinstance(module, Method)
-        collapsed = False
+        collapse, values = "", dict[str, float]()
         # where each rank holds a part of the network, it takes all of them to run it
         if trainer.is_global_zero or isinstance(trainer.strategy, ShardedStrategy):
             with evaluating():
                 values = self.look(module)
+                if values["health/std"] < COLLAPSED_STD or values["health/rank"] < COLLAPSED_RANK:
+                    collapse = self.find_collapse(module)
+        # to trainer.callback_metrics, on every rank: for callbacks that follow a metric
+        for name, value in trainer.strategy.broadcast(values).items():
+            module.log(name, value, logger=False, on_epoch=True, batch_size=1)
+        collapsed = any_rank(bool(collapse), module.device)
+        self._collapsed_looks = self._collapsed_looks + 1 if collapsed else 0
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
-            collapsed = values["health/std"] < 0.02 or values["health/rank"] < 1.5
-        if any_rank(collapsed and self.config.stop_on_collapse, module.device):
-            raise UserError(
-                "The features have collapsed: all images look the same to the network. Look at optimizer.lr (too "
-                "high?), method.temperature and augment first; online.stop_on_collapse=false goes on all the same."
+        if self._collapsed_looks > 1 and self.config.stop_on_collapse:
+            self._message = (
+                f"{collapse} This was so at {self._collapsed_looks} looks in a row, so the run has ended after epoch "
+                f"{epoch}, and is saved; resume= it with online.stop_on_collapse=false to go on all the same."
             )
+            trainer.should_stop = True  # after the checkpoint of this epoch is written
+        elif collapsed and epoch == trainer.max_epochs and trainer.is_global_zero:
+            print(f"note: {collapse}", flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._message is not None:
+            raise UserError(self._message)
+
+    def find_collapse(self, module: Method) -> str:
+        """Return what is wrong with the features by the statistics of a batch; nothing where they are fine."""
+        some = self.bank.subset(torch.arange(min(256, len(self.bank))))
+        if len(some) < 2:
+            return ""
+        with batch_statistics(module.evaluated_backbone):
+            found = extract_features(module.evaluated_backbone, some, device=module.device, progress=False).features
+        constant = float(feature_std(found)) * found.shape[1] ** 0.5 < COLLAPSED_STD
+        if not constant and float(rank_me(found - found.mean(0))) >= COLLAPSED_RANK:
+            return ""
+        images, index = first_images(some, len(some), module.device)
+        view = module.views(images, seed=fold_in(module.seed, 0), index=index)[0].image
+        deviation = torch.tensor(some.normalization.std, device=view.device).view(-1, 1, 1)
+        spread = min(float((images / 255).std(0).mean()), float((view * deviation).std(0).mean()))
+        if spread < SAME_IMAGES:
+            return (
+                f"The images hardly differ from each other as the network sees them (by {spread:.1%} of the range of a "
+                "pixel), so there is nothing to learn from: look at figures/views.png. Evaluation and views keep the "
+                "middle square of an image at data.image_size; see data and augment.override.scale."
+            )
+        what = "all images look the same to the network" if constant else "they differ in one direction only"
+        return (
+            f"The features have collapsed: {what}. Look at optimizer.lr (too high?), method.temperature and augment "
+            "first."
+        )
 
     def look(self, module: Method) -> dict[str, float]:
         """Return the metrics of the network as it is."""
@@ -235,37 +371,3 @@ class OnlineEvaluation(pl.Callback):
             k = min(self.config.k, len(bank.features))
             values["online/knn"] = knn(bank, queries, k=(k,), temperature=self.config.temperature)[k]
         return values
-
-
-class MetricsCsv(CSVLogger):
-    """Lightning's CSV logger for a run that may be resumed: rows up to the resumed step stay, later ones go."""
-
-    def __init__(self, run_dir: Path, resumed_step: int = 0) -> None:
-        super().__init__(save_dir=run_dir, name="", version="", flush_logs_every_n_steps=1)
-        self._resumed_step = resumed_step
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            self._experiment = _KeepingWriter(self.log_dir, self._resumed_step)
-        return self._experiment
-
-
-class _KeepingWriter(ExperimentWriter):
-    def __init__(self, log_dir: str, resumed_step: int) -> None:
-        self._resumed_step = resumed_step
-        super().__init__(log_dir)
-
-    def _check_log_dir_exists(self) -> None:
-        path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        kept = [row for row in rows if int(row["step"]) < self._resumed_step]
-        self.metrics_keys = sorted(rows[0]) if rows else []
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(kept)

@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import datetime
-import itertools
-import json
-import logging
-import os
-import platform
-import sys
-import warnings
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from selfsup.augment import build_views
-from selfsup.checkpoint import INFO, AtomicCheckpointIO, find_checkpoint, read_checkpoint, run_of
-from selfsup.config import TrainConfig, TrainerConfig, from_values, to_yaml
-from selfsup.data import Splits, TrainLoader, load_splits
-from selfsup.data.resident import ResidentDataset, fits
-from selfsup.data.workers import worker_count
-from selfsup.engine.callbacks import MetricsCsv, OnlineEvaluation, SaveLast, Stopwatch, ViewsFigure, WatchLoss
-from selfsup.engine.compilation import Compile
+from selfsup.checkpoint import INFO, find_checkpoint, read_checkpoint, run_of
+from selfsup.config import TrainConfig, from_values
+from selfsup.data import Splits, load_splits
+from selfsup.engine.callbacks import StopSignal, Stopwatch
+from selfsup.engine.checks import check_batch, check_disk, check_settings
+from selfsup.engine.environment import keep_memory, quieten, saves_memory
+from selfsup.engine.resuming import Change, changes, check_changes, check_fit, saved_config
+from selfsup.engine.run_folder import (
+    begun_without_checkpoint,
+    choose_run_dir,
+    fill_run_dir,
+    held,
+    is_first_process,
+    make_run_dir,
+    note_changes,
+)
 from selfsup.engine.sharding import ShardedStrategy, check_shardable
+from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.errors import UserError
 from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
-from selfsup.eval.results import Record, peak_memory_mb
-from selfsup.imports import record
+from selfsup.eval.results import Record, peak_memory_mb, read_results
 from selfsup.methods import Method, Parts
-from selfsup.nn import Backbone, build_backbone
+from selfsup.nn import Backbone, build_backbone, side_step
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
+
+AUTO = "auto"
 
 
 def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
@@ -52,29 +48,105 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
 
     The folder receives ``config.yaml``, ``environment.json``, ``metrics.csv``, ``times.csv``, ``checkpoints/last.ckpt``
     and ``figures/``. With ``config.resume`` the run it names goes on in its own folder, and the result is bit for bit
-    the one of a run that was never stopped.
+    the one of a run that was never stopped. Settings that differ from those it had, and may, count from there on; they
+    are told and noted in ``changes.json``. ``resume="auto"`` starts the run of ``run_dir``, or goes on with it, or says
+    that it is done.
 
     Args:
         config: The run.
-        callbacks: Further ones of Lightning's, called before the run's own.
+        callbacks: Further ones of Lightning's, called before the run's own. Those that follow a metric find the online
+            evaluation's too (``EarlyStopping("online/knn", mode="max")``); a ``ModelCheckpoint`` writes to
+            ``checkpoints/`` unless it names a folder.
 
     Raises:
         UserError: A setting, a file or a folder is not as it must be. Nothing that existed is overwritten.
-        Interrupted: Ctrl-C or SIGTERM; the run has left a checkpoint.
+        Interrupted: Ctrl-C or SIGTERM; the run has left a checkpoint, if it had begun to train.
     """
-    checkpoint = None if config.resume is None else find_checkpoint(config.resume)
-    resumed_step = 0 if checkpoint is None else _check_resume(config, read_checkpoint(checkpoint))
-    run_dir = _choose_run_dir(config) if checkpoint is None else run_of(checkpoint)
+    check_settings(config)
+    checkpoint = _checkpoint_to_resume(config)
+    with StopSignal() as stop, contextlib.ExitStack() as lock:
+        if checkpoint is None:
+            return _train(dataclasses.replace(config, resume=None), _new_run_dir(config), None, stop, lock, callbacks)
+        run_dir = run_of(checkpoint)
+        if is_first_process():
+            lock.enter_context(held(run_dir))
+        resumed = _Resumed.read(checkpoint, config)
+        if resumed.epochs >= config.trainer.max_epochs:
+            if is_first_process():
+                _finish(config, run_dir, resumed)
+            return run_dir
+        config = dataclasses.replace(config, run_dir=resumed.config["run_dir"], resume=None)
+        return _train(config, run_dir, resumed, stop, lock, callbacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resumed:
+    """What a run goes on from: a checkpoint, what is in it, and the settings that differ from those in it."""
+
+    checkpoint: Path
+    content: dict[str, Any]
+    config: dict[str, Any]
+    changed: list[Change]
+
+    @classmethod
+    def read(cls, checkpoint: Path, config: TrainConfig) -> _Resumed:
+        content = read_checkpoint(checkpoint)
+        saved = saved_config(content)
+        changed = changes(saved, config)
+        check_changes(changed)
+        return cls(checkpoint, content, saved, changed)
+
+    @property
+    def epochs(self) -> int:
+        return int(self.content[INFO]["epochs_done"])
+
+    @property
+    def step(self) -> int:
+        return int(self.content["global_step"])
+
+
+def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
+    """Return the checkpoint that a run goes on from; None for one that starts."""
+    if config.resume is None:
+        return None
+    if config.resume != AUTO:
+        return find_checkpoint(config.resume)
+    if config.run_dir is None:
+        raise UserError("resume=auto starts or goes on with the run of run_dir; set run_dir.")
+    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    return last if last.is_file() else None
+
+
+def _new_run_dir(config: TrainConfig) -> Path:
+    if config.resume is None:
+        return choose_run_dir(config)
+    run_dir = Path(str(config.run_dir))
+    if run_dir.exists() and not begun_without_checkpoint(run_dir):
+        raise UserError(f"run_dir: {run_dir} holds other things than the beginning of a run; choose another.")
+    return run_dir
+
+
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    resumed: _Resumed | None,
+    stop: StopSignal,
+    lock: contextlib.ExitStack,
+    callbacks: Sequence[pl.Callback],
+) -> Path:
+    """Train from the start or from where a run stopped, once it is settled which of them."""
     pl.seed_everything(config.seed, verbose=False)
-    _quieten()
+    quieten()
     if not saves_memory(config.trainer):
         keep_memory()
     splits = load_splits(config.data)
     stopwatch = Stopwatch(run_dir / "times.csv")
-    trainer = _build_trainer(config, splits, run_dir, resumed_step, stopwatch, callbacks)
-    data = _Data(splits, config)
+    step, epochs = (resumed.step, resumed.epochs) if resumed is not None else (0, 0)
+    trainer = build_trainer(config, splits, run_dir, step, stopwatch, stop, callbacks)
+    data = TrainData(splits, config)
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
     method = build_method(config, splits, trainer.world_size)
+    check_batch(config, method, trainer.world_size)
     if config.trainer.precision.startswith("64"):
         method.double()  # Lightning does it after it has read a checkpoint, which would be rounded
     if isinstance(trainer.strategy, ShardedStrategy):
@@ -82,16 +154,54 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     # mistakes in the optimiser's settings, too, are found before a folder is made; Lightning builds its own later
     optimizer = build_optimizer(method.param_groups(), config.optimizer, scaled_lr(config.optimizer, config.batch_size))
     learning_rate_factors(config.optimizer, 1, 1, optimizer)
+    if resumed is not None:
+        check_fit(method.state_dict(), resumed.content, resumed.changed)
+        resumed.content.clear()  # Lightning reads it again
     if trainer.is_global_zero:
-        if checkpoint is None:
-            _start_run_dir(run_dir, config, splits)
-        _announce(config, splits, run_dir, method)
+        check_disk(run_dir, config, method, optimizer, epochs)
+        if resumed is None:
+            make_run_dir(run_dir, again=run_dir.exists())
+            lock.enter_context(held(run_dir))
+            fill_run_dir(run_dir, config, splits)
+        else:
+            note_changes(run_dir, config, step, epochs, resumed.changed)
+        _announce(config, splits, run_dir, method, [] if resumed is None else resumed.changed)
+    checkpoint = None if resumed is None else resumed.checkpoint
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
-        add_results(run_dir, [_training_record(config, splits, stopwatch.seconds)])
+        record = _training_record(config, len(splits.pretrain), trainer.current_epoch, stopwatch.seconds)
+        add_results(run_dir, [{**record, "peak_memory_mb": round(peak_memory_mb(), 1)}])
         if (run_dir / "metrics.csv").exists():  # a short run may end before the first row
             training_curves(run_dir / "metrics.csv", run_dir / "figures" / "training.png")
     return run_dir
+
+
+def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
+    """Write what a run that was stopped after its last checkpoint lacks, and say what that was.
+
+    Raises:
+        UserError: Nothing is missing, and the run was named to go on.
+    """
+    written = []
+    records = read_results(run_dir) if (run_dir / "results.json").exists() else []
+    if not any(r["protocol"] == "training" and r.get("epochs") == resumed.epochs for r in records):
+        info, watched = resumed.content[INFO], resumed.content["callbacks"].get("Stopwatch", {})
+        images = info.get("images") or len(load_splits(config.data).pretrain)  # an earlier version did not keep it
+        record = _training_record(config, images, resumed.epochs, float(watched.get("seconds", 0.0)))
+        written.append(add_results(run_dir, [record]).name)
+    metrics, curves = run_dir / "metrics.csv", run_dir / "figures" / "training.png"
+    if metrics.exists() and not (curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime):
+        training_curves(metrics, curves)
+        written.append(str(curves.relative_to(run_dir)))
+    done = f"this run has already trained its {resumed.epochs} epochs"
+    if written:
+        print(f"{run_dir}: {done}; written now, as it was missing: {', '.join(written)}.", flush=True)
+    elif config.resume == AUTO:
+        print(f"{run_dir}: {done}, and nothing is missing.", flush=True)
+    else:
+        raise UserError(f"resume: {done}, and nothing is missing; a larger trainer.max_epochs lets it go on.")
+    if changed := [str(change) for change in resumed.changed if change.key != "trainer.max_epochs"]:
+        print(f"note: nothing was trained, so this counts for nothing: {'; '.join(changed)}.", flush=True)
 
 
 def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Method:
@@ -105,19 +215,26 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
         raise UserError(
             f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}."
         )
-    backbone = build_backbone(config.backbone, data.channels, data.normalization)
+    views = build_views(
+        config.augment,
+        config.data.image_size,
+        data.normalization,
+        len(data) * config.trainer.max_epochs,
+        side_step(config.backbone, data.channels),
+    )
+    image_sizes = [*views.sizes, config.data.image_size]
+    backbone = build_backbone(config.backbone, data.channels, data.normalization, image_sizes)
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
     backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
-    views = build_views(
-        config.augment, config.data.image_size, data.normalization, len(data) * config.trainer.max_epochs
-    )
     labelled = data.labels is not None
     parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled)
     method: Method = methods[config.method.name].target(config.method, parts)
     method.checkpoint_info = {
         "config": dataclasses.asdict(config),
         "in_channels": data.channels,
+        "images": len(data),
+        "image_sizes": image_sizes,
         "mean": list(data.normalization.mean),
         "std": list(data.normalization.std),
     }
@@ -132,215 +249,23 @@ def _fills_vectors(backbone: Backbone) -> bool:
     return all(m.out_channels % 16 == 0 for m in backbone.modules() if isinstance(m, nn.Conv2d))
 
 
-class _Data(pl.LightningDataModule):
-    """Tells the loader where in the training Lightning is, so that a resumed epoch goes on in its own order."""
-
-    def __init__(self, splits: Splits, config: TrainConfig) -> None:
-        super().__init__()
-        self.dataset, self.config = splits.pretrain, config
-
-    def loader(
-        self,
-        rank: int = 0,
-        world_size: int = 1,
-        position: Callable[[], tuple[int, int]] | None = None,
-        processes: int = 1,
-    ) -> TrainLoader:
-        """Return the loader of one rank, of which there are ``processes`` on this machine."""
-        config = self.config
-        return TrainLoader(
-            self.dataset,
-            config.batch_size,
-            config.seed,
-            rank,
-            world_size,
-            worker_count(config.data, processes),
-            position,
-            config.trainer.max_epochs,
-        )
-
-    def train_dataloader(self) -> TrainLoader:
-        """Called by Lightning, which knows by then which rank this is, and on which device."""
-        trainer = self.trainer
-        assert trainer is not None
-        device = trainer.strategy.root_device
-        if (
-            isinstance(self.dataset, ResidentDataset)
-            and self.config.data.resident_on_device
-            and fits(self.dataset, device)
-        ):
-            self.dataset = self.dataset.on(device)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return self.loader(
-            trainer.global_rank,
-            trainer.world_size,
-            lambda: (trainer.current_epoch, progress.current.ready),
-            trainer.num_devices,
-        )
-
-
-def _check_resume(config: TrainConfig, checkpoint: dict[str, Any]) -> int:
-    """Return the step a checkpoint was written at; it must be of the same method and network."""
-    saved = checkpoint[INFO]["config"]
-    for name, now, then in (
-        ("method", config.method.name, saved["method"]["name"]),
-        ("backbone", config.backbone.name, saved["backbone"]["name"]),
-        ("data", config.data.name, saved["data"]["name"]),
-    ):
-        if now != then:
-            raise UserError(f"resume: the checkpoint has {name}={then}, not {now}; a run goes on as it began.")
-    if int(checkpoint[INFO]["epochs_done"]) >= config.trainer.max_epochs:
-        raise UserError(f"resume: this run has already trained its {config.trainer.max_epochs} epochs.")
-    return int(checkpoint["global_step"])
-
-
-def _build_trainer(
-    config: TrainConfig,
-    splits: Splits,
-    run_dir: Path,
-    resumed_step: int,
-    stopwatch: Stopwatch,
-    further: Sequence[pl.Callback] = (),
-) -> pl.Trainer:
-    settings, online = config.trainer, config.online
-    views = ViewsFigure(run_dir / "figures" / "views.png", splits.pretrain)
-    callbacks: list[pl.Callback] = [*further, stopwatch, views, WatchLoss(settings.log_every_steps)]
-    if settings.compile:
-        callbacks.append(Compile())
-    if settings.progress:
-        # every refresh reads the loss, for which it has to wait for the device
-        callbacks.append(TQDMProgressBar(refresh_rate=settings.log_every_steps))
-    if online.every_epochs:
-        callbacks.append(OnlineEvaluation(splits, online))
-    # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong
-    callbacks.append(SaveLast(run_dir, settings.checkpoint_every_epochs, settings.checkpoint_every_steps))
-    strategy: str | Strategy = settings.strategy
-    if strategy == "fsdp":
-        strategy = ShardedStrategy()
-    elif settings.strategy.startswith("fsdp"):
-        raise UserError(f"trainer.strategy={strategy} is not offered; take trainer.strategy=fsdp, or ddp.")
-    elif strategy == "ddp":
-        # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
-        strategy = DDPStrategy(broadcast_buffers=False)
-    try:
-        trainer = pl.Trainer(
-            max_epochs=settings.max_epochs,
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            strategy=strategy,
-            precision=cast(Any, settings.precision),
-            accumulate_grad_batches=settings.accumulate,
-            gradient_clip_val=settings.gradient_clip,
-            log_every_n_steps=settings.log_every_steps,
-            enable_progress_bar=settings.progress,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            logger=_loggers(config, run_dir, resumed_step),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            sync_batchnorm=_share_batchnorm(config),
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    return trainer
-
-
-def _share_batchnorm(config: TrainConfig) -> bool:
-    wanted = config.trainer.sync_batchnorm
-    if wanted is None:
-        return bool(methods[config.method.name].target.sync_batchnorm) and torch.cuda.device_count() > 1
-    return wanted
-
-
-def _loggers(config: TrainConfig, run_dir: Path, resumed_step: int) -> list[Logger]:
-    loggers: list[Logger] = [MetricsCsv(run_dir, resumed_step)]
-    try:
-        if config.logger.tensorboard:
-            loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
-        if config.logger.wandb:
-            loggers.append(
-                WandbLogger(
-                    name=run_dir.name,
-                    save_dir=run_dir,
-                    project=config.logger.wandb_project,
-                    offline=config.logger.wandb_mode == "offline",
-                    id=run_dir.name,
-                )
-            )
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"logger: {error}; pip install 'selfsup[tensorboard,wandb]' brings what the loggers need."
-        ) from error
-    return loggers
-
-
-def _choose_run_dir(config: TrainConfig) -> Path:
-    if config.run_dir is not None:
-        run_dir = Path(config.run_dir)
-        if run_dir.exists() and is_first_process():
-            raise UserError(
-                f"run_dir: {run_dir} exists and is not overwritten; choose another, or go on with resume={run_dir}."
-            )
-        return run_dir
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{config.method.name}-{config.data.name}-seed{config.seed}-{stamp}"
-    return next(
-        path for n in itertools.count() if not (path := Path("runs") / (name + (f"-{n}" if n else ""))).exists()
-    )
-
-
-def is_first_process() -> bool:
-    """Whether this is rank 0, which starts the others when it has already made the run folder."""
-    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
-
-
-def _start_run_dir(run_dir: Path, config: TrainConfig, splits: Splits) -> None:
-    about = _environment() | {"data": None if splits.found is None else splits.found.to_json()}
-    try:
-        (run_dir / "figures").mkdir(parents=True)
-        (run_dir / "config.yaml").write_text(to_yaml(config), "utf-8")
-        about["imports"] = record(run_dir)
-        (run_dir / "environment.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise UserError(f"run_dir: {run_dir} cannot be written ({error}); choose another.") from error
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("torch", "torchvision", "pytorch-lightning", "kornia", "timm", "faiss-gpu", "faiss-cpu", "numpy")
-    versions = {}
-    for name in ("selfsup", *packages):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {
-        "command": sys.argv,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": versions,
-    }
-
-
-def _training_record(config: TrainConfig, splits: Splits, seconds: float) -> Record:
+def _training_record(config: TrainConfig, images: int, epochs: int, seconds: float) -> Record:
     return {
         "protocol": "training",
         "split": "pretrain",
         "metric": "seconds",
         "value": round(seconds, 1),
         "data": config.data.name,
-        "images": len(splits.pretrain),
-        "epochs": config.trainer.max_epochs,
+        "images": images,
+        "epochs": epochs,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "peak_memory_mb": round(peak_memory_mb(), 1),
     }
 
 
-def _announce(config: TrainConfig, splits: Splits, run_dir: Path, method: Method) -> None:
+def _announce(
+    config: TrainConfig, splits: Splits, run_dir: Path, method: Method, changed: Sequence[Change] = ()
+) -> None:
     weights = sum(p.numel() for p in method.backbone.parameters())
     effective = config.batch_size * config.trainer.accumulate
     sizes = ", ".join(map(str, dict.fromkeys(method.views.sizes)))
@@ -355,6 +280,8 @@ def _announce(config: TrainConfig, splits: Splits, run_dir: Path, method: Method
         sep="\n",
         flush=True,
     )
+    for change in changed:
+        print(change, flush=True)
     if config.trainer.accumulate > 1 and method.couples_images:
         print(
             f"note: trainer.accumulate={config.trainer.accumulate} adds up gradients of batches that never meet: "
@@ -371,41 +298,6 @@ def _announce(config: TrainConfig, splits: Splits, run_dir: Path, method: Method
         )
 
 
-def _quieten() -> None:
-    """Silence what Lightning says about choices that are made here on purpose."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (
-        ".*num_workers.*",
-        ".*lr_scheduler.step.*",
-        ".*GPU available.*",
-        ".*LeafSpec.*",
-        ".*isinstance.treespec.*",
-        ".*broadcast_buffers.*",
-        ".*transfer_batch_to_device.*",
-        ".*smaller than the logging interval.*",  # rows are counted over epochs
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def saves_memory(settings: TrainerConfig) -> bool:
-    """Whether memory comes before time."""
-    return settings.chunk_size is not None or settings.activation_checkpointing
-
-
-def keep_memory() -> None:
-    """Let glibc keep the memory that a step frees for the next step, instead of asking the kernel for it anew.
-
-    Activations are a few large tensors, which by default come from the kernel, page by page and zeroed, in every step.
-    It holds for the rest of the process. The price is memory: what is kept has holes between tensors of many sizes.
-    Elsewhere (GPU memory has torch's own cache; other C libraries) nothing happens.
-    """
-    mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, never)
-
-
 def load_resumed_config(overrides: Sequence[str]) -> TrainConfig:
     """Return the configuration of the run that ``resume=`` names, as it is kept in its checkpoint.
 
@@ -413,5 +305,10 @@ def load_resumed_config(overrides: Sequence[str]) -> TrainConfig:
         UserError: As ``read_checkpoint``, or an override that changes what the run is.
     """
     resume = next(o.split("=", 1)[1] for o in overrides if o.startswith("resume="))
-    saved = read_checkpoint(resume)[INFO]["config"]
+    if begun_without_checkpoint(Path(resume)):
+        raise UserError(
+            f"resume: {resume} was stopped before its first checkpoint; selfsup train --config {resume}/config.yaml "
+            f"run_dir={resume} resume=auto starts it again."
+        )
+    saved = saved_config(read_checkpoint(resume))
     return cast(TrainConfig, from_values({**saved, "run_dir": None}, overrides))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet
 from selfsup.eval.neighbours import search
+from selfsup.metrics import read_metrics
 
 if TYPE_CHECKING:
     from selfsup.eval.compare import Table
@@ -34,11 +34,10 @@ def training_curves(metrics_csv: str | Path, path: str | Path) -> Path:
     """
     if not Path(metrics_csv).exists():
         raise UserError(f"'{metrics_csv}' does not exist; train first, or name the run's metrics.csv.")
-    with Path(metrics_csv).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(metrics_csv).rows
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        step = _number(row.get("step"))
+        step = _number(row["step"])
         for name, text in row.items():
             value = _number(text)
             if name not in ("step", "epoch") and step is not None and value is not None:

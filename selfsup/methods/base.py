@@ -21,6 +21,7 @@ from selfsup.functional.collectives import size_of
 from selfsup.methods.parts import Parts, as_batch, parts_of
 from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
+    Schedule,
     build_optimizer,
     cosine_schedule,
     decay_groups,
@@ -292,8 +293,7 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         self.total_steps = int(trainer.estimated_stepping_batches)
         self.log_every_steps = max(1, int(trainer.log_every_n_steps))  # type: ignore[attr-defined]
         factors = learning_rate_factors(config, self.total_steps, max(1, trainer.max_epochs or 1), optimizer)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": Schedule(optimizer, factors), "interval": "step"}}
 
     @final
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """Parts of methods: backbones, heads, momentum encoder, queue, split BatchNorm."""
 
-from selfsup.nn.backbone import Backbone, BackboneConfig, build_backbone
-from selfsup.nn.batch_norm import SplitBatchNorm2d, shuffle, split_batch_norm, unshuffle
+from selfsup.nn.backbone import Backbone, BackboneConfig, any_size, build_backbone, side_step
+from selfsup.nn.batch_norm import SplitBatchNorm2d, batch_statistics, shuffle, split_batch_norm, unshuffle
 from selfsup.nn.dense import DenseEncoder, PixelPropagation, check_dense, dense_head
 from selfsup.nn.dino_head import DINOHead
 from selfsup.nn.heads import projection_head
@@ -21,12 +21,15 @@ __all__ = [
     "PixelPropagation",
     "Prototypes",
     "SplitBatchNorm2d",
+    "any_size",
+    "batch_statistics",
     "build_backbone",
     "check_dense",
     "dense_head",
     "in_chunks",
     "projection_head",
     "shuffle",
+    "side_step",
     "split_batch_norm",
     "unchanged_statistics",
     "unshuffle",

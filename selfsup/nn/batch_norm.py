@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfsup.functional.collectives import rank_of
 
@@ -45,6 +48,23 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Let a network in evaluation mode normalise with the statistics of each batch, as in training.
+
+    Running statistics, which lag behind while a network has made few steps, are neither used nor moved.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    running = [(norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        for norm in norms:
+            norm.running_mean = norm.running_var = None
+        yield
+    finally:
+        for norm, (mean, variance) in zip(norms, running, strict=True):
+            norm.running_mean, norm.running_var = mean, variance
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:

@@ -179,16 +179,16 @@ def test_accuracy_and_time_are_joined_by_the_step(tmp_path: Path) -> None:
 def test_training_keeps_the_time_of_every_epoch_and_goes_on_after_a_stop(
     tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfsup.engine.callbacks import SaveLast
+    from selfsup.engine.callbacks import Checkpoints
 
     with monkeypatch.context() as patch:  # told to stop in the second of three epochs
-        original = SaveLast.on_train_batch_end
+        original = Checkpoints.on_train_batch_end
 
         def tell(self: Any, trainer: Any, *rest: Any) -> None:
             self.received = 15 if trainer.global_step == 6 else 0
             original(self, trainer, *rest)
 
-        patch.setattr(SaveLast, "on_train_batch_end", tell)
+        patch.setattr(Checkpoints, "on_train_batch_end", tell)
         with pytest.raises(Interrupted) as stopped:
             train(tiny_config("simclr", "trainer.max_epochs=3", run="parts"))
     folder = stopped.value.checkpoint.parent.parent

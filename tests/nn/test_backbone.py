@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -164,3 +165,98 @@ def test_convnet_stacks_what_its_settings_say():
     assert dense.shape == (2, 32, 5, 5)
     assert backbone.dim == 32
     torch.testing.assert_close(dense.mean((2, 3)), backbone(images))
+
+
+VIT = {"name": "vit_tiny_patch16_224", "kwargs": {"depth": 1, "embed_dim": 24, "num_heads": 2}}
+
+
+def sized(sizes, channels=3, **settings):
+    torch.manual_seed(0)
+    return build_backbone(BackboneConfig(**settings), channels, image_sizes=sizes).eval()
+
+
+@pytest.mark.parametrize(("sizes", "grid"), [([64], 4), ([64, 32], 4), ([32, 96, 64], 6)])
+def test_a_transformer_is_built_for_the_largest_image_and_takes_the_others(sizes, grid):
+    backbone = sized(sizes, **VIT)
+    assert backbone.network.pos_embed.shape == (1, grid**2 + 1, 24)
+    with torch.no_grad():
+        for size in sizes:
+            assert backbone(images(size=size)).shape == (2, 24)
+            assert backbone.forward_dense(images(size=size)).shape == (2, 24, size // 16, size // 16)
+
+
+def test_the_position_embedding_of_a_smaller_crop_is_the_interpolated_one():
+    backbone = sized([64, 32], **VIT)
+    network = backbone.network
+    network.blocks = network.norm = nn.Identity()
+    nn.init.zeros_(network.patch_embed.proj.weight)
+    nn.init.zeros_(network.patch_embed.proj.bias)
+    # a ramp stays a ramp: the middle of two cells of four is the mean of their positions
+    ramp = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 24)
+    with torch.no_grad():
+        network.pos_embed[:, 1:] = ramp.reshape(1, 16, 24)
+        rows = backbone.forward_dense(images(size=32))[0, 0, :, 0]
+    assert rows[0] + rows[1] == pytest.approx(3.0, abs=1e-4)
+    assert 0.3 < rows[0] < 0.9
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet10t"])
+def test_a_network_that_fits_as_it_stands_draws_and_computes_what_it_always_did(name):
+    settings = {"depth": 1} if "vit" in name else {"depths": (1, 1, 1, 1)} if "swin" in name else {}
+    x = images(size=224)
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=0, **settings).eval()
+    ours = sized([224], name=name, small_stem=False, kwargs=settings).network
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+
+
+def test_networks_made_for_one_size_are_built_for_it():
+    swin = {"name": "swin_tiny_patch4_window7_224", "kwargs": {"depths": (1, 1, 1, 1), "embed_dim": 24}}
+    mixer = {"name": "mixer_s16_224"}
+    with torch.no_grad():
+        for settings, sizes in ((swin, [64, 28]), (mixer, [64])):
+            backbone = sized(sizes, **settings)
+            assert [backbone(images(size=size)).shape for size in sizes] == [(2, backbone.dim)] * len(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("vit_tiny_patch16_224", [64, 27], r"patches of 16 pixels.*27.*16 or 32.*augment\.sizes.*dynamic_img_pad"),
+        ("mixer_s16_224", [64, 32], r"mixer_s16_224 cannot take sizes 32, 64 together.*made for 224"),
+        ("mixer_s16_224", [40], r"patches of 16 pixels.*40.*32 or 48"),
+        ("inception_v3", [32], r"inception_v3 cannot take images of 32 pixels.*made for 299"),
+    ],
+)
+def test_sizes_that_a_network_does_not_take_are_named_with_some_that_it_does(name, sizes, message):
+    with pytest.raises(UserError, match=message):
+        sized(sizes, name=name)
+
+
+def test_padding_takes_any_size():
+    settings = VIT | {"kwargs": VIT["kwargs"] | {"dynamic_img_pad": True}}
+    with torch.no_grad():
+        assert sized([64, 27], **settings)(images(size=27)).shape == (2, 24)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnet"])
+def test_what_a_preset_says_of_resnets_is_nothing_to_other_networks(name):
+    saying, silent = (build(name=name, width=4, zero_init_last=value) for value in (False, None))
+    assert all(torch.equal(a, b) for a, b in zip(saying.parameters(), silent.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002"])
+@pytest.mark.parametrize("value", [False, True])
+def test_residual_branches_start_as_the_setting_says(name, value):
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=0, zero_init_last=value)
+    for settings in ({"zero_init_last": value}, {"kwargs": {"zero_init_last": value}}):  # the second: earlier versions
+        ours = build(name=name, small_stem=False, **settings)
+        assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.network.parameters(), strict=True))
+
+
+def test_two_words_on_one_thing_are_refused():
+    with pytest.raises(UserError, match=r"backbone\.kwargs\.zero_init_last"):
+        BackboneConfig(zero_init_last=True, kwargs={"zero_init_last": False})

@@ -20,7 +20,8 @@ from selfsup.cli import main
 from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
 from selfsup.diagnosis import WARMUP, Report, doctor
-from selfsup.engine.callbacks import MetricsCsv, OnlineEvaluation, WatchLoss
+from selfsup.engine.callbacks import OnlineEvaluation, WatchLoss
+from selfsup.engine.loggers import MetricsCsv
 from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
 from selfsup.methods import Method, MoCo, SimCLR

@@ -191,7 +191,9 @@ def test_timm_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="Did you mean 'resnet18'"):
         open_network("timm:resnet_18")
     with pytest.raises(UserError, match=r"data\.image_size=224"):
-        evaluate(["checkpoint=timm:vit_tiny_patch16_224", "pretrained=false", *SMALL], ["knn"], progress=False)
+        evaluate(["checkpoint=timm:mixer_s16_224", "pretrained=false", *SMALL], ["knn"], progress=False)
+    # a transformer takes any whole number of patches
+    evaluate(["checkpoint=timm:test_vit", "pretrained=false", *SMALL], ["knn"], progress=False)
 
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("the hub cannot be reached.")

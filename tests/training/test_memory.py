@@ -15,7 +15,7 @@ from selfsup.engine.training import train
 
 PROGRAM = """
 import resource, torch
-from selfsup.engine.training import keep_memory
+from selfsup.engine.environment import keep_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MiB, freed at once

@@ -1,0 +1,171 @@
+"""What may change when a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from selfsup.checkpoint import INFO
+from selfsup.config import TrainConfig, from_values
+from selfsup.errors import UserError
+
+
+class Rule(Enum):
+    """What a resumed run does with a setting that differs."""
+
+    STAYS = "the run goes on as it began"
+    LEARNS = "it may change, and the run learns something else from there on"
+    RUNS = "it may change, and the run learns the same, up to rounding"
+
+
+#: The rule of each setting, or of all those under a name; the longest name counts.
+RULES = {
+    "": Rule.STAYS,
+    "method": Rule.LEARNS,  # where the weights still fit, which `check_fit` looks at
+    "method.name": Rule.STAYS,
+    "augment": Rule.LEARNS,
+    "optimizer": Rule.LEARNS,
+    "optimizer.name": Rule.STAYS,
+    "optimizer.exclude_1d": Rule.STAYS,  # parameters would change groups
+    "data.root": Rule.RUNS,
+    "data.download": Rule.RUNS,
+    "data.workers": Rule.RUNS,
+    "data.cache": Rule.RUNS,
+    "data.resident_limit_mb": Rule.RUNS,
+    "data.resident_on_device": Rule.RUNS,
+    "trainer": Rule.RUNS,
+    "trainer.max_epochs": Rule.LEARNS,
+    "trainer.precision": Rule.LEARNS,
+    "trainer.sync_batchnorm": Rule.LEARNS,
+    "trainer.chunk_size": Rule.LEARNS,
+    "trainer.gradient_clip": Rule.LEARNS,
+    "trainer.accumulate": Rule.STAYS,  # what is done is counted in optimiser steps
+    "online": Rule.RUNS,
+    "logger": Rule.RUNS,
+}
+
+#: Say where a run is and how it is started, not what it is.
+NOT_COMPARED = ("run_dir", "resume")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs from what a run had; None is a key that was, or is, not there."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {_shown(self.was)}, now {_shown(self.now)}"
+
+    @property
+    def rule(self) -> Rule:
+        """What is done with it."""
+        if self.key.startswith("optimizer.kwargs.") and not all(map(_is_number, (self.was, self.now))):
+            return Rule.STAYS  # a switch such as amsgrad needs a state that is not there
+        if self.key == "optimizer.momentum" and not (self.was and self.now):
+            return Rule.STAYS  # likewise: without momentum none has been kept
+        return rule_of(self.key)
+
+
+def rule_of(key: str) -> Rule:
+    """Return the rule of a setting, such as ``optimizer.lr``."""
+    parts = key.split(".")
+    names = [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+    return next(RULES[name] for name in names if name in RULES)
+
+
+def changes(saved: Mapping[str, Any], config: TrainConfig) -> list[Change]:
+    """Return in what a configuration differs from the one that a checkpoint holds.
+
+    Args:
+        saved: Its values; what an earlier version did not have counts as the default of this one.
+        config: Of the run that goes on.
+
+    Raises:
+        UserError: The values are no configuration.
+    """
+    then, now = dict(_leaves(from_values(dict(saved)))), dict(_leaves(config))
+    keys = [*now, *(key for key in then if key not in now)]
+    return [Change(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
+
+
+def check_changes(changed: Sequence[Change]) -> None:
+    """Refuse what would make another run.
+
+    Raises:
+        UserError: It names the settings.
+    """
+    refused = [str(change) for change in changed if change.rule is Rule.STAYS]
+    if refused:
+        raise UserError(
+            f"resume: {'; '.join(refused)}; this cannot change on resume, so leave it out or start another run."
+        )
+
+
+def check_fit(state: Mapping[str, Any], checkpoint: Mapping[str, Any], changed: Sequence[Change]) -> None:
+    """Make sure that the weights of a checkpoint fit the method that was built, before anything is written.
+
+    Raises:
+        UserError: They do not; it names the settings of the method and the views that differ.
+    """
+    held: Mapping[str, Any] = checkpoint["state_dict"]
+    apart = sorted(state.keys() ^ held.keys()) + sorted(
+        key for key in state.keys() & held.keys() if _shape(state[key]) != _shape(held[key])
+    )
+    if apart:
+        cause = [str(change) for change in changed if change.key.startswith(("method.", "augment."))]
+        because = f"{'; '.join(cause)}, with which" if cause else "the checkpoint is of another network or version:"
+        which = f"{apart[0]} and {len(apart) - 1} more" if len(apart) > 1 else apart[0]
+        raise UserError(
+            f"resume: {because} the saved weights do not fit ({which}); leave the settings as they were, or start "
+            "another run."
+        )
+
+
+def saved_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the configuration that a checkpoint was trained with.
+
+    Raises:
+        UserError: The checkpoint lacks what a run needs to go on.
+    """
+    values = checkpoint[INFO].get("config") if isinstance(checkpoint[INFO], dict) else None
+    lacking = [key for key in ("optimizer_states", "lr_schedulers", "loops", "global_step") if key not in checkpoint]
+    if not isinstance(values, dict) or lacking or "epochs_done" not in checkpoint[INFO]:
+        missing = f" ({', '.join(lacking)})" if lacking else ""
+        raise UserError(
+            f"resume: the checkpoint lacks what a training needs to go on{missing}; give the run's last.ckpt."
+        )
+    return values
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for name, inner in value.items():
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if key not in NOT_COMPARED:
+            yield from _leaves(inner, key)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_number, value))
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)

@@ -1,0 +1,101 @@
+"""A sweep's overrides: checked and written for Hydra's sweepers and launchers, and read again in each job."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any, cast, get_origin
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from selfsup.config import TrainConfig, build, compose_choices, is_choice, name_choice, schema_of
+from selfsup.errors import UserError
+from selfsup.overrides import REGISTRIES, Change, Schema, read_change, unknown_key
+from selfsup.settings import TextOrList
+from selfsup.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote
+
+#: How text begins from which Hydra computes the values of a sweep.
+_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
+
+
+def sweep_words(overrides: Sequence[str]) -> list[str]:
+    """Write overrides for Hydra's sweeper: commas separate the values of a sweep, and all else arrives as it stands.
+
+    Commas inside brackets, or inside quotes around a value, separate nothing. What is written as one of Hydra's
+    functions (``choice(…)``, ``range(…)``, ``interval(…)``, ``glob(…)``) is left to Hydra. Every other value is checked
+    before the first job starts.
+
+    Raises:
+        UserError: As ``load_config``.
+    """
+    words = [word for word in overrides if word.startswith("hydra")]
+    folders = [word for word in words if word.startswith("hydra.searchpath=")]
+    groups = [word for word in overrides if word not in words and is_choice(word, "train")]
+    computed = [word for word in groups if _FUNCTION.fullmatch(word.partition("=")[2])]
+    chosen = [_alternatives(word, refuse=not folders) for word in groups if word not in computed]
+    bases: list[dict[str, Any]] = []
+    if computed:
+        registered = itertools.product(*REGISTRIES.values())
+        schemas = [_schema(dict(zip(REGISTRIES, names, strict=True))) for names in registered]
+    else:
+        bases = [compose_choices([*folders, *combination], "train") for combination in itertools.product(*chosen)]
+        schemas = [schema_of("train", base) for base in bases]
+    words += computed
+    words += [f"{group[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in group)}" for group in chosen]
+    swept: list[list[Change]] = []
+    for word in overrides:
+        if is_choice(word, "train"):
+            continue
+        change = read_change(word)
+        if change.removes:
+            words.append(word)
+        elif _FUNCTION.fullmatch(change.value):
+            words.append(word.replace("%", "%25"))
+        else:
+            values, added = _values(change, schemas)
+            words.append(f"{'++' * added}{change.key}={','.join(map(hydra_word, values))}")
+            swept.append([dataclasses.replace(change, value=value, is_text=False) for value in values])
+    for base in bases:
+        for row in range(max(map(len, swept), default=1)):
+            build("train", base, [values[min(row, len(values) - 1)] for values in swept])
+    return words
+
+
+def _schema(names: dict[str, str]) -> Schema:
+    return Schema(TrainConfig, {group: REGISTRIES[group][name].config for group, name in names.items()})
+
+
+def _alternatives(word: str, *, refuse: bool) -> list[str]:
+    """Return ``group=a,b`` as ``group=a`` and ``group=b``, each by the name it is called by."""
+    group, _, text = word.partition("=")
+    return [name_choice(f"{group}={name}", refuse=refuse) for name in split(text)]
+
+
+def _values(change: Change, schemas: Sequence[Schema]) -> tuple[list[Any], bool]:
+    """Return the values of a setting, and whether Hydra has to be told that the key may be new."""
+    found = next((place for schema in schemas if (place := schema.find(change.key)) is not None), None)
+    if found is None:
+        raise UserError(unknown_key(change.key, schemas[0]))
+    hint, in_dictionary = found
+    kind, _ = split_optional(hint)
+    parts = split(change.value)
+    if kind in (str, TextOrList):
+        parts = [unquote(part) for part in parts]
+    if dataclasses.is_dataclass(hint):
+        hint = dict[str, Any]
+    values = [from_text(part, hint, change.key) for part in parts]
+    return values, change.forced or in_dictionary or get_origin(kind) is dict
+
+
+def job_config(composed: DictConfig) -> TrainConfig:
+    """Return the configuration of a job, from what Hydra composed for it; to be called in the job."""
+    words = [word for word in HydraConfig.get().overrides.task if not is_choice(word, "train")]
+    changes = [
+        Change(word.key_or_group, from_hydra(word.value()), False, word.is_force_add(), word.is_delete())
+        for word in map(parse, words)
+    ]
+    values = cast(dict[str, Any], OmegaConf.to_container(composed))
+    return cast(TrainConfig, build("train", values, changes))

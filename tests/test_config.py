@@ -1,0 +1,256 @@
+"""``key=value`` becomes a configuration: values as they stand, keys that are named when they are wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import TINY
+
+from selfsup.cli import main
+from selfsup.config import from_values, load_config, to_yaml
+from selfsup.errors import UserError
+from selfsup.sweeps import sweep_words
+from selfsup.values import from_hydra, from_text, hydra_word, parse, read_yaml
+
+NASTY = [
+    "~/pictures",
+    "my pictures",
+    "Bilder für Jürgen",
+    "写真",
+    "it's",
+    "'quoted'",
+    '"quoted"',
+    "a&b#c=d",
+    "a,b",
+    "[1, 2",
+    "{a: b}",
+    "(a)",
+    "choice(a,b)",
+    "a:b",
+    "$HOME",
+    "${oc.env:HOME}",
+    "${data.name}",
+    "${",
+    r"C:\Users\me\pictures",
+    "a\\",
+    "50%",
+    "%24",
+    "@a",
+    "a*?b",
+    " a ",
+    "",
+    "Null",
+    "none",
+    "~",
+    "true",
+    "007",
+    "1e3",
+    "2024-01-01",
+    "???",
+    "- a",
+    "a\u2028b",
+    "!!python/name:os.system",
+]
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")) | st.text(
+    "'\"\\${}[](),:=%?!~ #&@\n\tüa1", max_size=12
+)
+BASE: dict[str, Any] = {"method": {"name": "simclr"}, "data": {"name": "image_folder"}}
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_is_taken_as_it_stands_from_the_shell_to_the_file_and_back(text: str, tmp_path: Path) -> None:
+    config = load_config(["data=image_folder", f"data.root={text}", f"backbone.kwargs.path=/{text}"])
+    assert config.data.root == text
+    assert config.backbone.kwargs["path"] == f"/{text}"
+    (tmp_path / "config.yaml").write_text(to_yaml(config), "utf-8")
+    assert load_config(file=tmp_path / "config.yaml") == config
+    again = load_config([f"run_dir={text}"], file=tmp_path / "config.yaml")
+    assert (again.run_dir, again.data.root) == (text, text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXT)
+def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    config = from_values(BASE, [f"run_dir={text}", f"data.cache={text}"])
+    assert config.run_dir == config.data.cache == (None if text == "null" else text)
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_bytes(to_yaml(config).encode())
+    assert load_config(file=file) == config
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b_c", "D1"]), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(VALUES)
+@example("\\\n")
+@example("%24$")
+def test_any_value_reaches_the_job_of_a_sweep(value: Any) -> None:
+    word = parse(f"key={hydra_word(value)}")
+    assert not word.is_sweep_override()
+    assert from_hydra(word.value()) == value
+    first = next(parse(f"key={hydra_word(value)},other").sweep_string_iterator())  # as Hydra hands it to the job
+    assert from_hydra(parse(f"key={first}").value()) == value
+
+
+def test_nasty_folders_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in one sweep, through Hydra, its sweeper and its launcher, to real folders."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["selfsup"])
+    names = ["写真 it's ü", "a=b, [c] {d: #&", "${oc.env:HOME}%24\\"]
+    for name in names:
+        for number in range(12):
+            path = tmp_path / name / f"{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (12 * number, 0, 0)).save(path)
+    config = ["data=image_folder", "data.image_size=16", *(s for s in TINY if not s.startswith("data."))]
+    config += ["trainer.max_epochs=1", "online.every_epochs=0", "batch_size=4"]
+    roots = ",".join(f'"{name}"' for name in names)
+    assert main(["train", "--multirun", *config, f"data.root={roots}"]) == 0
+    seen = [read_yaml(path)["data"]["root"] for path in (tmp_path / "runs").glob("*/config.yaml")]
+    assert sorted(seen) == sorted(names)
+
+
+def test_an_environment_variable_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "unseen-7")
+    config = from_values({**BASE, "run_dir": "${oc.env:SECRET}"}, ["backbone.kwargs={a: '${oc.env:SECRET}'}"])
+    assert "unseen-7" not in to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("augment.counts=7", [7]),
+        ("augment.counts=2,4", [2, 4]),
+        ("augment.counts=[2,4]", [2, 4]),
+        ("data.mean=0.5", [0.5]),
+        ("data.root=[a b, ~/ü]", ["a b", "~/ü"]),
+        ("data.root=a,b", "a,b"),
+        ("data.root=./[a]", "./[a]"),
+        ("data.root=null", None),
+        ("augment.sizes=null", None),
+        ("data.limit=NULL", None),
+        ("optimizer.lr=1e-3", 0.001),
+        ("optimizer.milestones=1", [1.0]),
+        ("trainer.progress=no", False),
+        ("trainer.devices=2", 2),
+        ("trainer.devices=0,1", "0,1"),
+        ("trainer.devices=[0,1]", [0, 1]),
+        ("trainer.precision=32", "32"),
+        ("augment.override={scale:[0.2,1.0], blur_p: 0}", {"scale": [0.2, 1.0], "blur_p": 0}),
+        ("augment.override.scale=[0.2,1]", {"scale": [0.2, 1]}),
+        ("backbone.kwargs.a='5'", {"a": "5"}),
+        ("augment.extra={name: RandomErasing}", [{"name": "RandomErasing"}]),
+    ],
+)
+def test_a_value_has_the_type_of_its_setting(word: str, value: Any) -> None:
+    config = from_values(BASE, [word])
+    section, name = word.partition("=")[0].split(".")[:2]
+    assert getattr(getattr(config, section), name) == value
+
+
+def test_knn_takes_a_single_k() -> None:
+    assert from_text("7", list[int], "eval.knn_k") == [7]
+    assert load_config(["checkpoint=untrained", "eval.knn_k=7"], kind="evaluate").eval.knn_k == [7]
+
+
+MEANT = {
+    "lr=0.1": "'optimizer.lr'",
+    "learning_rate=0.1": "'optimizer.lr'",
+    "trainer.lr=0.1": "'optimizer.lr'",
+    "epochs=10": "'trainer.max_epochs'",
+    "max_epoch=10": "'trainer.max_epochs'",
+    "temperature=0.1": "'method.temperature'",
+    "num_workers=4": "'data.workers'",
+    "batchsize=9": "'batch_size'",
+    "optimiser.lr=1": "'optimizer.lr'",
+    "model=resnet18": "'backbone'",
+    "backbone=resnet34": "backbone.name=resnet34",
+    "optimizer=adamp": "optimizer.name=adamp",
+    "data=./pictures": "data=image_folder data.root=./pictures",
+    "logger=wandb": "logger.wandb=true",
+    "online=5": "online.every_epochs=",
+    "method.queue_size=9": "these have one: densecl, moco",
+    "moco": "method=moco",
+    "trainer.max_epochs=many": "it must be a whole number",
+    "trainer.max_epochs=1.5": "it must be a whole number",
+    "seed=0,1": "--multirun",
+    "optimizer.lr=": "it must be a number",
+    "trainer.progress=maybe": "true or false",
+    "data.mean=[a]": "data.mean is 'a'",
+    "data.limit=x": "a whole number, or null",
+    "augment.override=5": "a dictionary",
+    "method.name=moco": "choose it by method=moco",
+    "=5": "not a setting",
+}
+
+
+@pytest.mark.parametrize("word", MEANT)
+def test_a_mistake_names_what_was_meant(word: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config([word])
+    assert MEANT[word] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: simclr\ndata: {name: shapes}", "method is 'simclr'"),
+        ("method: {name: simclr}\ndata: {name: shapes}\nbatchsize: 3", "'batch_size'"),
+        ("method: {name: simclr}\ndata: {name: shapes}\nseed: {a: b}", "seed is {'a': 'b'}"),
+        ("method: {name: simclr}\ndata: {name: shapes}\nseed: 1\nseed: 2", "'seed' stands in it twice"),
+        ("method: !!python/object/apply:os.system [ls]\ndata: 1", "could not determine a constructor"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)), "more than 100000"),
+        (
+            "a0: &a0 {x0: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
+            "c.yaml",
+        ),
+        ("a: &a [*a]", "nested too deeply"),
+        ("[" * 1500, "nested too deeply"),
+        ("just words", "names no method"),
+    ],
+)
+def test_a_foreign_file_is_read_safely(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r".") as error:
+        load_config(file=tmp_path / "c.yaml")
+    assert said in str(error.value)
+
+
+def test_a_sweep_is_checked_before_it_starts() -> None:
+    words = sweep_words(
+        ["method=SimCLR,moco", "optimizer.lr=0.1,0.2", "augment.counts=2", "run_dir=a/ü b", "seed=0, 1"]
+    )
+    assert words[0] == "method=simclr,moco"
+    assert words[1:] == ["optimizer.lr=0.1,0.2", "augment.counts=[2]", "run_dir='a/ü b'", "seed=0,1"]
+    assert "seed=range(0,3)" in sweep_words(["seed=range(0,3)"])
+    for wrong, said in (
+        ("seed=0,x", "seed is 'x'"),
+        ("method.queue_size=9", "method.queue_size"),
+        ("lr=1", "optimizer.lr"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sweep_words(["method=moco,simclr", wrong])
+    with pytest.raises(UserError, match="Did you mean 'simclr'"):
+        sweep_words(["method=moco,simclrr"])
+
+
+def test_a_setting_that_not_every_method_has_is_forced() -> None:
+    assert load_config(["method=moco", "++method.queue_size=512"]).method.queue_size == 512
+    assert load_config(["method=simclr", "++method.queue_size=512"]).method.name == "simclr"
+
+
+def test_an_entry_of_a_preset_is_taken_out() -> None:
+    assert "zero_init_last" in load_config().backbone.kwargs
+    assert load_config(["~backbone.kwargs.zero_init_last"]).backbone.kwargs == {}
