@@ -35,31 +35,26 @@ def read_metrics(path: str | Path) -> Metrics:
         UserError: It cannot be read, has no column ``step``, or a line within it is not like the others.
     """
     path = Path(path)
+    notes = []
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
             raise ValueError("zero bytes in a text")
-        lines = [line for line in csv.reader(io.StringIO(text, newline="")) if any(line)]
+        end = 1 + max(text.rfind("\n"), text.rfind("\r"))
+        if end < len(text):  # what is behind may be whole or lack digits: nothing tells
+            notes.append(f"{path}: its last line was cut short and is left out.")
+        lines = [line for line in csv.reader(io.StringIO(text[:end], newline="")) if any(line)]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table ({error}); put it right, or delete it.") from error
     if not lines:
-        return Metrics([], [], [])
-    whole = text.endswith(("\n", "\r"))
+        return Metrics([], [], notes)
     columns = lines[0]
     if "step" not in columns:
-        if len(lines) == 1 and not whole:
-            return Metrics([], [], [f"{path}: its only line was cut short and is left out."])
         raise UserError(f"{path} has no column 'step'; put its first line right, or delete it.")
-    rows, notes = [], []
+    rows = []
     for number, line in enumerate(lines[1:], start=1):
         row = dict(zip(columns, line, strict=False))
-        last = number == len(lines) - 1
-        sound = len(line) == len(columns) and _is_step(row["step"])
-        # a line without its end may be whole or lack digits: nothing tells
-        if last and not (whole and sound):
-            notes.append(f"{path}: its last line was cut short and is left out.")
-            continue
-        if not sound:
+        if len(line) != len(columns) or not _is_step(row["step"]):
             raise UserError(
                 f"{path}: row {number} below its header does not fit its {len(columns)} columns with a whole number as "
                 "step; put it right, or delete the file."

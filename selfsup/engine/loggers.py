@@ -67,16 +67,8 @@ class _KeepingWriter(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        metrics = read_metrics(path)
-        for note in metrics.notes:
-            warnings.warn(note, stacklevel=2)
-        self.metrics_keys = sorted(metrics.columns)
-        if metrics.columns:
-            self._rewrite([row for row in metrics.rows if int(row["step"]) < self._resumed_step], self.metrics_keys)
-        else:
-            path.unlink()  # the first row brings a header again
+        if path.is_file():
+            self.metrics_keys = keep_rows(path, self._resumed_step)
 
     def save(self) -> None:
         """Append the rows that were logged since the last time."""
@@ -87,11 +79,29 @@ class _KeepingWriter(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         # Lightning's own empties the file first: killed then, a run would lose all its rows
-        self._rewrite(read_metrics(self.metrics_file_path).rows, fieldnames)
+        _write(Path(self.metrics_file_path), read_metrics(self.metrics_file_path).rows, fieldnames)
 
-    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        replace_text(Path(self.metrics_file_path), text.getvalue())
+
+def keep_rows(path: Path, before: int) -> list[str]:
+    """Leave the rows of steps below ``before`` in a ``metrics.csv``, tidied; return its columns.
+
+    Raises:
+        UserError: As :func:`~selfsup.metrics.read_metrics`.
+    """
+    metrics = read_metrics(path)
+    for note in metrics.notes:
+        warnings.warn(note, stacklevel=2)
+    columns = sorted(metrics.columns)
+    if columns:
+        _write(path, [row for row in metrics.rows if int(row["step"]) < before], columns)
+    else:
+        path.unlink()  # the first row brings a header again
+    return columns
+
+
+def _write(path: Path, rows: list[dict[str, str]], columns: list[str]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())

@@ -19,6 +19,7 @@ from selfsup.data import Splits, load_splits
 from selfsup.engine.callbacks import StopSignal, Stopwatch
 from selfsup.engine.checks import check_batch, check_disk, check_settings
 from selfsup.engine.environment import keep_memory, quieten, saves_memory
+from selfsup.engine.loggers import keep_rows
 from selfsup.engine.resuming import Change, changes, check_changes, check_fit, saved_config
 from selfsup.engine.run_folder import (
     begun_without_checkpoint,
@@ -36,6 +37,7 @@ from selfsup.eval import add_results
 from selfsup.eval.figures import training_curves
 from selfsup.eval.results import Record, peak_memory_mb, read_results
 from selfsup.methods import Method, Parts
+from selfsup.metrics import read_metrics
 from selfsup.nn import Backbone, build_backbone, side_step
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
@@ -190,12 +192,15 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
         record = _training_record(config, images, resumed.epochs, float(watched.get("seconds", 0.0)))
         written.append(add_results(run_dir, [record]).name)
     metrics, curves = run_dir / "metrics.csv", run_dir / "figures" / "training.png"
+    if metrics.exists() and read_metrics(metrics).notes:
+        keep_rows(metrics, resumed.step)
+        written.append(metrics.name)
     if metrics.exists() and not (curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime):
         training_curves(metrics, curves)
         written.append(str(curves.relative_to(run_dir)))
     done = f"this run has already trained its {resumed.epochs} epochs"
     if written:
-        print(f"{run_dir}: {done}; written now, as it was missing: {', '.join(written)}.", flush=True)
+        print(f"{run_dir}: {done}; put right now: {', '.join(written)}.", flush=True)
     elif config.resume == AUTO:
         print(f"{run_dir}: {done}, and nothing is missing.", flush=True)
     else:
