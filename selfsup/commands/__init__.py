@@ -9,8 +9,11 @@ folder, as ``arguments.words``. Every command has ``--help`` and ``--import``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,16 +79,19 @@ def run(command: ModuleType, given: Sequence[str]) -> int:
     arguments, unknown = parser.parse_known_intermixed_args(list(given))
     if unknown:
         raise UserError(f"There is no option '{unknown[0]}' here; settings are written key=value, see --help.")
-    if arguments.help or arguments.words[:1] == ["help"]:
-        print(parser.format_help().strip())
-        _print_choices(parser.groups)
-        return 0
     if arguments.own_files:
         from selfsup.imports import execute
 
         execute(arguments.own_files)
     arguments.settings = [word for word in arguments.words if _SETTING.match(word)]
     arguments.words = [word for word in arguments.words if not _SETTING.match(word)]
+    if arguments.help or arguments.words[:1] == ["help"]:
+        if arguments.settings and parser.groups:
+            _print_settings(arguments.settings, "train" if parser.groups == TRAINING else "evaluate")
+        else:
+            print(parser.format_help().strip())
+            _print_choices(parser.groups)
+        return 0
     result: int = command.run(arguments)
     return result
 
@@ -100,16 +106,33 @@ def refuse_settings(arguments: argparse.Namespace) -> None:
         raise UserError(f"'{setting}': this command takes no settings, see --help.")
 
 
+#: Short forms of common settings.
+SHORT = {"--epochs": "trainer.max_epochs", "--batch-size": "batch_size", "--lr": "optimizer.lr"}
+
+
+def add_training(parser: Parser) -> None:
+    """Add what every command that trains takes beside its settings; see :func:`training_settings`."""
+    parser.groups = TRAINING
+    for option, key in SHORT.items():
+        parser.add_argument(option, dest=key, metavar="N", help=f"short for {key}=N")
+    parser.add_argument("--data", metavar="DIR", help="a folder of images: short for data=image_folder data.root=DIR")
+
+
 def training_settings(arguments: argparse.Namespace) -> list[str]:
     """Return the settings of a training, which may name a folder of images alone: ``selfsup train FOLDER``.
 
     Raises:
         UserError: A word that names no folder, or a run.
     """
-    settings: list[str] = arguments.settings
-    if not arguments.words:
+    short = {key: value for key in SHORT.values() if (value := getattr(arguments, key)) is not None}
+    for key in short:
+        if any(setting.startswith(f"{key}=") for setting in arguments.settings):
+            raise UserError(f"{key}= is given in its short form, too; give one of them.")
+    settings = [*(f"{key}={value}" for key, value in short.items()), *arguments.settings]
+    words = [*arguments.words, *([] if arguments.data is None else [arguments.data])]
+    if not words:
         return settings
-    first, *more = arguments.words
+    first, *more = words
     folder = Path(first).expanduser()
     if more or not folder.is_dir():
         raise UserError(f"'{(more or [first])[0]}' is no folder of images and not a setting; write key=value.")
@@ -119,7 +142,7 @@ def training_settings(arguments: argparse.Namespace) -> list[str]:
         raise UserError(f"data.root= and '{first}' both name the images; give one of them.")
     given = [] if any(setting.startswith("data=") for setting in settings) else ["data=image_folder"]
     given.append(f"data.root={folder}")
-    print(f"training on the images of {folder}: {' '.join(given)}", flush=True)
+    print(f"training on the images of {folder}: {' '.join(given)}", file=sys.stderr)
     return given + settings
 
 
@@ -186,6 +209,57 @@ def _line(record: dict[str, Any]) -> str:
     return f"{what:14s} {value:>9s}  on {record['split']}{f' ({details})' if details else ''}"
 
 
+def explain_choices(group: str, arguments: argparse.Namespace) -> str | None:
+    """Print the names of a group, or the one that is named with its settings, and return that one's name.
+
+    Raises:
+        UserError: There is no such name.
+    """
+    refuse_settings(arguments)
+    if len(arguments.words) > 1:
+        raise UserError(f"One name at a time, not {' and '.join(arguments.words)}.")
+    from selfsup.catalog import summaries
+
+    if not arguments.words:
+        for name, summary in sorted(summaries(group).items()):
+            print(f"{name:14s} {summary}")
+        kind = "methods" if group == "method" else group
+        print(f"\nselfsup {kind} NAME tells the settings; selfsup train {group}=NAME takes it.")
+        return None
+    import selfsup.data
+    import selfsup.methods  # noqa: F401 - fills the registries
+    from selfsup.registry import methods, sources
+
+    entry = {"method": methods, "data": sources}[group][arguments.words[0]]
+    print(textwrap.dedent(sys.modules[entry.target.__module__].__doc__ or "").strip())
+    print(f"\n{group}={entry.name}: {entry.summary}\n\nSettings:\n")
+    _print_described(entry.config(), group)
+    return entry.name
+
+
+def _print_settings(given: Sequence[str], kind: str) -> None:
+    """Print the sections of a configuration that settings belong to, each setting with its value and its meaning."""
+    from selfsup.config import load_config
+
+    named = {setting.lstrip("+").partition("=")[0].partition(".")[0] for setting in given}
+    needed = ["checkpoint=RUN"] if kind == "evaluate" and "checkpoint" not in named else []
+    config = load_config([*given, *needed], kind=kind)
+    for field in dataclasses.fields(config):
+        section = getattr(config, field.name)
+        if dataclasses.is_dataclass(section) and ("experiment" in named or field.name in named):
+            _print_described(section, field.name)
+    _print_described(config, "", nested=False)
+
+
+def _print_described(config: Any, key: str, nested: bool = True) -> None:
+    from selfsup.described import settings
+
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    for name, value, sentence in settings(config, key, nested):
+        print(f"  {name}={value if isinstance(value, str) else json.dumps(value)}")
+        print(textwrap.fill(sentence, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+
+
 def _print_choices(groups: Sequence[str]) -> None:
     if not groups:
         return
@@ -196,3 +270,4 @@ def _print_choices(groups: Sequence[str]) -> None:
     for group in groups:
         names = ", ".join(sorted(choices(group)))
         print(textwrap.fill(f"{group:10s} {names}", width, initial_indent="  ", subsequent_indent=" " * 13))
+    print("\nWith settings, --help explains those of the sections they are in: selfsup train method=moco --help")

@@ -8,14 +8,14 @@ It takes what `selfsup train` takes and leaves nothing behind. docs/doctor.md ex
 from argparse import Namespace
 from pathlib import Path
 
-from selfsup.commands import TRAINING, Parser, training_settings
+from selfsup.commands import Parser, add_training, training_settings
 from selfsup.errors import UserError
 from selfsup.imports import recall
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.groups = TRAINING
+    add_training(parser)
     parser.add_argument("--config", metavar="FILE", help="look at a run's config.yaml in place of the defaults")
     parser.add_argument(
         "--steps",

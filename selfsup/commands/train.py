@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfsup.commands import TRAINING, Parser, training_settings
+from selfsup.commands import Parser, add_training, training_settings
 from selfsup.errors import UserError
 from selfsup.imports import recall
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.groups = TRAINING
+    add_training(parser)
     parser.add_argument("--config", metavar="FILE", help="start from a run's config.yaml in place of the defaults")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration, and do not train")
     parser.add_argument(
         "-m",
         "--multirun",
@@ -40,12 +41,17 @@ def run(arguments: Namespace) -> int:
         return _sweep(settings, arguments.own_files)
     if arguments.config is not None:
         recall(Path(arguments.config).parent)
-    from selfsup.config import load_config
+    from selfsup.config import load_config, to_yaml
     from selfsup.engine.training import load_resumed_config
 
     if any(setting.startswith("resume=") and setting not in ("resume=null", "resume=auto") for setting in settings):
-        return _train(load_resumed_config(settings))
-    return _train(load_config(settings, file=arguments.config))
+        config = load_resumed_config(settings)
+    else:
+        config = load_config(settings, file=arguments.config)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    return _train(config)
 
 
 def _train(config: Any) -> int:

@@ -34,7 +34,11 @@ from selfsup.types import Batch, StepOutput, View
 
 @dataclass
 class MethodConfig:
-    """Settings that every method has: its registered name. A method's own dataclass adds to it."""
+    """Settings that every method has; a method's own dataclass adds to them.
+
+    Attributes:
+        name: The method, as registered.
+    """
 
     name: str = "???"
 

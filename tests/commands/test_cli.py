@@ -66,7 +66,7 @@ def test_the_whole_path(run: Run, tmp_path: Path) -> None:
         assert run("evaluate", f"checkpoint={name}", *quick)[0] == 0
         assert (tmp_path / name / "figures" / "neighbours.png").exists()
         assert (tmp_path / name / "figures" / "feature_map.png").exists()
-    shapes = ["data.train_size=72", "data.test_size=40", *quick]
+    shapes = ["data=shapes", "data.train_size=72", "data.test_size=40", *quick]
     assert run("evaluate", "checkpoint=raw_pixels", *shapes, "run_dir=raw")[0] == 0
     untrained = ["checkpoint=untrained", "backbone=resnet_tiny", "backbone.width=4", *shapes, "run_dir=untrained"]
     assert run("evaluate", *untrained)[0] == 0
@@ -250,7 +250,10 @@ MISTAKES = {
     "unknown method's help": (["methods", "simclrr"], "Did you mean 'simclr'"),
     "missing import": (["train", "--import", "gone.py"], "gone.py"),
     "missing config": (["train", "--config", "gone.yaml"], "gone.yaml"),
-    "unknown accelerator": (["knn", "checkpoint=untrained", "accelerator=tpu", "data=shapes", "data.train_size=9"], "accelerator"),
+    "unknown accelerator": (
+        ["knn", "checkpoint=untrained", "accelerator=tpu", "data=shapes", "data.train_size=9"],
+        "accelerator",
+    ),
 }
 
 

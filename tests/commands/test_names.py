@@ -119,7 +119,7 @@ def test_a_folder_of_images_by_position(
     taken = []
     monkeypatch.setattr(training, "train", lambda config: taken.append(config) or tmp_path)
     assert main(["train", "pictures", *TINY[2:]]) == 0
-    assert "data=image_folder data.root=pictures" in capsys.readouterr().out
+    assert "data=image_folder data.root=pictures" in capsys.readouterr().err
     assert (taken[0].data.name, taken[0].data.root) == ("image_folder", "pictures")
     for words, message in {
         ("nowhere",): "'nowhere' is no folder",

@@ -1,0 +1,18 @@
+"""List the sources of images; with a name, tell what it reads and its settings.
+
+selfsup data [NAME]
+"""
+
+from argparse import Namespace
+
+from selfsup.commands import Parser, explain_choices
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options: there are none of its own."""
+
+
+def run(arguments: Namespace) -> int:
+    """Do the work and return the exit code."""
+    explain_choices("data", arguments)
+    return 0

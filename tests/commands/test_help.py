@@ -1,0 +1,105 @@
+"""Help that explains: every setting with its value and its sentence, and the short forms of common ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+import selfsup.data
+import selfsup.methods  # noqa: F401 - fills the registries
+from selfsup.cli import main
+from selfsup.config import load_config
+from selfsup.described import sentences, settings
+from selfsup.registry import methods, sources
+
+
+@dataclasses.dataclass
+class Base:
+    """Something.
+
+    Attributes:
+        first: What it means, over
+            two lines: with a colon.
+        second, third: What both mean.
+
+    Raises:
+        fourth: Never.
+    """
+
+    first: int = 1
+    second: int = 2
+    third: int = 3
+
+
+@dataclasses.dataclass
+class Derived(Base):
+    """Something more.
+
+    Attributes:
+        second: Another meaning.
+        own: Its own.
+    """
+
+    own: list[int] = dataclasses.field(default_factory=lambda: [4])
+
+
+def test_sentences_are_those_of_the_docstrings() -> None:
+    assert sentences(Base) == {
+        "first": "What it means, over two lines: with a colon.",
+        "second": "What both mean.",
+        "third": "What both mean.",
+    }
+    assert sentences(Derived) == sentences(Base) | {"second": "Another meaning.", "own": "Its own."}
+
+
+def test_every_setting_has_one() -> None:
+    configs = [load_config([f"method={name}"]) for name in methods if not name.startswith("own")]
+    configs += [load_config([f"data={name}"]) for name in sources if not name.startswith("own")]
+    configs.append(load_config(["checkpoint=untrained"], kind="evaluate"))
+    assert {key for config in configs for key, _, sentence in settings(config) if not sentence} == set()
+
+
+def test_help_explains_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "method=MoCo", "data=image_folder", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "method.queue_size=65536\n      Number of keys kept" in out
+    assert "data.max_undecodable=" in out
+    assert "trainer." not in out
+    assert main(["train", "optimizer.lr=0.7", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "  optimizer.lr=0.7\n" in out
+    assert "  batch_size=" in out
+    assert "method." not in out
+    assert main(["knn", "data=digits", "--help"]) == 0
+    assert "data.image_size=16" in capsys.readouterr().out
+    assert main(["train", "metod=moco", "--help"]) == 2
+    assert "Did you mean 'method'" in capsys.readouterr().err
+
+
+def test_a_source_is_explained_as_a_method_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data"]) == 0
+    assert {line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()} >= {"image_folder", "cifar10"}
+    assert main(["data", "Image-Folder"]) == 0
+    assert "data.max_undecodable=" in capsys.readouterr().out
+    assert main(["data", "image_foldr"]) == 2
+    assert "Did you mean 'image_folder'" in capsys.readouterr().err
+    assert main(["data", "a", "b"]) == 2
+
+
+def test_short_forms_and_the_printed_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--epochs", "3", "--batch-size=64", "--lr", "0.5"]
+    assert main(["train", "method=byol", *short, "seed=4", "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    long = ["method=byol", "trainer.max_epochs=3", "batch_size=64", "optimizer.lr=0.5", "seed=4"]
+    assert printed == dataclasses.asdict(load_config(long))
+    (tmp_path / "pictures").mkdir()
+    assert main(["train", "--data", str(tmp_path / "pictures"), "--print-config"]) == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert (data["name"], data["root"]) == ("image_folder", str(tmp_path / "pictures"))
+    assert main(["train", "--lr", "1", "optimizer.lr=2"]) == 2
+    assert "optimizer.lr= is given in its short form, too" in capsys.readouterr().err
+    assert main(["train", "--data", "nowhere"]) == 2
+    assert "'nowhere' is no folder" in capsys.readouterr().err
