@@ -26,7 +26,7 @@ from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, extract_features
 from selfsup.eval.results import Record
-from selfsup.evaluation import choose_device, opened_evaluation
+from selfsup.evaluation import choose_device, opened_evaluation, tell_found
 
 #: Images whose features are in memory at a time; 64 MB at 2048 dimensions.
 BLOCK = 8192
@@ -80,7 +80,10 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
     settings = {field.name for field in dataclasses.fields(config.data)}
     data = dataclasses.replace(config.data, **{k: v for k, v in whole.items() if k in settings})
     splits = load_splits(data)
-    parts = [splits.pretrain] + ([] if splits.test is None else [splits.test])
+    if progress:
+        tell_found(data, opened, splits)
+    # a hold-out of its own is one of the source's splits: nothing is drawn, as data.holdout is 0
+    parts = [part for part in (splits.pretrain, splits.holdout, splits.test) if part is not None and len(part)]
     backbone = opened.network.to(choose_device(config.accelerator))
 
     statistics = opened.normalization or splits.train.normalization

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from selfsup.config import EvaluateConfig, from_values, load_config
-from selfsup.data import load_splits
+from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
@@ -162,6 +162,8 @@ def evaluate_opened(
     """Evaluate a network that is open, as :func:`evaluate`."""
     run_dir = opened.run if config.run_dir is None else Path(config.run_dir)
     splits = load_splits(config.data)
+    if progress:
+        tell_found(config.data, opened, splits)
     wanted = protocols or [name for name in PROTOCOLS if name not in BY_NAME]
     return evaluate_all(
         opened.network,
@@ -177,6 +179,14 @@ def evaluate_opened(
         device=choose_device(config.accelerator),
         progress=progress,
     )
+
+
+def tell_found(data: DataConfig, opened: Opened, splits: Splits) -> None:
+    """Print what was found and left out, where the images are not those of the run, which has said so itself."""
+    own = None if opened.config is None else opened.config["data"]
+    now = asdict(data)
+    if splits.found is not None and (own is None or any(now.get(key) != value for key, value in own.items())):
+        print(*splits.found.lines(), sep="\n", flush=True)
 
 
 def record_facts(opened: Opened, images: ImageDataset) -> Record:

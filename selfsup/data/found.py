@@ -15,7 +15,7 @@ SYSTEM = "of the system"
 OWN = "in run folders and caches"
 NOT_TAKEN = "in folders of no split"
 BROKEN = "links and folders that cannot be followed"
-NOT_LISTED = "not in the list of files"
+NOT_LISTED = "in no list of images"
 MISSING = "in the list of files, but not there"
 UNDECODABLE = "undecodable"
 

@@ -1,6 +1,7 @@
 """What is data: names of splits, tables of labels, lists of files, and every file counted once."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import TINY
 
+from selfsup.cli import main
 from selfsup.data import decode, load_splits
 from selfsup.data.divide import divide_by_choice, divide_by_name
 from selfsup.data.found import BROKEN, HIDDEN, MISSING, NO_DECODER, NO_IMAGE, NOT_TAKEN, OWN, SYSTEM, UNDECODABLE
@@ -424,3 +427,37 @@ def test_heic_without_its_package(tmp_path, monkeypatch):
     assert "1 images of a type that no installed decoder reads (.heic, pip install 'selfsup[heif]'" in "\n".join(
         _load(tmp_path).found.lines()
     )
+
+
+# --- where it is said ------------------------------------------------------------------------------------------------
+
+
+def test_runs_and_evaluations_say_what_they_found(tmp_path, capsys):
+    root = tmp_path / "my, [pictures] = 1"
+    _draw(root, *(f"{split}/{kind}/{n}.png" for split in ("first", "second") for kind in "ab" for n in range(12)))
+    (root / "IMG_1.cr2").touch()
+    run = tmp_path / "run"
+    chosen = [
+        "data=image_folder",
+        f"data.root={root}",
+        "data.image_size=8",
+        "data.splits={train: [first], test: [second]}",
+    ]
+    short = ["trainer.max_epochs=1", "online.every_epochs=0", "batch_size=4", f"run_dir={run}"]
+    tiny = [setting for setting in TINY if not setting.startswith(("data.", "trainer.max", "online.", "batch_size"))]
+    assert main(["train", "method=simclr", *tiny, *short, *chosen]) == 0
+    said = capsys.readouterr().out
+    assert "data: 48 of 49 files in" in said
+    assert ".cr2" in said
+    assert "test 24 (data.splits: second)" in said
+    kept = json.loads((run / "environment.json").read_text("utf-8"))["data"]
+    assert (kept["total"], kept["read"], kept["classes"]) == (49, 48, ["a", "b"])
+    assert kept["splits"]["test"] == {"images": 24, "from": "data.splits: second"}
+    knn = ["knn", f"checkpoint={run}", "eval.knn_k=[1]", "accelerator=cpu"]
+    assert main(knn) == 0
+    assert "data: " not in capsys.readouterr().out
+    second = [f"data.root=[{tmp_path / 'x'},{tmp_path / 'y'}]", "data.test_fraction=0.5"]
+    for folder in "xy":
+        _draw(tmp_path / folder, *(f"{kind}/{n}.png" for kind in "ab" for n in range(6)))
+    assert main([*knn, "data=image_folder", *second, f"run_dir={tmp_path / 'other'}"]) == 0
+    assert "data: 24 of 24 files in" in capsys.readouterr().out

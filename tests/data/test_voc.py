@@ -12,6 +12,7 @@ from torchvision.datasets import VOCSegmentation
 
 from selfsup.config import load_config
 from selfsup.data import load_splits
+from selfsup.data.found import NOT_LISTED
 from selfsup.errors import UserError
 from selfsup.eval import EvalConfig, evaluate_all
 
@@ -59,6 +60,7 @@ def test_the_lists_are_the_splits(tmp_path, resident):
     assert splits.train.resident == resident
     assert splits.train.labels is None
     assert splits.train.classes == ("left", "right")
+    assert (splits.found.read, splits.found.left_out) == (12, {NOT_LISTED: {"": 1}})
 
 
 @pytest.mark.parametrize("resident", [True, False])

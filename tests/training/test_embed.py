@@ -183,3 +183,14 @@ def test_without_pyarrow(trained: Path, folder: Path, tmp_path: Path, monkeypatc
     config = selfsup.load_evaluate_config(settings(trained, folder, *CPU))
     with pytest.raises(UserError, match=r"selfsup\[parquet\]"):
         selfsup.embed(config, tmp_path / "e.parquet", progress=False)
+
+
+def test_every_split_of_a_folder_is_embedded(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val", "test"):
+        for number in range(3):
+            (tmp_path / "images" / split).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (9 * number,) * 3).save(tmp_path / "images" / split / f"{number}.png")
+    out = tmp_path / "out.npz"
+    assert main(["embed", *settings(trained, tmp_path / "images", *CPU), "--out", str(out)]) == 0
+    assert selfsup.read_embeddings(out).split == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
+    assert "data: 9 of 9 files" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tqdm import tqdm
 from selfsup.data.base import ImageDataset, SourceSplits
 from selfsup.data.encoded import EncodedConfig, side_of_source
 from selfsup.data.files import FileDataset
-from selfsup.data.listing import why_left_out
+from selfsup.data.found import NOT_LISTED, Found
+from selfsup.data.listing import list_images
 from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.membership import name_keys
 from selfsup.data.resident import ResidentDataset
@@ -117,26 +119,35 @@ def voc(config: VocConfig) -> SourceSplits:
     config.check()
     folder = _folder(config)
     lists = {"train": config.train_list} | ({} if config.test_list is None else {"test": config.test_list})
-    names = {split: _names(folder, name) for split, name in lists.items()}
+    listing = list_images(folder / "JPEGImages")
+    files = {name.rpartition(".")[0]: name for name in listing.names}
+    names = {split: _names(folder, name, files) for split, name in lists.items()}
     source_size = side_of_source(config.source_size, config.image_size)
     count = sum(map(len, names.values()))
     resident = count * 4 * source_size**2 <= config.resident_limit_mb * 2**20  # three channels and the mask
 
     def split(name: str) -> ImageDataset:
-        files = VocDataset(
+        images = VocDataset(
             folder / "JPEGImages",
             names[name],
             config.facts(name, classes=config.classes),
             masks=folder / "SegmentationClass",
-            source_size=source_size,
-            max_undecodable=config.max_undecodable,
             keys=name_keys(names[name]),
+            **config.decoding(),
         )
         if config.cache is not None:
-            files.use_cache(Path(config.cache).expanduser())
-        return files.decode_all() if resident else files
+            images.use_cache(Path(config.cache).expanduser())
+        ready = images.decode_all() if resident else images
+        found.undecodable(images.undecodable())
+        found.splits[name] = (len(ready), f"{lists[name]}.txt")
+        return ready
 
-    return SourceSplits(train=split("train"), test=split("test") if "test" in names else None)
+    found = Found(str(folder / "JPEGImages"), read=len(set(chain(*names.values()))))
+    for (reason, detail), number in listing.left_out.items():
+        found.leave_out(reason, detail, number)
+    if len(listing.names) > found.read:
+        found.leave_out(NOT_LISTED, "", len(listing.names) - found.read)
+    return SourceSplits(split("train"), split("test") if "test" in names else None, found=found)
 
 
 def _folder(config: VocConfig) -> Path:
@@ -156,8 +167,14 @@ def _folder(config: VocConfig) -> Path:
     return found
 
 
-def _names(folder: Path, which: str) -> list[str]:
-    """Return the files of the images that a list in ``ImageSets/Segmentation`` names without their ending."""
+def _names(folder: Path, which: str, files: dict[str, str]) -> list[str]:
+    """Return the files of the images that a list in ``ImageSets/Segmentation`` names without their ending.
+
+    Args:
+        folder: The source's.
+        which: The list.
+        files: The images there are, by their names without the ending.
+    """
     path = folder / LISTS / f"{which}.txt"
     try:
         stems = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
@@ -168,7 +185,6 @@ def _names(folder: Path, which: str) -> list[str]:
         ) from error
     if not stems:
         raise UserError(f"data.train_list, data.test_list: {path} names no images; choose another list.")
-    files = {p.stem: p.name for p in (folder / "JPEGImages").iterdir() if why_left_out(p.name) is None}
     absent = [stem for stem in stems if stem not in files]
     if absent:
         raise UserError(
