@@ -1,0 +1,235 @@
+"""A run folder from Python: what a training left, as tables, a network and figures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfsup.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from selfsup.config import TrainConfig
+    from selfsup.nn import Backbone
+
+MEASURES = ("online/knn", "health/rank", "train/loss")  # of the last row of the metrics, shown first
+
+
+class Run(os.PathLike[str]):
+    """A folder that ``selfsup train`` wrote; itself a path, wherever a path is taken.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: It is no run folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path} is no run folder: it holds no config.yaml.")
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run('{self.path}')"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.path.resolve() == other.path.resolve()
+
+    def __hash__(self) -> int:
+        return hash(self.path.resolve())
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The settings it was trained with."""
+        from selfsup.config import load_config
+
+        config: TrainConfig = load_config(file=self.path / "config.yaml")
+        return config
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Machine, versions, command and data, as ``environment.json`` has them; empty where there is none."""
+        return dict(self._json("environment.json"))
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """``metrics.csv``: a row for every ``step`` that was logged, a column for each metric."""
+        import pandas as pd
+
+        path = self.path / "metrics.csv"
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame({"step": pd.Series(dtype="int64")})
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """``results.json``: a row for every number that was measured, its protocol in the columns beside it."""
+        import pandas as pd
+
+        return pd.DataFrame(self._json("results.json").get("results", []))
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of its last weights.
+
+        Raises:
+            UserError: There is none.
+        """
+        from selfsup.checkpoint import find_checkpoint
+
+        return find_checkpoint(self.path)
+
+    @property
+    def figures(self) -> dict[str, Path]:
+        """Its pictures by name."""
+        return {path.stem: path for path in sorted((self.path / "figures").glob("*.png"))}
+
+    def backbone(self) -> Backbone:
+        """Return the trained network: images ``[B,C,H,W]`` to features ``[B,D]``, in evaluation mode on the CPU."""
+        from selfsup.checkpoint import load_backbone
+
+        return load_backbone(self.path)
+
+    def evaluate(self, protocols: Sequence[str] | None = None, **settings: Any) -> pd.DataFrame:
+        """Evaluate it, add the records to its ``results.json``, and return those of this evaluation.
+
+        Args:
+            protocols: Some of ``selfsup.eval.PROTOCOLS``; None is all that the data allows.
+            settings: As :func:`selfsup.evaluate` takes them: ``data="cifar10"``, ``eval={"batch_size": 64}``.
+        """
+        import pandas as pd
+
+        from selfsup.evaluation import evaluate
+
+        return pd.DataFrame(evaluate(self, protocols=protocols, **settings))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"'{path}' is broken; delete it and evaluate the run again.") from error
+        return values if isinstance(values, dict) else {}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a list of runs shows of it: method, data, epochs and its last measures."""
+        config = self.config
+        found = {
+            "run": str(self.path),
+            "method": config.method.name,
+            "data": config.data.name,
+            "backbone": config.backbone.name,
+            "epochs": config.trainer.max_epochs,
+            "seed": config.seed,
+        }
+        metrics = self.metrics
+        for measure in MEASURES:
+            if measure in metrics and metrics[measure].notna().any():
+                found[measure] = float(metrics[measure].dropna().iloc[-1])
+        results = self.results
+        for row in results.to_dict("records") if "metric" in results else []:
+            if row["metric"] in ("top1", "miou") and row["split"] == "test":
+                found.setdefault(f"{row['protocol']} {row['metric']}", row["value"])
+        return found
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the summary, and the pictures of the training."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(key)}</th><td>{html.escape(_short(value))}</td></tr>"
+            for key, value in self.summary().items()
+        )
+        pictures = "".join(_picture(path) for name, path in self.figures.items() if name in ("training", "views"))
+        return f"<table>{rows}</table>{pictures}"
+
+
+class Runs(Sequence[Run]):
+    """Several runs; a notebook shows them as a table."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = list(runs)
+
+    def __getitem__(self, position: Any) -> Any:
+        found = self._runs[position]
+        return Runs(found) if isinstance(found, list) else found
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    def __repr__(self) -> str:
+        return self.table.to_string() if self._runs else "no runs"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each run: its method, data, epochs and last measures."""
+        import pandas as pd
+
+        return pd.DataFrame([run.summary() for run in self._runs])
+
+    def _repr_html_(self) -> str:
+        return str(self.table.to_html()) if self._runs else "no runs"
+
+
+def runs(folder: str | os.PathLike[str] = "runs", **wanted: Any) -> Runs:
+    """Return the runs below a folder, the oldest first.
+
+    Args:
+        folder: Is searched with all that lies below it.
+        wanted: Keep the runs whose summary has these values: ``method="moco"``, ``data="cifar10"``, ``seed=0``.
+
+    Raises:
+        UserError: There is no such folder, or a summary has no such value.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}; give the one that holds the runs.")
+    paths = sorted((path.stat().st_mtime, path.parent) for path in root.rglob("config.yaml"))
+    found = [Run(path) for _, path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    kept, unread = [], []
+    for run in found:
+        try:
+            summary = run.summary()
+        except UserError as error:
+            unread.append(f"{run} ({error})")
+            continue
+        if unknown := wanted.keys() - summary.keys() - set(MEASURES):
+            raise UserError(f"runs: there is no {sorted(unknown)[0]} to choose by; there are {', '.join(summary)}.")
+        if all(summary.get(key) == value for key, value in wanted.items()):
+            kept.append(run)
+    if unread:
+        warnings.warn(f"{len(unread)} folders cannot be read as runs: {'; '.join(unread[:3])}", stacklevel=2)
+    return Runs(kept)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _picture(path: Path) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f"<img alt='{html.escape(path.stem)}' style='max-width:100%' src='data:image/png;base64,{content}'>"
