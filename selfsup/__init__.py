@@ -1,9 +1,9 @@
 """selfsup: learn visual representations without labels, and prove how good they are.
 
 >>> import selfsup
->>> run = selfsup.train(selfsup.load_config(["method=moco", "data=fashion_mnist"]))
->>> selfsup.evaluate(selfsup.load_evaluate_config([f"checkpoint={run}"]))
->>> backbone = selfsup.load_backbone(run)
+>>> run = selfsup.train(method="moco", data="fashion_mnist")
+>>> run.evaluate(["knn"])
+>>> backbone = run.backbone()
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Run",
     "augment",
     "doctor",
     "embed",
@@ -25,6 +26,7 @@ __all__ = [
     "nn",
     "open_network",
     "read_embeddings",
+    "runs",
     "train",
 ]
 
@@ -33,22 +35,24 @@ if TYPE_CHECKING:
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
     from selfsup.embedding import embed, read_embeddings
-    from selfsup.engine.training import train
-    from selfsup.evaluation import evaluate, load_evaluate_config
+    from selfsup.evaluation import load_evaluate_config
     from selfsup.exporting import export
     from selfsup.opened import load_backbone, open_network
+    from selfsup.run import Run, evaluate, runs, train
 
 _PLACES = {
     "doctor": "selfsup.diagnosis",
     "embed": "selfsup.embedding",
-    "evaluate": "selfsup.evaluation",
+    "evaluate": "selfsup.run",
     "export": "selfsup.exporting",
     "load_backbone": "selfsup.opened",
     "load_config": "selfsup.config",
     "load_evaluate_config": "selfsup.evaluation",
     "open_network": "selfsup.opened",
     "read_embeddings": "selfsup.embedding",
-    "train": "selfsup.engine.training",
+    "runs": "selfsup.run",
+    "Run": "selfsup.run",
+    "train": "selfsup.run",
 }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -231,6 +232,29 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
         # a configuration that was saved without this setting is of a time when parts were drawn by position
         values = {**values, "data": {"membership": "position", **values["data"]}}
     return build(kind, values, [_read_change(word) for word in overrides])
+
+
+def words_of(settings: Mapping[str, Any], key: str = "") -> list[str]:
+    """Return settings by name as overrides: ``method="moco", trainer={"max_epochs": 20}``.
+
+    A dictionary holds the settings of a section; the ``name`` of a method or of data is the choice.
+
+    Args:
+        settings: Text, numbers, truth values, None, and lists and dictionaries of them.
+        key: How the keys begin.
+    """
+    words = []
+    for name, value in settings.items():
+        full = f"{key}.{name}" if key else name
+        if isinstance(value, Mapping):
+            chosen = not key and name in REGISTRIES and "name" in value
+            words += [f"{name}={value['name']}"] if chosen else []
+            words += words_of({k: v for k, v in value.items() if not (chosen and k == "name")}, full)
+        elif isinstance(value, list | tuple) or value is None or isinstance(value, bool):
+            words.append(f"{full}={json.dumps(value, ensure_ascii=False, default=str)}")
+        else:
+            words.append(f"{full}={value}")
+    return words
 
 
 def is_choice(word: str, kind: str) -> bool:

@@ -23,6 +23,7 @@ from selfsup.external import MODULE, TIMM, fit_weights, own_module, timm_network
 from selfsup.imports import recall
 from selfsup.methods import Parts
 from selfsup.nn import Backbone, BackboneConfig, build_backbone
+from selfsup.nn.backbone import OWN, own_backbone
 from selfsup.registry import methods
 from selfsup.types import ImageFacts, Normalization
 
@@ -126,7 +127,7 @@ def open_network(
 
 def may_be_a_run(name: str) -> bool:
     """Return whether a checkpoint string names a file or a folder, which may be a run with data of its own."""
-    return name not in BASELINES and not name.startswith((TIMM, MODULE))
+    return name not in (*BASELINES, OWN) and not name.startswith((TIMM, MODULE))
 
 
 def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None, pretrained: bool) -> Opened:
@@ -150,6 +151,10 @@ def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None,
         return Opened(name, module, size, statistics, facts={"checkpoint": name})
     if name == "raw_pixels":
         return Opened(name)
+    if name == OWN:
+        own = own_backbone()
+        facts = {"checkpoint": f"{OWN}:{type(own.network).__name__}"}
+        return Opened(name, own, normalization=own.normalization, facts=facts)
     if backbone is None or images is None:
         raise UserError("checkpoint: untrained needs a network and the images it will see: backbone=…, data=….")
     untrained = build_backbone(backbone, images.channels, images.normalization, [images.image_size])

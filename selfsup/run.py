@@ -1,4 +1,4 @@
-"""A run folder from Python: what a training left, as tables, a network and figures."""
+"""From Python: train, evaluate, and a run folder as tables, a network and figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,11 @@ from selfsup.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pytorch_lightning as pl
+    from torch import nn
 
-    from selfsup.config import TrainConfig
+    from selfsup.config import EvaluateConfig, TrainConfig
+    from selfsup.eval.results import Record
     from selfsup.nn import Backbone
 
 MEASURES = ("online/knn", "health/rank", "train/loss")  # of the last row of the metrics, shown first
@@ -105,24 +108,27 @@ class Run(os.PathLike[str]):
         """Its pictures by name."""
         return {path.stem: path for path in sorted((self.path / "figures").glob("*.png"))}
 
-    def backbone(self) -> Backbone:
-        """Return the trained network: images ``[B,C,H,W]`` to features ``[B,D]``, in evaluation mode on the CPU."""
-        from selfsup.checkpoint import load_backbone
+    def backbone(self, network: nn.Module | None = None) -> Backbone:
+        """Return the trained network: images ``[B,C,H,W]`` to features ``[B,D]``, in evaluation mode on the CPU.
 
+        Args:
+            network: Of a run that trained a module of your own: a module like that one, whose weights do not matter.
+        """
+        from selfsup.opened import load_backbone
+
+        if network is not None:
+            _give_network(network, self.config.data.image_size)
         return load_backbone(self.path)
 
     def evaluate(self, protocols: Sequence[str] | None = None, **settings: Any) -> pd.DataFrame:
-        """Evaluate it, add the records to its ``results.json``, and return those of this evaluation.
+        """Evaluate it, add the records to its ``results.json``, and return those of this evaluation as a table.
 
         Args:
-            protocols: Some of ``selfsup.eval.PROTOCOLS``; None is all that the data allows.
-            settings: As :func:`selfsup.evaluate` takes them: ``data="cifar10"``, ``eval={"batch_size": 64}``.
+            protocols, settings: As of :func:`evaluate`.
         """
         import pandas as pd
 
-        from selfsup.evaluation import evaluate
-
-        return pd.DataFrame(evaluate(self, protocols=protocols, **settings))
+        return pd.DataFrame(evaluate(self, protocols, **settings))
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -224,6 +230,130 @@ def runs(folder: str | os.PathLike[str] = "runs", **wanted: Any) -> Runs:
     if unread:
         warnings.warn(f"{len(unread)} folders cannot be read as runs: {'; '.join(unread[:3])}", stacklevel=2)
     return Runs(kept)
+
+
+def train(config: TrainConfig | Sequence[str] = (), callbacks: Sequence[pl.Callback] = (), **settings: Any) -> Run:
+    """Train a method and return its run.
+
+    >>> run = selfsup.train(method="moco", data="cifar10", trainer={"max_epochs": 20})
+    >>> run = selfsup.train(method="simclr", backbone=my_module, data=my_dataset, batch_size=64)
+
+    Args:
+        config: A configuration, or overrides as on the command line: ``["method=moco", "trainer.max_epochs=20"]``.
+        callbacks: Further ones of Lightning's, see :func:`selfsup.engine.training.train`.
+        settings: Settings by name; a section's as a dictionary, in which ``name`` is the method or the data. ``data``
+            may be any torch dataset of images or of (image, label), see :func:`selfsup.data.as_images`; a pair of such,
+            for training and for testing; or ``{"dataset": …, "test": …, "image_size": 64}``. ``backbone`` may be any
+            module that maps float ``[B,C,H,W]`` to ``[B,D]``, of which a copy is trained. Such a run goes on, and is
+            evaluated, where dataset and module are given again.
+
+    Raises:
+        UserError: A setting, a file or a folder is not as it must be.
+        Interrupted: Ctrl-C or SIGTERM; the run has left a checkpoint, if it had begun to train.
+    """
+    from selfsup.config import TrainConfig, load_config, words_of
+    from selfsup.engine import training
+
+    if isinstance(config, TrainConfig):
+        if settings:
+            raise UserError(f"{sorted(settings)[0]}: a configuration that is made already takes no further settings.")
+        return Run(training.train(config, callbacks))
+    words = [*([config] if isinstance(config, str) else config), *_given(settings), *words_of(settings)]
+    resumes = [word for word in words if word.startswith("resume=") and word not in ("resume=null", "resume=auto")]
+    if not resumes:
+        return Run(training.train(load_config(words), callbacks))
+    words = [word for word in words if word != "data=own"]  # a run that goes on has chosen its data
+    return Run(training.train(training.load_resumed_config(words), callbacks))
+
+
+def evaluate(
+    what: EvaluateConfig | Sequence[str] | str | os.PathLike[str] | nn.Module,
+    protocols: Sequence[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> list[Record]:
+    """Evaluate a network and return the records, which also go to the results of its run, if it has one.
+
+    >>> selfsup.evaluate(run, ["knn"])
+    >>> selfsup.evaluate(my_module, ["knn", "linear_probe"], data="cifar10")
+
+    Args:
+        what: A run, whatever ``checkpoint=`` takes, or any module that maps float ``[B,C,H,W]`` to ``[B,D]``; or
+            overrides, or a configuration.
+        protocols: Some of ``selfsup.eval.PROTOCOLS``; None is all that the data allows.
+        progress: Show progress bars.
+        settings: Settings by name, as of :func:`train`.
+
+    Raises:
+        UserError: A checkpoint, data or setting that is not as it must be.
+    """
+    from torch import nn
+
+    from selfsup import evaluation
+    from selfsup.config import EvaluateConfig, words_of
+
+    if isinstance(what, EvaluateConfig):
+        if settings:
+            raise UserError(f"{sorted(settings)[0]}: a configuration that is made already takes no further settings.")
+        return evaluation.evaluate(what, protocols, progress)
+    own = _given(settings)
+    if isinstance(what, nn.Module):
+        _give_network(what, _image_size(own, settings))
+        words = ["checkpoint=own"]
+    elif isinstance(what, str | os.PathLike):
+        words = [f"checkpoint={os.fspath(what)}"]
+    else:
+        words = list(what)
+    return evaluation.evaluate([*words, *own, *words_of(settings)], protocols, progress)
+
+
+def _given(settings: dict[str, Any]) -> list[str]:
+    """Take datasets and modules out of the settings, hand them over, and return the overrides that name them."""
+    from torch import nn
+
+    words = []
+    data = settings.get("data")
+    if isinstance(data, Mapping) and "dataset" in data:
+        own = {key: value for key, value in data.items() if key not in ("dataset", "test")}
+        words += _give_data(data["dataset"], data.get("test"), own)
+        settings["data"] = own
+    elif data is not None and not isinstance(data, str | Mapping):
+        train, test = data if isinstance(data, tuple) else (data, None)
+        words += _give_data(train, test, {})
+        del settings["data"]
+    backbone = settings.get("backbone")
+    if isinstance(backbone, nn.Module):
+        _give_network(backbone, _image_size(words, settings))
+        words.append("backbone.name=own")
+        del settings["backbone"]
+    return words
+
+
+def _give_data(train: Any, test: Any, settings: Mapping[str, Any]) -> list[str]:
+    """Hand datasets over and return the overrides that name them; ``settings`` are those of the data."""
+    from selfsup.data.sources.own import give_dataset
+    from selfsup.data.torch_dataset import as_images
+
+    size = settings.get("image_size")
+    images = as_images(train, image_size=size, name="own", resident_limit_mb=settings.get("resident_limit_mb", 2048))
+    give_dataset(images, test)
+    statistics = [f"data.{name}={list(getattr(images.normalization, name))}" for name in ("mean", "std")]
+    return ["data=own", f"data.image_size={images.image_size}", *statistics]
+
+
+def _image_size(words: Sequence[str], settings: Mapping[str, Any]) -> int:
+    """Return the side of the images that a network will see, as far as the settings tell; else 224."""
+    for word in words:
+        if word.startswith("data.image_size="):
+            return int(word.partition("=")[2])
+    data = settings.get("data")
+    return int(data.get("image_size", 224)) if isinstance(data, Mapping) else 224
+
+
+def _give_network(network: nn.Module, image_size: int) -> None:
+    from selfsup.nn import give_backbone, wrap_backbone
+
+    give_backbone(wrap_backbone(network, image_size))
 
 
 def _short(value: Any) -> str:

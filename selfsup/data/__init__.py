@@ -7,6 +7,7 @@ from selfsup.data.loader import TrainLoader, eval_batches
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.sources.shapes import draw_scenes
 from selfsup.data.splits import load_splits
+from selfsup.data.torch_dataset import as_images
 
 __all__ = [
     "DataConfig",
@@ -16,6 +17,7 @@ __all__ = [
     "SourceSplits",
     "Splits",
     "TrainLoader",
+    "as_images",
     "draw_scenes",
     "eval_batches",
     "load_splits",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -187,6 +188,36 @@ class ConvNet(nn.Module):
         return self.forward_features(images).mean(dim=(2, 3))
 
 
+#: Name of the backbone that was given from Python as a module.
+OWN = "own"
+_given: list[Backbone] = []
+
+
+def give_backbone(backbone: Backbone) -> None:
+    """Let ``backbone.name=own`` stand for a network of this process from now on; copies of it are trained."""
+    _given[:] = [copy.deepcopy(backbone)]
+
+
+def own_backbone(in_channels: int | None = None, normalization: Normalization | None = None) -> Backbone:
+    """Return a copy of the network that was given, for images of these channels and statistics where they are known.
+
+    Raises:
+        UserError: None was, or it takes images of other channels.
+    """
+    if not _given:
+        raise UserError(
+            "backbone.name=own is a network that was given from Python, which this process has not: give it to "
+            "selfsup.train(backbone=…), or to Run.backbone(network)."
+        )
+    backbone = copy.deepcopy(_given[0])
+    if in_channels not in (None, backbone.in_channels):
+        raise UserError(
+            f"backbone: the network takes images of {backbone.in_channels} channels and the data has {in_channels}."
+        )
+    backbone.normalization = normalization or backbone.normalization
+    return backbone
+
+
 def build_backbone(
     config: BackboneConfig,
     in_channels: int,
@@ -210,6 +241,8 @@ def build_backbone(
     """
     from selfsup.registry import nearest
 
+    if config.name == OWN:
+        return own_backbone(in_channels, normalization)
     if config.name == "convnet":
         return Backbone(ConvNet(config.width, config.blocks, in_channels), in_channels, normalization)
     if config.name == "resnet":
