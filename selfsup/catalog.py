@@ -7,16 +7,24 @@ first line of the documentation and the settings, is read from the text of the f
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+
+from selfsup.errors import UserError
+from selfsup.imports import hint
+from selfsup.registry import REGISTRIES, find, nearest
 
 PACKAGE = Path(__file__).parent
+
+#: Groups of choices, each a folder of ``configs``, registered, or both; by what they configure.
+GROUPS = {
+    "train": ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"),
+    "evaluate": ("data", "backbone"),
+}
 
 #: Groups whose choices register themselves: the registry's name, and the folder with a file for each.
 REGISTERED = {"method": ("methods", PACKAGE / "methods"), "data": ("sources", PACKAGE / "data" / "sources")}
@@ -49,8 +57,8 @@ def summaries(group: str) -> dict[str, str]:
     if group not in REGISTERED:
         return {}
     found = {name: entry.summary for name, entry in listed(group).items()}
-    registry = _registry(group)
-    return found if registry is None else found | {name: registry[name].summary for name in registry}
+    registry = REGISTRIES[group]
+    return found | {name: registry[name].summary for name in registry}
 
 
 def other_names(group: str) -> dict[str, str]:
@@ -58,19 +66,59 @@ def other_names(group: str) -> dict[str, str]:
     if group not in REGISTERED:
         return {}
     found = {other: entry.name for entry in listed(group).values() for other in entry.also}
-    registry = _registry(group)
-    return found if registry is None else found | registry.other_names
+    return found | REGISTRIES[group].other_names
+
+
+def name_choice(word: str, *, refuse: bool = True) -> str:
+    """Write ``group=name`` with the name that the choice is called by: ``method=SimCLR`` becomes ``method=simclr``.
+
+    Args:
+        word: The override; experiments may be a list.
+        refuse: Raise where there is no such choice.
+
+    Raises:
+        UserError: There is none, and the nearest is named; or the name fits two.
+    """
+    group, _, text = word.partition("=")
+    words, listed = [text], text.startswith("[")
+    if listed:
+        from selfsup.values import split
+
+        words = split(text[1:-1])
+    names = [find(name, choices(group), other_names(group)) for name in words]
+    for name in names:
+        if refuse and name not in choices(group):
+            raise UserError(f"There is no {group}={name}.{hint() or _meant(group, name)}")
+    return f"{group}=[{','.join(names)}]" if listed else f"{group}={names[0]}"
+
+
+def _meant(group: str, name: str) -> str:
+    if group in ("backbone", "optimizer"):
+        import timm.optim  # takes two seconds
+    if group == "backbone" and timm.is_model(name):
+        return f" For timm's network of this name write backbone.name={name}."
+    if group == "optimizer" and name in timm.optim.list_optimizers():
+        return f" For timm's optimiser of this name write optimizer.name={name}."
+    if group == "data" and ("/" in name or Path(name).exists()):
+        return f" For a folder of images write data=image_folder data.root={name}."
+    return nearest(name, choices(group))
+
+
+def no_setting(word: str) -> str:
+    """Say that a word without ``=`` is no setting, and if it is a choice, how that is written."""
+    for group in GROUPS["train"]:
+        if (name := find(word, choices(group), other_names(group))) in choices(group):
+            return f"'{word}' is not a setting; write key=value, here {group}={name}."
+    return f"'{word}' is not a setting; write key=value."
 
 
 @cache
 def listed(group: str) -> dict[str, Listed]:
     """Return what the files of a group register."""
     variable, folder = REGISTERED[group]
-    return {
-        entry.name: entry
-        for file in sorted(folder.glob("*.py"))
-        for entry in _registered(ast.parse(file.read_text("utf-8")), variable)
-    }
+    trees = (ast.parse(file.read_text("utf-8")) for file in folder.glob("*.py"))
+    found = {entry.name: entry for tree in trees for entry in _registered(tree, variable)}
+    return dict(sorted(found.items()))
 
 
 def _registered(tree: ast.Module, variable: str) -> Iterator[Listed]:
@@ -83,12 +131,6 @@ def _registered(tree: ast.Module, variable: str) -> Iterator[Listed]:
                 also = next((ast.literal_eval(word.value) for word in call.keywords if word.arg == "also"), ())
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
                 yield Listed(ast.literal_eval(name), summary, ast.unparse(settings), also)
-
-
-def _registry(group: str) -> Any:
-    """Return the registry of a group, if anything can be in it yet."""
-    module = sys.modules.get("selfsup.registry")
-    return None if module is None else getattr(module, REGISTERED[group][0])
 
 
 def _yaml_names(folder: Traversable, prefix: str = "") -> set[str]:

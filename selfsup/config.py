@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import timm
-import timm.optim
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -21,17 +19,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfsup.augment.config import AugmentConfig
-from selfsup.catalog import choices, other_names
+from selfsup.catalog import GROUPS, name_choice, no_setting
 from selfsup.data import DataConfig
 from selfsup.errors import UserError
 from selfsup.eval.config import EvalConfig
-from selfsup.imports import hint
 from selfsup.methods import MethodConfig
 from selfsup.nn import BackboneConfig
 from selfsup.optimization import OptimizerConfig
-from selfsup.overrides import REGISTRIES, Change, Schema, read_change
-from selfsup.registry import find, nearest
-from selfsup.values import read_yaml, split, write_yaml
+from selfsup.overrides import Change, Schema, read_change
+from selfsup.registry import REGISTRIES
+from selfsup.values import read_yaml, write_yaml
 
 
 @dataclass
@@ -178,12 +175,6 @@ UNTIL = "# Until step "
 
 _SCHEMAS: dict[str, type[Any]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
 
-#: Groups of choices, each a folder of ``configs``, a registry or both.
-_GROUPS = {
-    "train": ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"),
-    "evaluate": ("data", "backbone"),
-}
-
 _store = ConfigStore.instance()
 for _name, _schema in _SCHEMAS.items():
     _store.store(name=f"{_name}_schema", node=_schema)
@@ -260,7 +251,7 @@ def words_of(settings: Mapping[str, Any], key: str = "") -> list[str]:
 def is_choice(word: str, kind: str) -> bool:
     """Whether an override chooses a file of a group, or is one of Hydra's own, and does not set a value."""
     key, _, text = word.partition("=")
-    return (key in _GROUPS[kind] and not text.startswith("{")) or key.startswith(("hydra.", "hydra/"))
+    return (key in GROUPS[kind] and not text.startswith("{")) or key.startswith(("hydra.", "hydra/"))
 
 
 def compose_choices(words: Sequence[str], kind: str) -> dict[str, Any]:
@@ -278,35 +269,6 @@ def compose_choices(words: Sequence[str], kind: str) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
     return cast(dict[str, Any], OmegaConf.to_container(composed))
-
-
-def name_choice(word: str, *, refuse: bool = True) -> str:
-    """Write ``group=name`` with the name that the choice is called by: ``method=SimCLR`` becomes ``method=simclr``.
-
-    Args:
-        word: The override; experiments may be a list.
-        refuse: Raise where there is no such choice.
-
-    Raises:
-        UserError: There is none, and the nearest is named; or the name fits two.
-    """
-    group, _, text = word.partition("=")
-    listed = text.startswith("[")
-    names = [find(name, choices(group), other_names(group)) for name in (split(text[1:-1]) if listed else [text])]
-    for name in names:
-        if refuse and name not in choices(group):
-            raise UserError(f"There is no {group}={name}.{hint() or _meant(group, name)}")
-    return f"{group}=[{','.join(names)}]" if listed else f"{group}={names[0]}"
-
-
-def _meant(group: str, name: str) -> str:
-    if group == "backbone" and timm.is_model(name):
-        return f" For timm's network of this name write backbone.name={name}."
-    if group == "optimizer" and name in timm.optim.list_optimizers():
-        return f" For timm's optimiser of this name write optimizer.name={name}."
-    if group == "data" and ("/" in name or Path(name).exists()):
-        return f" For a folder of images write data=image_folder data.root={name}."
-    return nearest(name, choices(group))
 
 
 def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> Any:
@@ -342,9 +304,7 @@ def schema_of(kind: str, values: dict[str, Any]) -> Schema:
 
 def _read_change(word: str) -> Change:
     if "=" not in word and not word.startswith("~"):
-        groups = [group for group in _GROUPS["train"] if word in choices(group)]
-        if groups:
-            raise UserError(f"'{word}' is not a setting; write key=value, here {groups[0]}={word}.")
+        raise UserError(no_setting(word))
     return read_change(word)
 
 

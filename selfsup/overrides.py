@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_origin, get_type_hints
 
 from selfsup.errors import UserError
-from selfsup.registry import Registry, methods, nearest, sources
+from selfsup.registry import REGISTRIES, nearest
 from selfsup.values import from_text, from_value
 
 #: What people call a setting elsewhere, and the last part of its key here.
@@ -49,10 +49,6 @@ SYNONYMS = {
     "out": "run_dir",
     "ckpt": "checkpoint",
 }
-
-
-#: Sections of which a registry holds the choices, each with settings of its own.
-REGISTRIES: dict[str, Registry[Any]] = {"method": methods, "data": sources}
 
 
 @dataclass(frozen=True)
@@ -205,20 +201,33 @@ def _merge(old: Any, new: Any) -> Any:
 
 def unknown_key(key: str, schema: Schema) -> str:
     """Say that there is no such setting, and which one was probably meant."""
-    keys = schema.keys()
-    section, _, last = key.rpartition(".")
-    registry = REGISTRIES.get(section)
-    if registry is not None and section in schema.sections:
-        owners = [name for name in registry if last in _hints(registry[name].config)]
-        if owners:
-            return f"The chosen {section} has no setting '{key}'; these have one: {', '.join(owners)}."
     sections = [name for name, hint in schema.fields(schema.root).items() if dataclasses.is_dataclass(hint)]
+    section = key.rpartition(".")[0]
+    others = {}
+    if section in REGISTRIES and section in schema.sections:
+        others = {name: set(_hints(REGISTRIES[section][name].config)) for name in REGISTRIES[section]}
+    return misspelt(key, schema.keys(), sections, others)
+
+
+def misspelt(key: str, keys: Sequence[str], sections: Sequence[str], others: Mapping[str, Collection[str]]) -> str:
+    """Say that there is no such setting, and which one was probably meant.
+
+    Args:
+        key: What was written.
+        keys: The settings that there are.
+        sections: What some of them are grouped in, such as ``method``.
+        others: The settings of the other choices of the key's section, where it is known which one was chosen.
+    """
+    section, _, last = key.rpartition(".")
+    owners = [name for name, settings in others.items() if last in settings]
+    if owners:
+        return f"The chosen {section} has no setting '{key}'; these have one: {', '.join(owners)}."
     for wanted in (last, SYNONYMS.get(last.lower())):
         meant = [known for known in (*keys, *sections) if known.rpartition(".")[2] == wanted]
         if 0 < len(meant) <= 3:
             return f"There is no setting '{key}'. Did you mean {' or '.join(map(repr, meant))}?"
     if not section:  # a short name is like the end of a key, not like a key
-        ends = {known.rpartition(".")[2]: known for known in reversed(keys)}
+        ends = {known.rpartition(".")[2]: known for known in (*reversed(keys), *sections)}
         if close := difflib.get_close_matches(last, ends, n=1, cutoff=0.75):
             return f"There is no setting '{key}'. Did you mean '{ends[close[0]]}'?"
     return f"There is no setting '{key}'.{nearest(key, keys)}"

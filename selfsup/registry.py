@@ -141,6 +141,9 @@ def _with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
 methods: Registry[Any] = Registry("method")
 sources: Registry[Any] = Registry("data")
 
+#: By group: the sections of a configuration of which each choice has settings of its own.
+REGISTRIES: dict[str, Registry[Any]] = {registry.group: registry for registry in (methods, sources)}
+
 
 def choice(group: str, name: str, schema: type[T]) -> T:
     """Return the settings of a YAML file of the package's configurations, such as ``optimizer`` ``lars``."""

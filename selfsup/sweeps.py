@@ -11,9 +11,11 @@ from typing import Any, cast, get_origin
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from selfsup.config import TrainConfig, build, compose_choices, is_choice, name_choice, schema_of
+from selfsup.catalog import name_choice
+from selfsup.config import TrainConfig, build, compose_choices, is_choice, schema_of
 from selfsup.errors import UserError
-from selfsup.overrides import REGISTRIES, Change, Schema, read_change, unknown_key
+from selfsup.overrides import Change, Schema, read_change, unknown_key
+from selfsup.registry import REGISTRIES
 from selfsup.settings import TextOrList
 from selfsup.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from selfsup.catalog import GROUPS, choices, no_setting, summaries
 from selfsup.errors import UserError
 
 #: Groups whose choices the help of commands that train, and of commands that evaluate, lists.
-TRAINING = ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer")
-EVALUATION = ("data", "backbone")
+TRAINING, EVALUATION = GROUPS["train"], GROUPS["evaluate"]
 
 #: What is a setting and not a path: ``runs/lr=0.1`` is one that holds an equals sign.
 _SETTING = re.compile(r"[+~]*(hydra/)?[A-Za-z_][\w.@-]*=")
@@ -135,7 +135,7 @@ def training_settings(arguments: argparse.Namespace) -> list[str]:
     first, *more = words
     folder = Path(first).expanduser()
     if more or not folder.is_dir():
-        raise UserError(f"'{(more or [first])[0]}' is no folder of images and not a setting; write key=value.")
+        raise UserError(f"{no_setting((more or [first])[0])[:-1]}, or name a folder of images.")
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file():
         raise UserError(f"'{first}' is a run; go on with it by resume={first}, or evaluate it.")
     if any(setting.startswith("data.root=") for setting in settings):
@@ -218,8 +218,6 @@ def explain_choices(group: str, arguments: argparse.Namespace) -> str | None:
     refuse_settings(arguments)
     if len(arguments.words) > 1:
         raise UserError(f"One name at a time, not {' and '.join(arguments.words)}.")
-    from selfsup.catalog import summaries
-
     if not arguments.words:
         for name, summary in sorted(summaries(group).items()):
             print(f"{name:14s} {summary}")
@@ -263,8 +261,6 @@ def _print_described(config: Any, key: str, nested: bool = True) -> None:
 def _print_choices(groups: Sequence[str]) -> None:
     if not groups:
         return
-    from selfsup.catalog import choices
-
     print("\nChoices (group=name):")
     width = max(60, shutil.get_terminal_size().columns)
     for group in groups:

@@ -102,4 +102,4 @@ def test_short_forms_and_the_printed_configuration(tmp_path: Path, capsys: pytes
     assert main(["train", "--lr", "1", "optimizer.lr=2"]) == 2
     assert "optimizer.lr= is given in its short form, too" in capsys.readouterr().err
     assert main(["train", "--data", "nowhere"]) == 2
-    assert "'nowhere' is no folder" in capsys.readouterr().err
+    assert "'nowhere' is not a setting" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from tiny import TINY
 
 import selfsup.data
 import selfsup.methods  # noqa: F401 - fills the registries
-from selfsup import catalog
+from selfsup import catalog, early
 from selfsup.cli import main
-from selfsup.config import load_config
+from selfsup.config import TrainConfig, load_config
 from selfsup.errors import UserError
-from selfsup.registry import Registry, find, methods, sources
+from selfsup.overrides import Schema
+from selfsup.registry import REGISTRIES, Registry, find, methods, sources
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,35 @@ def test_what_is_read_from_the_files_is_what_they_register(group: str, registry:
     assert {o: e.name for e in listed.values() for o in e.also} == registry.other_names
 
 
+def test_the_settings_read_from_the_files_are_those_that_there_are() -> None:
+    for method, source in itertools.zip_longest(catalog.listed("method"), catalog.listed("data"), fillvalue=None):
+        chosen = {"method": method or "simclr", "data": source or "shapes"}
+        live = Schema(TrainConfig, {group: REGISTRIES[group][name].config for group, name in chosen.items()})
+        named = {group: {catalog.listed(group)[name].settings} for group, name in chosen.items()}
+        assert [key for key, _ in early.settings("TrainConfig", named)] == live.keys()
+
+
+TYPOS = ["trainer.max_epoch=3", "lr=1", "metod=moco", "method=simclrr", "data=shape", "method.queue_sise=9", "epochs=3"]
+
+
+@pytest.mark.parametrize("word", [*TYPOS, "optimizer.lrr=1", "experiment=demmo"])
+def test_an_early_mistake_is_told_as_a_late_one(word: str) -> None:
+    words = ["method=moco", "data=shapes", word]
+    with pytest.raises(UserError) as late:
+        load_config(words)
+    with pytest.raises(UserError) as soon:
+        early.refuse_mistakes(words)
+    assert str(soon.value) == str(late.value)
+
+
+def test_what_is_right_passes_early() -> None:
+    free = ["augment.override.hue=0.1", "backbone.kwargs.depth=3", "optimizer={lr: 1}", "++method.warmth=1", "seed=3"]
+    early.refuse_mistakes(["method=MoCo", "method.queue_size=8", "backbone=ResNet18", "augment={counts: [2]}", *free])
+    early.refuse_mistakes(["experiment=demo_moco", "method.queue_size=8"])
+    early.refuse_mistakes(["resume=runs/some", "method.queue_size=8"])
+    early.refuse_mistakes(["hydra.searchpath=[file://own]", "method=own"])
+
+
 EVALUATIONS = ["knn", "probe", "segmentation", "evaluate", "neighbours", "transfer", "embed"]
 MORE = {"transfer": ["data=digits"], "embed": ["--out", "f.npz"]}
 
@@ -122,10 +153,10 @@ def test_a_folder_of_images_by_position(
     assert "data=image_folder data.root=pictures" in capsys.readouterr().err
     assert (taken[0].data.name, taken[0].data.root) == ("image_folder", "pictures")
     for words, message in {
-        ("nowhere",): "'nowhere' is no folder",
+        ("nowhere",): "or name a folder of images",
         ("run",): "resume=run",
         ("pictures", "data.root=pictures"): "both name",
-        ("method", "moco"): "'moco' is no folder",
+        ("method", "moco"): "here method=moco, or name a folder",
     }.items():
         assert main(["train", *words]) == 2
         assert message in capsys.readouterr().err

@@ -8,12 +8,26 @@ import sys
 import pytest
 
 #: Each of these takes a second or more to import.
-SLOW = ("torch", "pytorch_lightning", "timm", "kornia", "sklearn", "matplotlib", "hydra")
+SLOW = ("torch", "pytorch_lightning", "timm", "kornia", "sklearn", "matplotlib")
 
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["train", "--help"], ["knn", "--help"], ["methods"], ["trian"], ["embed"], ["export"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["knn", "--help"],
+        ["methods"],
+        ["data"],
+        ["trian"],
+        ["embed"],
+        ["export"],
+        ["train", "moco"],
+        ["train", "method=simclrr"],
+        ["train", "trainer.max_epoch=3"],
+        ["doctor", "method=moco", "method.queue_sise=3"],
+    ],
     ids=" ".join,
 )
 def test_it_starts_at_once(words: list[str]) -> None:
