@@ -91,6 +91,8 @@ def decode_image(
     name = "the image" if isinstance(source, bytes) else source
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if not content:
+            raise UndecodableError("empty")
         upright = _upright(content, size, max_pixels, value_range)
     except Exception as error:  # damaged files make the decoders raise nearly anything
         raise UndecodableError(f"{name} cannot be decoded: {error}", _reason(error, max_pixels)) from error

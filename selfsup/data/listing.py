@@ -25,15 +25,15 @@ SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "node_modules", "site-packages"}
 )
-#: Files that tell, together, what wrote a folder: each of the first with one of the second.
+#: What tells a folder that was written by selfsup or Python: a file, and one or another beside it.
 OWN_FOLDERS = (
-    ({"config.yaml"}, {"metrics.csv", "environment.json", "checkpoints"}),  # a run
-    ({"results.json"}, {"figures"}),  # an evaluation of a network from elsewhere
-    ({"images.u8"}, {"about.json", "journal.u8"}),  # a cache of pixels, finished or not
-    ({"comparison.md"}, {"comparison.csv"}),
-    ({"neighbours.csv"}, {"contact_sheet.png"}),
-    ({"cka.csv"}, {"cka.png"}),
-    ({"pyvenv.cfg"}, {"bin", "Scripts"}),  # an environment of Python's
+    ("config.yaml", {"metrics.csv", "environment.json", "checkpoints"}),  # a run
+    ("results.json", {"figures"}),  # an evaluation of a network from elsewhere
+    ("images.u8", {"about.json", "journal.u8"}),  # a cache of pixels, finished or not
+    ("comparison.md", {"comparison.csv"}),
+    ("neighbours.csv", {"contact_sheet.png"}),
+    ("cka.csv", {"cka.png"}),
+    ("pyvenv.cfg", {"bin", "Scripts"}),
 )
 
 
@@ -163,7 +163,7 @@ def _why_folder(name: str) -> tuple[str, str] | None:
 
 def _why_no_data(prefix: str, names: set[str]) -> tuple[str, str] | None:
     """Tell the folders that this package wrote by what they hold, as people move and rename them."""
-    if any(sure <= names and names & further for sure, further in OWN_FOLDERS):
+    if any(file in names and names & beside for file, beside in OWN_FOLDERS):
         return OWN, prefix or "the folder itself"
     return None
 

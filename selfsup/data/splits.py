@@ -107,7 +107,8 @@ def load_splits(config: DataConfig) -> Splits:
         train = _limited(source.train, rest, config.limit and min(config.limit, len(rest)))
     held_out = source.train.subset(holdout) if source.holdout is None else source.holdout
     if source.found is not None:
-        source.found.splits["train"] = (len(pretrain), source.found.splits["train"][1])
+        said = source.found.splits["train"][1] + ("" if config.limit is None else f", data.limit={config.limit}")
+        source.found.splits["train"] = (len(pretrain), said)
         if source.holdout is None and len(held_out):
             source.found.splits["holdout"] = (len(held_out), f"drawn from train, data.holdout={config.holdout:g}")
     splits = Splits(pretrain, train, held_out, source.test, source.found)

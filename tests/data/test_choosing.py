@@ -60,6 +60,13 @@ def test_names_of_splits(tmp_path, train, test):
     assert splits.found.splits == {"train": (2, f"folder {train}"), "test": (2, f"folder {test}")}
 
 
+def test_classes_without_a_training_image_and_limits_are_told(tmp_path):
+    _draw(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png", "test/d/1.png")
+    found = _load(tmp_path, limit=1).found
+    assert found.notes == ["2 classes have no training image, c for one"]
+    assert found.splits["train"] == (1, "folder train, data.limit=1")
+
+
 def test_val_beside_test_is_the_holdout(tmp_path):
     _draw(tmp_path, "train/1.png", "val/1.png", "test/1.png", "extra/1.png", "extra/2.png", "loose.png")
     splits = _load(tmp_path, holdout=0.1)

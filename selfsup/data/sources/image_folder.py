@@ -103,7 +103,11 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
     for split, part in parts.items():
         found.undecodable(part.undecodable())
         found.splits[split] = (len(ready[split]), division.said[split])
-    if labels is not None:
+    if labels is not None and classes is not None:
+        trained = {classes[label] for label in labels[places["train"]].tolist() if label >= 0}
+        new = sorted({classes[label] for label in labels[used].tolist() if label >= 0} - trained)
+        if new:
+            found.notes.append(f"{len(new):,} classes have no training image, {new[0]} for one")
         found.without_label = int((labels[used] < 0).sum())
     return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
 
