@@ -7,7 +7,7 @@ DEMO := runs/demo-$(NOW)
 FASHION := runs/fashion-$(NOW)
 RIVALS := $(VENV)/rivals
 BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
-QUICK := --only diagnostics,knn,linear_probe,segmentation eval.probe_epochs=30 eval.segmentation_epochs=5
+QUICK := --only diagnostics,knn,linear_probe,segmentation eval.linear_probe.epochs=30 eval.segmentation.epochs=5
 # the environment is keyed by what it is made from, so that a changed dependency is always installed
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)

@@ -18,7 +18,7 @@ import torch
 
 from selfsup.data.resident import ResidentDataset
 from selfsup.eval import FeatureSet, extract_features, linear_probe
-from selfsup.eval.features import prepare_images
+from selfsup.eval.encoder import prepare_images
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.types import ImageFacts, Normalization
 

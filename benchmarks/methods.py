@@ -45,7 +45,7 @@ from selfsup.config import load_config
 from selfsup.data import TrainLoader, load_splits
 from selfsup.engine.environment import keep_memory
 from selfsup.engine.training import build_method, load_resumed_config
-from selfsup.eval.segmentation import segmentation_probe
+from selfsup.eval import Encoder, SegmentationSettings, segmentation_probe
 from selfsup.registry import methods
 
 #: Settings of all methods, over the presets, which are those for drawn scenes. Two crops or many, blur and solarisation
@@ -100,7 +100,7 @@ OWN: dict[str, dict[str, list[str]]] = {
 COMPARED = {"shapes_dense": ("simclr", "vicreg", "moco", "densecl", "byol", "pixpro", "pixcontrast")}
 EPOCHS = {"shapes": 8, "fashion_mnist": 3, "fashion_mnist_seven": 5, "shapes_dense": 10}
 BASELINES = ("raw_pixels", "untrained")
-QUICK = ["eval.figures=false", "eval.probe_epochs=30", "eval.segmentation_epochs=5"]
+QUICK = ["eval.figures=false", "eval.linear_probe.epochs=30", "eval.segmentation.epochs=5"]
 PROTOCOLS = ("diagnostics", "knn", "linear_probe")
 HELDOUT = "heldout.json"
 LEARNING_RATES = (1 / 3, 1.0, 3.0)  # times the preset's, for tune
@@ -161,7 +161,8 @@ def run(job: Job) -> None:
             selfsup.evaluate(config, [*PROTOCOLS, *masks], progress=False)
         if job.heldout_masks:
             splits, network = load_splits(load_config(job.train).data), selfsup.load_backbone(job.folder)
-            found = segmentation_probe(network, splits.train, splits.holdout, epochs=5, progress=False)
+            encoder, settings = Encoder(network, progress=False), SegmentationSettings(epochs=5)
+            found = segmentation_probe(encoder, splits.train, splits.holdout, settings)
             (job.folder / HELDOUT).write_text(json.dumps({"miou": found.miou}) + "\n")
     done.touch()
 

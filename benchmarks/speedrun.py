@@ -42,8 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 import selfsup
 from selfsup.config import TrainConfig, load_config
 from selfsup.data import load_splits
-from selfsup.eval import extract_features, knn
-from selfsup.eval.features import FeatureSet, raw_pixels
+from selfsup.eval import FeatureSet, extract_features, knn, raw_pixels
 from selfsup.nn import build_backbone
 
 PRESET = "experiment=fashion_mnist_fast"

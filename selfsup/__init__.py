@@ -26,12 +26,13 @@ __all__ = [
     "nn",
     "open_network",
     "read_embeddings",
+    "report",
     "runs",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from selfsup import augment, eval, functional, methods, nn
+    from selfsup import augment, eval, functional, methods, nn, report
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
     from selfsup.embedding import embed, read_embeddings
@@ -60,7 +61,7 @@ def __getattr__(name: str) -> Any:
     # torch and its friends take seconds to import; `selfsup --help` should not
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
-    if name in ("augment", "eval", "functional", "methods", "nn"):
+    if name in ("augment", "eval", "functional", "methods", "nn", "report"):
         return import_module(f"selfsup.{name}")
     raise AttributeError(f"module 'selfsup' has no attribute '{name}'")
 

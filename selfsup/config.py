@@ -22,7 +22,7 @@ from selfsup.augment.config import AugmentConfig
 from selfsup.catalog import GROUPS, name_choice, no_setting
 from selfsup.data import DataConfig
 from selfsup.errors import UserError
-from selfsup.eval.config import EvalConfig
+from selfsup.eval.config import EvalConfig, eval_config, renamed
 from selfsup.methods import MethodConfig
 from selfsup.nn import BackboneConfig
 from selfsup.optimization import OptimizerConfig
@@ -164,7 +164,7 @@ class EvaluateConfig:
     pretrained: bool = True
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=eval_config)
     run_dir: str | None = None
     seed: int = 0
     accelerator: str = "auto"
@@ -196,7 +196,7 @@ def load_config(overrides: Sequence[str] = (), *, file: str | Path | None = None
         UserError: An unknown key or choice (the nearest right one is named), a wrong type, a value out of its range,
             an unreadable file.
     """
-    words = [overrides] if isinstance(overrides, str) else list(overrides)
+    words = renamed([overrides] if isinstance(overrides, str) else overrides)
     if file is not None:
         return from_values(_read_saved(Path(file).expanduser()), words)
     groups = [word for word in words if is_choice(word, kind)]
@@ -215,6 +215,7 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
     Raises:
         UserError: A key or a value that does not fit, or an override that chooses a group.
     """
+    overrides = renamed(overrides)
     for word in overrides:
         if is_choice(word, kind):
             group = word.partition("=")[0]
@@ -279,7 +280,7 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
     """
     schema = schema_of(kind, values)
     composed = schema.build(values, changes)
-    for group in schema.sections:
+    for group in REGISTRIES.keys() & schema.sections:
         name = getattr(composed, group).name
         if REGISTRIES[group][name].config is not schema.sections[group]:
             raise UserError(f"{group}.name={name} does not change the {group}; choose it by {group}={name}.")
@@ -299,6 +300,8 @@ def schema_of(kind: str, values: dict[str, Any]) -> Schema:
         chosen = values.get(group)
         if isinstance(chosen, dict):
             sections[group] = registry[str(chosen.get("name"))].config
+    if kind == "evaluate":
+        sections["eval"] = type(eval_config())  # with the settings of every protocol that is registered now
     return Schema(_SCHEMAS[kind], sections)
 
 

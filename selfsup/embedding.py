@@ -24,8 +24,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.data.files import FileDataset
 from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
-from selfsup.eval.features import FeatureSet, extract_features
-from selfsup.eval.results import Record
+from selfsup.eval import FeatureSet, extract_features
 from selfsup.evaluation import choose_device, opened_evaluation, tell_found
 
 #: Images whose features are in memory at a time; 64 MB at 2048 dimensions.
@@ -48,7 +47,7 @@ class Embeddings:
     split: list[str]
     paths: list[str] | None
     classes: list[str] | None
-    about: Record
+    about: dict[str, Any]
 
 
 def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool = True) -> tuple[Path, int]:
@@ -87,7 +86,7 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
     backbone = opened.network.to(choose_device(config.accelerator))
 
     statistics = opened.normalization or splits.train.normalization
-    about: Record = {
+    about: dict[str, Any] = {
         "checkpoint": config.checkpoint,
         "epoch": opened.epochs,
         "data": data.name,
@@ -152,7 +151,7 @@ def _paths(block: ImageDataset, found: FeatureSet) -> list[str] | None:
 
 
 class _Writer(Protocol):
-    def __init__(self, draft: Path, about: Record, classes: list[str] | None) -> None: ...
+    def __init__(self, draft: Path, about: dict[str, Any], classes: list[str] | None) -> None: ...
 
     def add(self, found: FeatureSet, split: list[str], paths: list[str] | None) -> None: ...
 
@@ -162,7 +161,7 @@ class _Writer(Protocol):
 class _NpzWriter:
     """Features go to a plain file as they come; their number, which the archive begins with, is known at the end."""
 
-    def __init__(self, draft: Path, about: Record, classes: list[str] | None) -> None:
+    def __init__(self, draft: Path, about: dict[str, Any], classes: list[str] | None) -> None:
         self.draft, self.about, self.classes = draft, about, classes
         self.rows = draft.with_name("rows")
         self.file = self.rows.open("wb")
@@ -209,7 +208,7 @@ def _read_npz(path: Path) -> Embeddings:
 class _ParquetWriter:
     """A group of rows for every block."""
 
-    def __init__(self, draft: Path, about: Record, classes: list[str] | None) -> None:
+    def __init__(self, draft: Path, about: dict[str, Any], classes: list[str] | None) -> None:
         self.arrow, self.parquet = _pyarrow()
         self.draft = draft
         self.metadata = {"selfsup": json.dumps({"about": about, "classes": classes})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,20 +15,11 @@ from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
-from selfsup.eval import (
-    PROTOCOLS,
-    Audit,
-    CkaTable,
-    audit_dataset,
-    cka,
-    evaluate_all,
-    extract_splits,
-    pixel_splits,
-)
-from selfsup.eval.features import input_channels
-from selfsup.eval.protocols import BY_NAME
-from selfsup.eval.results import Record
+from selfsup.eval import Audit, CkaTable, Encoder, Record, Subject, audit_dataset, cka, extract_splits, measure
+from selfsup.eval.encoder import input_channels
+from selfsup.eval.runner import default_protocols
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
+from selfsup.report import Evaluated, contact_sheet, draw_figures, save
 from selfsup.types import ImageFacts
 
 
@@ -164,21 +155,19 @@ def evaluate_opened(
     splits = load_splits(config.data)
     if progress:
         tell_found(config.data, opened, splits)
-    wanted = protocols or [name for name in PROTOCOLS if name not in BY_NAME]
-    return evaluate_all(
-        opened.network,
+    subject = Subject(
+        build_encoder(config, opened.network, progress),
         splits,
         config.eval,
-        protocols=protocols,
-        run_dir=run_dir,
+        head=opened.head() if "layers" in (protocols or default_protocols()) else None,
         epoch=opened.epochs,
-        facts=record_facts(opened, splits.train),
-        head=opened.head() if "layers" in wanted else None,
         seed=config.seed,
-        workers=worker_count(config.data),
-        device=choose_device(config.accelerator),
-        progress=progress,
+        cache_dir=run_dir / "features" if run_dir is not None and config.eval.cache else None,
     )
+    records = measure(subject, protocols, run_dir=run_dir, facts=record_facts(opened, splits.train))
+    if run_dir is not None and config.eval.figures:
+        draw_figures(Evaluated(records, subject.shown, splits.train.classes), run_dir / "figures")
+    return records
 
 
 def tell_found(data: DataConfig, opened: Opened, splits: Splits) -> None:
@@ -189,7 +178,14 @@ def tell_found(data: DataConfig, opened: Opened, splits: Splits) -> None:
         print(*splits.found.lines(), sep="\n", flush=True)
 
 
-def record_facts(opened: Opened, images: ImageDataset) -> Record:
+def build_encoder(config: EvaluateConfig, network: nn.Module | None, progress: bool = True) -> Encoder:
+    """Return a network with how the settings say that it is run; None is the raw pixels."""
+    device = choose_device(config.accelerator)
+    settings = config.eval
+    return Encoder(network, settings.batch_size, worker_count(config.data), device, settings.precision, progress)
+
+
+def record_facts(opened: Opened, images: ImageDataset) -> dict[str, Any]:
     """Return what records say of a network from elsewhere: what it is and how its images are normalised."""
     if not opened.facts:
         return {}
@@ -204,8 +200,8 @@ def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True)
     run, or of ``runs`` where there is neither.
 
     Args:
-        what: Whose features, of which images, as for :func:`evaluate`; of ``eval`` the first of ``knn_k`` and of
-            ``temperatures``, ``duplicate_similarity`` and how neighbours are searched.
+        what: Whose features, of which images, as for :func:`evaluate`; of ``eval`` the first of ``knn.k`` and of
+            ``knn.temperatures``, ``duplicate_similarity`` and how neighbours are searched.
         progress: Show progress bars.
 
     Returns:
@@ -215,36 +211,27 @@ def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True)
         UserError: As :func:`evaluate` and ``selfsup.eval.audit``.
     """
     config, opened = opened_evaluation(what)
-    settings = config.eval
-    if not settings.knn_k or not settings.temperatures:
-        raise UserError("eval.knn_k and eval.temperatures: give at least one of each; neighbours takes the first.")
+    settings, votes = config.eval, config.eval.of("knn")
+    if not votes.k or not votes.temperatures:
+        raise UserError("eval.knn.k and eval.knn.temperatures: give at least one of each; neighbours takes the first.")
     # Read from their files, which the findings name; images in memory have forgotten them
     splits = load_splits(replace(config.data, resident_limit_mb=0))
     folder = Path(config.run_dir or opened.run or "runs") / "neighbours"
-    if opened.network is None:
-        found = pixel_splits(splits, workers=worker_count(config.data))
-    else:
-        found = extract_splits(
-            opened.network,
-            splits,
-            batch_size=settings.batch_size,
-            workers=worker_count(config.data),
-            device=choose_device(config.accelerator),
-            cache_dir=folder / "features" if settings.cache else None,
-            progress=progress,
-        )
+    encoder = replace(build_encoder(config, opened.network, progress), precision="32")
+    found = extract_splits(encoder, splits, folder / "features" if settings.cache else None)
     parts = ((found.train, splits.train), (found.holdout, splits.holdout), (found.test, splits.test))
-    return audit_dataset(
+    audit, pictures, table = audit_dataset(
         [(features, images) for features, images in parts if features is not None and images is not None],
         folder,
-        k=settings.knn_k[0],
-        temperature=settings.temperatures[0],
+        k=votes.k[0],
+        temperature=votes.temperatures[0],
         duplicate_similarity=settings.duplicate_similarity,
         index=settings.index,
         effort=settings.index_effort,
         memory_mb=settings.search_memory_mb,
         progress=progress,
     )
+    return audit, table, save(contact_sheet(audit, pictures), folder / "contact_sheet.png")
 
 
 def compare_networks(
@@ -266,7 +253,7 @@ def compare_networks(
         raise UserError("cka: name at least two runs, each once.")
     config, opened = open_evaluation([f"checkpoint={runs[0]}", *overrides])
     images = load_splits(config.data).train
-    networks: dict[str, nn.Module] = {}
+    networks: dict[str, Encoder] = {}
     for run in runs:
         if run != runs[0]:
             opened = _open(replace(config, checkpoint=run), images.facts)
@@ -275,16 +262,8 @@ def compare_networks(
             check_network(opened, images.facts)
         if opened.network is None:
             raise UserError(f"cka: {run} is no network; name runs, checkpoints or networks by name.")
-        networks[run] = opened.network
-    return cka(
-        networks,
-        images,
-        layers=layers,
-        batch_size=config.eval.batch_size,
-        workers=worker_count(config.data),
-        device=choose_device(config.accelerator),
-        progress=progress,
-    )
+        networks[run] = build_encoder(config, opened.network, progress)
+    return cka(networks, images, layers=layers)
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from selfsup.config import EvaluateConfig, TrainConfig
-    from selfsup.eval.results import Record
+    from selfsup.eval import Record
     from selfsup.nn import Backbone
 
 MEASURES = ("online/knn", "health/rank", "train/loss")  # of the last row of the metrics, shown first
@@ -128,7 +128,7 @@ class Run(os.PathLike[str]):
         """
         import pandas as pd
 
-        return pd.DataFrame(evaluate(self, protocols, **settings))
+        return pd.DataFrame([record.flat() for record in evaluate(self, protocols, **settings)])
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name

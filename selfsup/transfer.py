@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from selfsup.errors import UserError
-from selfsup.eval.results import Record
+from selfsup.eval import Record
 from selfsup.evaluation import evaluate_opened, open_evaluation
 from selfsup.opened import Opened
+from selfsup.report import console_table, markdown_table
 
 PROTOCOLS = ("knn", "linear_probe")
-FRACTIONS = ("top1", "miou", "map")
 COLUMNS = ("data", "protocol", "metric", "split", "value", "std", "interval", "image_size", "train_images", "seconds")
 
 
@@ -32,38 +32,30 @@ class TransferTable:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = self._cells()
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        lines.insert(1, ["-" * width for width in widths])
-        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join(text + [f"left out: {name}: {reason}" for name, reason in self.left_out.items()])
+        return "\n".join([console_table(*self._cells()), *(f"left out: {note}" for note in self._notes())])
 
     def save(self) -> None:
         """Write ``transfer.md`` and ``transfer.csv`` (values as fractions)."""
-        head, *rows = self._cells()
-        page = [head, ["---"] * len(head), *rows]
-        notes = "".join(f"\n- left out: {name}: {reason}" for name, reason in self.left_out.items())
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(f"| {' | '.join(line)} |" for line in page) + "\n" + (f"{notes}\n" if notes else "")
+        text = markdown_table(*self._cells(), [f"left out: {note}" for note in self._notes()])
         (self.folder / "transfer.md").write_text(text, "utf-8")
         with (self.folder / "transfer.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             for name, found in self.records.items():
-                writer.writerows(record | {"data": name} for record in found.values())
+                writer.writerows({**record, "data": name} for record in found.values())
 
-    def _cells(self) -> list[list[str]]:
+    def _notes(self) -> list[str]:
+        return [f"{name}: {reason}" for name, reason in self.left_out.items()]
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
         protocols = list(dict.fromkeys(protocol for found in self.records.values() for protocol in found))
-        head = ["data", "split", "images", *protocols]
-        return [head] + [
-            [
-                name,
-                next(iter(found.values()))["split"],
-                str(next(iter(found.values()))["train_images"]),
-                *(_text(found[protocol]) if protocol in found else "–" for protocol in protocols),
-            ]
-            for name, found in self.records.items()
-        ]
+        rows = []
+        for name, found in self.records.items():
+            first = next(iter(found.values()))
+            numbers = [found[protocol].text(1) if protocol in found else "–" for protocol in protocols]
+            rows.append([name, first.split, str(first["train_images"]), *numbers])
+        return ["data", "split", "images", *protocols], rows
 
 
 def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, progress: bool = True) -> TransferTable:
@@ -110,10 +102,3 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     table = TransferTable(records, folder, left_out)
     table.save()
     return table
-
-
-def _text(record: Record) -> str:
-    if record["metric"] not in FRACTIONS:
-        return f"{record['value']:.4g}"
-    spread = record.get("std", record.get("interval"))
-    return f"{100 * record['value']:.1f}" + (f" ± {100 * spread:.1f}" if isinstance(spread, float) else "") + " %"

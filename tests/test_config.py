@@ -160,8 +160,8 @@ def test_a_value_has_the_type_of_its_setting(word: str, value: Any) -> None:
 
 
 def test_knn_takes_a_single_k() -> None:
-    assert from_text("7", list[int], "eval.knn_k") == [7]
-    assert load_config(["checkpoint=untrained", "eval.knn_k=7"], kind="evaluate").eval.knn_k == [7]
+    assert from_text("7", list[int], "eval.knn.k") == [7]
+    assert load_config(["checkpoint=untrained", "eval.knn.k=7"], kind="evaluate").eval.knn.k == [7]
 
 
 MEANT = {

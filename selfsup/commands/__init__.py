@@ -188,25 +188,13 @@ def run_protocols(arguments: argparse.Namespace, protocols: tuple[str, ...] | No
     """Run protocols on a checkpoint, print what they find, and return the exit code."""
     settings = checkpoint_settings(arguments)
     from selfsup.evaluation import evaluate
+    from selfsup.report import record_line
 
     records = evaluate(settings, protocols)
     for record in records:
-        print(_line(record))
+        print(record_line(record))
     # what was asked for by name and could not run has been told, and a script has to know
     return 2 if set(protocols or ()) - {record["protocol"] for record in records} else 0
-
-
-def _line(record: dict[str, Any]) -> str:
-    approximate = ("index", "recall") if record.get("index", "flat") != "flat" else ()
-    told = ("layer", "operation", "k", "temperature", *approximate, "ways", "shots", "classifier", "probe_protocol")
-    told += ("labelled_images", "selected_on") if record.get("label_fraction", 1) < 1 else ("selected_on",)
-    details = ", ".join(f"{key}={record[key]}" for key in told if key in record)
-    fraction = record["metric"] in ("top1", "miou")
-    value = f"{100 * record['value']:.2f} %" if fraction else f"{record['value']:.4g}"
-    spread = record.get("std", record.get("interval"))
-    value += f" ± {100 * spread:.2f}" if fraction and isinstance(spread, float) else ""
-    what = record["protocol"] if fraction else record["metric"]
-    return f"{what:14s} {value:>9s}  on {record['split']}{f' ({details})' if details else ''}"
 
 
 def explain_choices(group: str, arguments: argparse.Namespace) -> str | None:

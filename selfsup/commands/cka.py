@@ -25,9 +25,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     from selfsup.evaluation import compare_networks
+    from selfsup.report import save_cka
 
     table = compare_networks(arguments.words, arguments.settings, layers=arguments.layers)
-    table.save(arguments.out)
+    save_cka(table, arguments.out)
     print(table)
     print(f"\nlinear CKA, {table.images} images; saved: {arguments.out}/cka.csv, .png")
     return 0

@@ -21,7 +21,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     refuse_settings(arguments)
-    from selfsup.eval import compare
+    from selfsup.report import compare
 
     print(compare(arguments.words, arguments.out))
     print(f"\nsaved: {arguments.out}/comparison.md, .csv, .png, .html")

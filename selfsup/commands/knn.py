@@ -1,6 +1,6 @@
 """kNN accuracy of a checkpoint.
 
-selfsup knn RUN [eval.knn_k=[5,20]] [eval.temperatures=[0.07,0.1]] [key=value …]
+selfsup knn RUN [eval.knn.k=[5,20]] [eval.knn.temperatures=[0.07,0.1]] [key=value …]
 """
 
 from argparse import Namespace

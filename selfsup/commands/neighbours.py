@@ -4,7 +4,7 @@
 
 All images of the data are looked at, training and test together; without data= they are those of the run.
 Two images whose features have a cosine similarity of eval.duplicate_similarity or more are near-duplicates. A label
-is probably wrong when most of the votes of the nearest images (eval.knn_k, the first) are for other labels.
+is probably wrong when most of the votes of the nearest images (eval.knn.k, the first) are for other labels.
 The findings go to neighbours/ in run_dir: by default the checkpoint's run, or runs/ where it has none.
 """
 

@@ -1,10 +1,10 @@
 """Linear probe of a checkpoint.
 
-  selfsup probe RUN [eval.probe_epochs=100] [key=value …]
+  selfsup probe RUN [eval.linear_probe.epochs=100] [key=value …]
 
-eval.seeds=5 tells mean and deviation, eval.label_fraction=0.01 trains on 1 % of the labels, and
-eval.probe_features=[pooled,last_4] chooses among features. eval.probe_protocol=moco (simclr, dino, …) runs a
-paper's protocol, with augmented images, in place of the grid.
+eval.seeds=5 gives mean and deviation, eval.label_fraction=0.01 trains on 1 % of the labels, and
+eval.linear_probe.features=[pooled,last_4] chooses among features. eval.linear_probe.paper=moco (simclr, dino, …)
+runs a paper's probe, with augmented images, in place of the grid.
 """
 
 from argparse import Namespace

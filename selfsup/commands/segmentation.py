@@ -1,6 +1,6 @@
 """Linear segmentation probe of a checkpoint: mean IoU on data with masks.
 
-selfsup segmentation RUN [eval.segmentation_images=2000] [key=value …]
+selfsup segmentation RUN [eval.segmentation.images=2000] [key=value …]
 """
 
 from argparse import Namespace

@@ -33,14 +33,14 @@ from selfsup.engine.run_folder import (
 from selfsup.engine.sharding import ShardedStrategy, check_shardable
 from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.errors import UserError
-from selfsup.eval import add_results
-from selfsup.eval.figures import training_curves
-from selfsup.eval.results import Record, peak_memory_mb, read_results
+from selfsup.eval import Record, add_results, read_results
+from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method, Parts
 from selfsup.metrics import read_metrics
 from selfsup.nn import Backbone, build_backbone, side_step
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
+from selfsup.report import save, training_curves
 
 AUTO = "auto"
 
@@ -172,9 +172,10 @@ def _train(
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         record = _training_record(config, len(splits.pretrain), trainer.current_epoch, stopwatch.seconds)
-        add_results(run_dir, [{**record, "peak_memory_mb": round(peak_memory_mb(), 1)}])
+        memory = {"peak_memory_mb": round(peak_memory_mb(), 1)}
+        add_results(run_dir, [dataclasses.replace(record, found=memory)])
         if (run_dir / "metrics.csv").exists():  # a short run may end before the first row
-            training_curves(run_dir / "metrics.csv", run_dir / "figures" / "training.png")
+            save(training_curves(run_dir / "metrics.csv"), run_dir / "figures" / "training.png")
     return run_dir
 
 
@@ -196,7 +197,7 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
         keep_rows(metrics, resumed.step)
         written.append(metrics.name)
     if metrics.exists() and not (curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime):
-        training_curves(metrics, curves)
+        save(training_curves(metrics), curves)
         written.append(str(curves.relative_to(run_dir)))
     done = f"this run has already trained its {resumed.epochs} epochs"
     if written:
@@ -255,17 +256,9 @@ def _fills_vectors(backbone: Backbone) -> bool:
 
 
 def _training_record(config: TrainConfig, images: int, epochs: int, seconds: float) -> Record:
-    return {
-        "protocol": "training",
-        "split": "pretrain",
-        "metric": "seconds",
-        "value": round(seconds, 1),
-        "data": config.data.name,
-        "images": images,
-        "epochs": epochs,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-    }
+    how = {"data": config.data.name, "images": images, "epochs": epochs}
+    how |= {"batch_size": config.batch_size, "seed": config.seed}
+    return Record(protocol="training", split="pretrain", metric="seconds", value=round(seconds, 1), how=how)
 
 
 def _announce(

@@ -1,63 +1,39 @@
-"""Evaluation of frozen features: neighbours, probes, diagnostics, figures and comparison of runs."""
+"""Evaluation of frozen features: neighbours, probes, diagnostics. One file a protocol, in ``protocols/``."""
 
+import selfsup.eval.protocols  # noqa: F401 - fills PROTOCOLS
 from selfsup.eval.audit import Audit, audit, audit_dataset
-from selfsup.eval.clustering import ClusteringResult, clustering
-from selfsup.eval.compare import Table, compare
-from selfsup.eval.config import EvalConfig
-from selfsup.eval.diagnostics import (
-    CkaTable,
-    cka,
-    evaluate_attention,
-    evaluate_invariance,
-    evaluate_layers,
-    layer_features,
-)
+from selfsup.eval.cka import CkaTable, cka
+from selfsup.eval.config import EvalConfig, eval_config
+from selfsup.eval.encoder import Encoder, extract_features, raw_pixels
 from selfsup.eval.feature_choices import ChosenFeatures
-from selfsup.eval.features import FeatureSet, extract_features, raw_pixels
-from selfsup.eval.few_shot import FewShotResult, few_shot
-from selfsup.eval.fine_tune import FineTuneResult, fine_tune
-from selfsup.eval.knn import KnnResult, MultiLabelResult, knn, knn_grid, knn_loo, knn_multilabel
-from selfsup.eval.linear_probe import ProbeResult, labelled_positions, linear_probe
-from selfsup.eval.logistic import logistic_probe
+from selfsup.eval.features import FeatureSet
+from selfsup.eval.knn import KnnResult, KnnSettings, MultiLabelResult, knn, knn_grid, knn_loo, knn_multilabel
 from selfsup.eval.neighbours import recall_of, search, search_others
 from selfsup.eval.paper_probe import PROBE_PROTOCOLS, ProbeProtocol, paper_probe
-from selfsup.eval.patches import PatchMatches, patches_picture, retrieve_patches
-from selfsup.eval.protocols import (
-    BY_NAME,
-    PROTOCOLS,
-    SplitFeatures,
-    choice_splits,
-    evaluate_all,
-    evaluate_clustering,
-    evaluate_diagnostics,
-    evaluate_few_shot,
-    evaluate_fine_tune,
-    evaluate_knn,
-    evaluate_knn_loo,
-    evaluate_linear_probe,
-    evaluate_logistic,
-    evaluate_paper_probe,
-    evaluate_retrieval,
-    evaluate_ridge,
-    evaluate_segmentation,
-    evaluate_segmentation_knn,
-    extract_splits,
-    pixel_splits,
-)
-from selfsup.eval.results import add_results, read_results
-from selfsup.eval.retrieval import RetrievalResult, retrieval
-from selfsup.eval.ridge import ridge_probe
-from selfsup.eval.segmentation import (
+from selfsup.eval.patches import PatchMatches, retrieve_patches
+from selfsup.eval.pixels import segment
+from selfsup.eval.probing import ProbeResult, labelled_positions
+from selfsup.eval.protocols.clustering import ClusteringResult, clustering
+from selfsup.eval.protocols.few_shot import FewShotResult, few_shot
+from selfsup.eval.protocols.fine_tune import FineTuneResult, FineTuneSettings, fine_tune
+from selfsup.eval.protocols.linear_probe import linear_probe
+from selfsup.eval.protocols.logistic import logistic_probe
+from selfsup.eval.protocols.retrieval import RetrievalResult, retrieval
+from selfsup.eval.protocols.ridge import ridge_probe
+from selfsup.eval.protocols.segmentation import SegmentationResult, SegmentationSettings, segmentation_probe
+from selfsup.eval.protocols.segmentation_knn import (
     CellBank,
     SegmentationKnnResult,
-    SegmentationResult,
-    segment,
+    SegmentationKnnSettings,
     segmentation_knn,
-    segmentation_probe,
 )
+from selfsup.eval.record import Record, Spread
+from selfsup.eval.registry import PROTOCOLS, protocol
+from selfsup.eval.results import add_results, read_results
+from selfsup.eval.runner import measure
+from selfsup.eval.subject import SplitFeatures, Subject, choice_splits, extract_splits
 
 __all__ = [
-    "BY_NAME",
     "PROBE_PROTOCOLS",
     "PROTOCOLS",
     "Audit",
@@ -65,44 +41,34 @@ __all__ = [
     "ChosenFeatures",
     "CkaTable",
     "ClusteringResult",
+    "Encoder",
     "EvalConfig",
     "FeatureSet",
     "FewShotResult",
     "FineTuneResult",
+    "FineTuneSettings",
     "KnnResult",
+    "KnnSettings",
     "MultiLabelResult",
     "PatchMatches",
     "ProbeProtocol",
     "ProbeResult",
+    "Record",
     "RetrievalResult",
     "SegmentationKnnResult",
+    "SegmentationKnnSettings",
     "SegmentationResult",
+    "SegmentationSettings",
     "SplitFeatures",
-    "Table",
+    "Spread",
+    "Subject",
     "add_results",
     "audit",
     "audit_dataset",
     "choice_splits",
     "cka",
     "clustering",
-    "compare",
-    "evaluate_all",
-    "evaluate_attention",
-    "evaluate_clustering",
-    "evaluate_diagnostics",
-    "evaluate_few_shot",
-    "evaluate_fine_tune",
-    "evaluate_invariance",
-    "evaluate_knn",
-    "evaluate_knn_loo",
-    "evaluate_layers",
-    "evaluate_linear_probe",
-    "evaluate_logistic",
-    "evaluate_paper_probe",
-    "evaluate_retrieval",
-    "evaluate_ridge",
-    "evaluate_segmentation",
-    "evaluate_segmentation_knn",
+    "eval_config",
     "extract_features",
     "extract_splits",
     "few_shot",
@@ -112,12 +78,11 @@ __all__ = [
     "knn_loo",
     "knn_multilabel",
     "labelled_positions",
-    "layer_features",
     "linear_probe",
     "logistic_probe",
+    "measure",
     "paper_probe",
-    "patches_picture",
-    "pixel_splits",
+    "protocol",
     "raw_pixels",
     "read_results",
     "recall_of",

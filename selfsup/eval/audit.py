@@ -32,8 +32,6 @@ COLUMNS = (
     "votes_against",
     "suggested_label",
 )
-SHEET_ROWS = 12  # of each kind on the contact sheet
-SHEET_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,9 @@ def audit(
         UserError: A setting outside its range, fewer than two images, or features that are not finite.
     """
     if k < 1:
-        raise UserError(f"eval.knn_k is {k}; set it to at least 1 neighbour.")
+        raise UserError(f"eval.knn.k is {k}; set it to at least 1 neighbour.")
     if temperature <= 0:
-        raise UserError(f"eval.temperatures: {temperature} is no temperature; set one above 0.")
+        raise UserError(f"eval.knn.temperatures: {temperature} is no temperature; set one above 0.")
     if not -1 < duplicate_similarity <= 1:
         raise UserError(
             f"eval.duplicate_similarity is {duplicate_similarity}; set a cosine similarity above -1 and at most 1."
@@ -125,41 +123,44 @@ def audit(
 
 def audit_dataset(
     parts: Sequence[tuple[FeatureSet, ImageDataset]], folder: str | Path, **settings: Any
-) -> tuple[Audit, Path, Path]:
-    """Look through all parts of a dataset at once, and write what was found.
+) -> tuple[Audit, AuditedImages, Path]:
+    """Look through all parts of a dataset at once, and write a table of what was found.
 
     Args:
         parts: Features and images of each part; labels count where a part has them.
-        folder: Receives ``neighbours.csv``, a row for every finding, and ``contact_sheet.png``, the clearest ones.
+        folder: Receives ``neighbours.csv``, a row for every finding.
         settings: The keywords of ``audit``.
 
     Returns:
-        The findings, whose rows count through the parts in their order, and the two files.
+        The findings, whose rows count through the parts in their order, the images by their row, and the table.
 
     Raises:
         UserError: As ``audit``.
     """
-    features = torch.cat([found.features for found, _ in parts])
-    labels = torch.cat([_labels(found) for found, _ in parts])
-    found = audit(features, labels, **settings)
-    images = _Images(parts)
-    path, sheet = Path(folder) / "neighbours.csv", Path(folder) / "contact_sheet.png"
+    images = AuditedImages(parts)
+    found = audit(torch.cat([part.features for part, _ in parts]), images.labels, **settings)
+    path = Path(folder) / "neighbours.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(_csv_rows(found, images, labels))
+        writer.writerows(_csv_rows(found, images))
     os.replace(temporary, path)
-    contact_sheet(found, images, labels, sheet)
-    return found, path, sheet
+    return found, images, path
 
 
-class _Images:
-    """The images of several parts by their row in the joined features."""
+class AuditedImages:
+    """The images of several parts by their row in the joined features.
+
+    Attributes:
+        labels: int64 ``[N]``, -1 where there is none.
+        classes: Their names, or None.
+    """
 
     def __init__(self, parts: Sequence[tuple[FeatureSet, ImageDataset]]) -> None:
         self._parts = parts
+        self.labels = torch.cat([_labels(found) for found, _ in parts])
         self._where = [(part, row) for part, (found, _) in enumerate(parts) for row in range(len(found))]
         self.classes = next((dataset.classes for _, dataset in parts if dataset.classes is not None), None)
         # extraction leaves out what cannot be decoded, so rows are found by their stable index
@@ -191,51 +192,6 @@ class _Images:
         return dataset, index, self._positions[part][index]
 
 
-def contact_sheet(found: Audit, images: _Images, labels: Tensor, path: str | Path) -> Path:
-    """Draw the clearest findings: pairs of near-duplicates, then images with their neighbours."""
-    from selfsup.eval.figures import PLAIN, RIGHT, WRONG, _figure, _save, _show
-
-    pairs, errors = found.duplicates[:SHEET_ROWS], found.label_errors[:SHEET_ROWS]
-    columns = SHEET_NEIGHBOURS + 1
-    pair_rows = -(-len(pairs) // 3)  # three pairs a row
-    lines = max(1, pair_rows) + max(1, len(errors)) + 2
-    figure = _figure(1.5 * columns, 1.75 * (lines - 2) + 1.0)
-    heights = [0.3, *[1.0] * max(1, pair_rows), 0.3, *[1.0] * max(1, len(errors))]
-    grid = figure.add_gridspec(lines, columns, height_ratios=heights)
-
-    def heading(line: int, text: str) -> None:
-        axes = figure.add_subplot(grid[line, :])
-        axes.axis("off")
-        axes.text(0, 0.2, text, fontsize=11, weight="bold", transform=axes.transAxes)
-
-    def picture(line: int, column: int, row: int, caption: str, frame: str | None) -> None:
-        axes = figure.add_subplot(grid[line, column])
-        _show(axes, images.read(row), frame)
-        axes.set_title(caption, fontsize=7, pad=2)
-
-    def name(row: int) -> str:
-        file, split, index = images.describe(row)
-        return Path(file).name if Path(file).suffix else f"{split} {index}"
-
-    heading(0, f"near-duplicates: {len(pairs)} most similar of {len(found.duplicates)} pairs")
-    for place, pair in enumerate(pairs):
-        line, column = 1 + place // 3, 2 * (place % 3)
-        for side, row in enumerate((pair.first, pair.second)):
-            caption = f"{_short(name(row))}\n{_short(images.class_name(int(labels[row])))}"
-            picture(line, column + side, row, caption + (f"  {pair.similarity:.3f}" if side else ""), PLAIN)
-    start = 1 + max(1, pair_rows)
-    heading(start, f"probable label errors: {len(errors)} clearest of {len(found.label_errors)}")
-    for place, error in enumerate(errors, start=1):
-        own, other = images.class_name(error.label), images.class_name(error.suggested)
-        verdict = f"{_short(own, 10)} → {_short(other, 10)}? {100 * error.support:.0f} %"
-        picture(start + place, 0, error.row, f"{_short(name(error.row))}\n{verdict}", None)
-        for column, row in enumerate(error.neighbours[:SHEET_NEIGHBOURS], start=1):
-            label = int(labels[row])
-            frame = PLAIN if label < 0 else RIGHT if label == error.label else WRONG
-            picture(start + place, column, row, _short(images.class_name(label)), frame)
-    return _save(figure, path)
-
-
 def _duplicates(similarity: Tensor, position: Tensor, least: float) -> list[Duplicate]:
     near = similarity >= least
     rows = torch.arange(len(position))[:, None].expand_as(position)[near]
@@ -265,7 +221,7 @@ def _label_errors(similarity: Tensor, position: Tensor, labels: Tensor, temperat
     return sorted(errors, key=lambda error: (-error.support, error.row))
 
 
-def _csv_rows(found: Audit, images: _Images, labels: Tensor) -> list[dict[str, object]]:
+def _csv_rows(found: Audit, images: AuditedImages) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
 
     def both(first: int, second: int, similarity: float) -> dict[str, object]:
@@ -273,14 +229,14 @@ def _csv_rows(found: Audit, images: _Images, labels: Tensor) -> list[dict[str, o
         for prefix, at in (("", first), ("other_", second)):
             file, split, index = images.describe(at)
             row |= {f"{prefix}image": file, f"{prefix}split": split, f"{prefix}index": index}
-            row[f"{prefix}label"] = images.class_name(int(labels[at]))
+            row[f"{prefix}label"] = images.class_name(int(images.labels[at]))
         return row
 
     for pair in found.duplicates:
         rows.append({"finding": "duplicate"} | both(pair.first, pair.second, pair.similarity))
     for error in found.label_errors:
         # beside it the nearest image that has the suggested label
-        at = next(i for i, row in enumerate(error.neighbours) if int(labels[row]) == error.suggested)
+        at = next(i for i, row in enumerate(error.neighbours) if int(images.labels[row]) == error.suggested)
         row = both(error.row, error.neighbours[at], error.similarity[at])
         row |= {"votes_against": round(error.against, 6), "suggested_label": images.class_name(error.suggested)}
         rows.append({"finding": "label"} | row)
@@ -289,7 +245,3 @@ def _csv_rows(found: Audit, images: _Images, labels: Tensor) -> list[dict[str, o
 
 def _labels(found: FeatureSet) -> Tensor:
     return torch.full((len(found),), -1) if found.labels is None else found.labels
-
-
-def _short(text: str, length: int = 20) -> str:
-    return text if len(text) <= length else f"…{text[1 - length :]}"

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.eval.diagnostics import stages
 from selfsup.eval.features import FeatureSet
-from selfsup.eval.linear_probe import POOLED
+from selfsup.eval.stages import stages
+
+POOLED = "pooled"  # the name of the backbone's own feature among the choices
 
 
 class ChosenFeatures(nn.Module):
@@ -46,10 +47,11 @@ class ChosenFeatures(nn.Module):
             found = re.fullmatch(r"last_(\d+)(_mean)?", choice)
             if choice != POOLED and found is None:
                 raise UserError(
-                    f"eval.probe_features: there is no '{choice}'; use {POOLED}, last_N or last_N_mean, such as last_4."
+                    f"eval.linear_probe.features: there is no '{choice}'; "
+                    f"use {POOLED}, last_N or last_N_mean, such as last_4."
                 )
             if found is not None and not 1 <= int(found[1]) <= len(self._stages):
-                raise UserError(f"eval.probe_features: '{choice}' of a network with {len(self._stages)} stages.")
+                raise UserError(f"eval.linear_probe.features: '{choice}' of a network with {len(self._stages)} stages.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return float ``[B, Σ widths]``."""

@@ -1,75 +1,17 @@
-"""Logistic regression on frozen features: the exact minimum for every strength of the penalty, many at once."""
+"""Logistic regression: the exact minimum for every strength of the penalty, many problems at once."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from selfsup.errors import UserError
-from selfsup.eval.config import LOGISTIC_C
-from selfsup.eval.features import FeatureSet
-from selfsup.eval.linear_probe import ProbeResult, better, prepare_parts
-
 HISTORY = 10  # pairs that the approximation of the Hessian remembers
 ARMIJO = 1e-4
 HALVINGS = 25
 NUMBERS = 2**26  # float32 numbers that weights with their history, or a block of logits, may take: 256 MB
-
-
-@dataclass(frozen=True)
-class LogisticSetting:
-    """A strength ``c`` (a larger one penalises less), and what came of it on the images set aside for the choice."""
-
-    c: float
-    holdout_accuracy: float
-    holdout_loss: float
-
-
-def logistic_probe(
-    train: FeatureSet,
-    test: FeatureSet,
-    *,
-    holdout: FeatureSet | None = None,
-    c: Sequence[float] = LOGISTIC_C,
-    iterations: int = 1000,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> ProbeResult[LogisticSetting]:
-    """Fit a logistic regression for every ``c``, choose one, and test it once.
-
-    Each minimises ``c Σ_n cross-entropy_n + ½ ‖weight‖²`` as scikit-learn's ``LogisticRegression(C=c)`` does, on
-    standardised features. DINOv2 (Oquab et al., arXiv:2304.07193) evaluates so, with 45 values of ``c``.
-
-    Args:
-        train, test, holdout, device: As ``linear_probe``.
-        c: Inverse strengths of the penalty.
-        iterations: Most iterations of L-BFGS.
-        seed: Of the images that are set aside where there is no hold-out.
-        progress: Show a progress bar.
-
-    Raises:
-        UserError: As ``linear_probe``; no ``c`` or one that is not above 0.
-    """
-    start = time.perf_counter()
-    if not c or min(c) <= 0 or iterations < 1:
-        raise UserError("eval.logistic_c: give at least one value, all above 0; eval.logistic_iterations: at least 1.")
-    parts = prepare_parts(train, test, holdout, seed, device)
-    inputs, targets, classes = parts.inputs["train"], parts.targets["train"], len(parts.classes)
-    fitted = fit_logistic(inputs, targets, classes, c, iterations, progress=progress)
-    settings = [
-        LogisticSetting(value, *parts.on_holdout(weight, bias)) for value, weight, bias in zip(c, *fitted, strict=True)
-    ]
-    best = 0
-    for place, setting in enumerate(settings):
-        if better(setting, settings[best]):
-            best = place
-    return parts.result(settings, settings[best], fitted[0][best], fitted[1][best], start)
 
 
 @torch.no_grad()

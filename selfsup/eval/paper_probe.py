@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import timm.optim
 import torch
@@ -16,16 +16,10 @@ from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
-from selfsup.eval.feature_choices import ChosenFeatures, is_transformer
-from selfsup.eval.features import (
-    FeatureSet,
-    check_finite,
-    extract_features,
-    frozen,
-    input_channels,
-    known_labels,
-)
-from selfsup.eval.linear_probe import POOLED, ProbeParts, ProbeResult, class_positions
+from selfsup.eval.encoder import Encoder, frozen, home_of, input_channels
+from selfsup.eval.feature_choices import POOLED, ChosenFeatures, is_transformer
+from selfsup.eval.features import check_finite, known_labels, labels_of
+from selfsup.eval.probing import ProbeParts, ProbeResult, class_positions
 
 #: What the papers do to the images of a probe: torchvision's random resized crop, and a flip.
 CROP_AND_FLIP = ViewRecipe(jitter_p=0.0, gray_p=0.0)
@@ -79,17 +73,13 @@ PROBE_PROTOCOLS = {
 
 
 def paper_probe(
-    backbone: nn.Module,
+    encoder: Encoder,
     train: ImageDataset,
     test: ImageDataset,
     protocol: ProbeProtocol,
     *,
     epochs: int | None = None,
-    batch_size: int = 256,
     seed: int = 0,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> ProbeResult[None]:
     """Train one linear classifier by a paper's settings on a frozen network, and test it once.
 
@@ -97,13 +87,11 @@ def paper_probe(
     standardised; the weight starts as N(0, 0.01²), the bias at zero. Test images are centre-cropped.
 
     Args:
-        backbone: Maps float ``[B,C,H,W]`` to ``[B,D]``.
+        encoder: A network and how to run it.
         train, test: Labelled images.
         protocol: One of ``PROBE_PROTOCOLS``, or settings of your own.
         epochs: Passes over the images; None is the paper's.
-        batch_size: Images in a forward pass of the network; it changes the speed, not the result.
         seed: Of the start, the order and the crops.
-        workers, device, progress: As ``extract_features``.
 
     Raises:
         UserError: Missing labels, or features that are not finite.
@@ -111,27 +99,26 @@ def paper_probe(
     start = time.perf_counter()
     epochs = protocol.epochs if epochs is None else epochs
     if epochs < 1:
-        raise UserError("eval.probe_protocol_epochs: give at least 1, or null for the paper's.")
-    choice = protocol.transformer_features if is_transformer(backbone) else POOLED
-    network = backbone if choice == POOLED else ChosenFeatures(backbone, [choice])
-
-    def features_of(dataset: ImageDataset) -> FeatureSet:
-        return extract_features(network, dataset, batch_size=batch_size, workers=workers, progress=progress)
-
+        raise UserError("eval.linear_probe.paper_epochs: give at least 1, or null for the paper's.")
+    network = encoder.network
+    assert network is not None
+    if protocol.transformer_features != POOLED and is_transformer(network):
+        network = ChosenFeatures(network, [protocol.transformer_features])
+    # where the network is put on the device, it stays there throughout
+    inside = replace(encoder, network=network, device=None, precision="32")
     classes = torch.unique(labels_of(train))
     step_size = min(protocol.batch_size, len(train))
     rate = protocol.learning_rate * (step_size / 256 if protocol.scaled else 1)
-    normalization = getattr(network, "normalization", None) or train.normalization
-    views = ViewGenerator([CROP_AND_FLIP], [train.image_size], normalization)
-    # The network stays on the device throughout; only the classifier is differentiated
+    views = ViewGenerator([CROP_AND_FLIP], [train.image_size], inside.normalization(train))
+    # only the classifier is differentiated
     with (
-        frozen(network, device) as (where, dtype),
+        frozen(network, encoder.device) as (where, _),
         torch.inference_mode(False),
-        tqdm(desc="linear probe, augmented", unit="step", disable=not progress) as bar,
+        tqdm(desc="linear probe, augmented", unit="step", disable=not encoder.progress) as bar,
     ):
-        tested = features_of(test)
+        tested = inside.features(test)
         test_labels = known_labels(tested, "test")
-        cached = None if protocol.augment else features_of(train)
+        cached = None if protocol.augment else inside.features(train)
         head = linear_layer(tested.features.shape[1], len(classes), seed).to(where)
         optimizer = build_probe_optimizer(protocol, head, rate)
         count = len(train if cached is None else cached)  # features of what cannot be decoded are not there
@@ -141,9 +128,7 @@ def paper_probe(
             for positions in torch.split(epoch_order(count, seed, epoch), step_size):
                 if cached is None:
                     part = train.subset(positions)
-                    features, labels = _encode(
-                        network, part, views, fold_in(seed, epoch), batch_size, workers, where, dtype
-                    )
+                    features, labels = _encode(inside, part, views, fold_in(seed, epoch))
                 else:
                     assert cached.labels is not None  # labels_of has looked
                     features, labels = cached.features[positions].to(where), cached.labels[positions]
@@ -199,16 +184,6 @@ def schedule_factor(schedule: str, fraction: float) -> float:
     return float(0.1 ** sum(fraction >= drop for drop in (0.6, 0.8)))
 
 
-def labels_of(dataset: ImageDataset) -> Tensor:
-    """Return the labels of all images.
-
-    Raises:
-        UserError: Some or all are missing.
-    """
-    empty = torch.zeros(len(dataset), 0)
-    return known_labels(FeatureSet(empty, dataset.labels, dataset.index), dataset.split)
-
-
 def augmented_views(
     images: Tensor, index: Tensor, views: ViewGenerator, seed: int, channels: int, dtype: torch.dtype
 ) -> Tensor:
@@ -225,20 +200,14 @@ def augmented_views(
     return image
 
 
-def _encode(
-    network: nn.Module,
-    part: ImageDataset,
-    views: ViewGenerator,
-    seed: int,
-    batch_size: int,
-    workers: int,
-    where: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def _encode(encoder: Encoder, part: ImageDataset, views: ViewGenerator, seed: int) -> tuple[Tensor, Tensor]:
     """Return features ``[n,D]`` of one view of each image, and the labels."""
+    network = encoder.network
+    assert network is not None
+    where, dtype = home_of(network)
     rows, labels = [], []
     channels = input_channels(network, part)
-    for batch in eval_batches(part, batch_size, workers):
+    for batch in eval_batches(part, encoder.batch_size, encoder.workers):
         assert batch.label is not None  # labels_of has looked
         images = augmented_views(batch.image.to(where), batch.index, views, seed, channels, dtype)
         with torch.no_grad():

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
-from selfsup.eval.features import check_finite, prepare_images
-from selfsup.eval.figures import _figure, _positions, _save
-from selfsup.eval.segmentation import visit_maps
-
-FRAME = "#ff7f0e"
+from selfsup.eval.encoder import Encoder
+from selfsup.eval.features import check_finite, positions_of
 
 
 @dataclass(frozen=True)
@@ -38,16 +33,12 @@ class PatchMatches:
 
 
 def retrieve_patches(
-    backbone: nn.Module,
+    encoder: Encoder,
     queries: ImageDataset,
     cells: Tensor,
     gallery: ImageDataset | None = None,
     *,
     k: int = 5,
-    batch_size: int = 64,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> PatchMatches:
     """Find, for cells of some images, the ``k`` other images with the most similar cell, and that cell.
 
@@ -56,21 +47,19 @@ def retrieve_patches(
     holds the maps of a batch, whatever its size. Equal ones are in the order of the gallery.
 
     Args:
-        backbone: A network with ``forward_dense``.
+        encoder: A network with ``forward_dense``, and how to run it.
         queries: Images the cells are of.
         cells: int64 ``[Q,3]``: position in ``queries``, row and column in the feature map; ``(y, x)`` of the image's
             evaluation crop is row ``⌊h·y⌋`` and column ``⌊w·x⌋`` of a map of ``h`` × ``w``, both in [0, 1).
         gallery: Images to look in; None is ``queries``.
         k: Number of matches of each cell.
-        batch_size: Images in a forward pass.
-        workers, device, progress: As ``extract_features``.
 
     Raises:
         UserError: No dense features, features that are not finite, cells outside the images or the map, or fewer than
             ``k`` other images.
     """
     gallery = queries if gallery is None else gallery
-    if not hasattr(backbone, "forward_dense"):
+    if not hasattr(encoder.network, "forward_dense"):
         raise UserError("backbone: patch retrieval needs a network with forward_dense.")
     if cells.ndim != 2 or cells.shape[1] != 3 or not len(cells):
         raise UserError(f"cells: give image, row and column of at least one cell, [Q,3], not {list(cells.shape)}.")
@@ -82,17 +71,8 @@ def retrieve_patches(
         raise UserError(f"k is {k} and the gallery has {others} other images; set it between 1 and {others}.")
 
     asked, place = torch.unique(cells[:, 0], return_inverse=True)
-    pieces: list[Tensor] = []
-    visit_maps(
-        backbone,
-        queries.subset(asked),
-        lambda m, _: pieces.append(m.cpu()),
-        batch_size,
-        workers,
-        device,
-        progress=False,
-    )
-    maps = torch.cat(pieces)
+    with replace(encoder, progress=False).maps(queries.subset(asked)) as batches:
+        maps = torch.cat([maps.cpu() for maps, _ in batches])
     check_finite(maps.flatten(1), f"feature maps of '{queries.name}'")
     if len(maps) < len(asked):
         raise UserError("cells: an image they are of cannot be decoded; choose cells of other images.")
@@ -118,47 +98,11 @@ def retrieve_patches(
         found = torch.cat([found, here], 1).gather(1, order[..., None].expand(-1, -1, 2))[:, :k]
         best = best[:, :k]
 
-    visit_maps(backbone, gallery, compare, batch_size, workers, device, progress)
+    with encoder.maps(gallery) as batches:
+        for maps, index in batches:
+            compare(maps, index)
     if best.shape[1] < k or not bool(best.isfinite().all()):
         raise UserError(f"k is {k} and fewer images of the gallery can be decoded; lower it.")
-    where = _positions(gallery, found[..., 0].flatten().contiguous()).view(found.shape[:2])
+    where = positions_of(gallery, found[..., 0].flatten().contiguous()).view(found.shape[:2])
     matches = torch.stack([where, found[..., 1] // map_size[1], found[..., 1] % map_size[1]], 2)
     return PatchMatches(cells, matches, best, map_size)
-
-
-def patches_picture(
-    found: PatchMatches, queries: ImageDataset, path: str | Path, *, gallery: ImageDataset | None = None
-) -> Path:
-    """Draw each image with its cell framed, and beside it the matches with theirs: one cell a row.
-
-    Args:
-        found: What ``retrieve_patches`` gave for these ``queries`` and this ``gallery``.
-        queries: Images the cells are of.
-        path: The picture to write.
-        gallery: Where the matches are; None is ``queries``.
-    """
-    gallery = queries if gallery is None else gallery
-    rows, columns = found.similarity.shape
-    figure = _figure(1.35 * (columns + 1), 1.5 * rows + 0.25)
-    panels = figure.subplots(rows, columns + 1, squeeze=False)
-    for row in range(rows):
-        _framed(panels[row, 0], queries, found.cells[row], found.map_size)
-        for column in range(columns):
-            _framed(panels[row, column + 1], gallery, found.matches[row, column], found.map_size)
-            panels[row, column + 1].set_title(f"{found.similarity[row, column]:.2f}", fontsize=8, pad=2)
-    panels[0, 0].set_title("cell", fontsize=9, pad=2)
-    return _save(figure, path)
-
-
-def _framed(axes: Any, dataset: ImageDataset, cell: Tensor, map_size: tuple[int, int]) -> None:
-    from matplotlib.patches import Rectangle
-
-    position, row, column = cell.tolist()
-    image = prepare_images(dataset.read(torch.tensor([position])), dataset.image_size, dataset.channels)[0]
-    # edges of the image are 0 and 1, so that the frame needs no pixels
-    axes.imshow(
-        image.permute(1, 2, 0).squeeze(-1).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, 1, 1, 0)
-    )
-    corner = (column / map_size[1], row / map_size[0])
-    axes.add_patch(Rectangle(corner, 1 / map_size[1], 1 / map_size[0], fill=False, edgecolor=FRAME, linewidth=2))
-    axes.set(xticks=[], yticks=[])

@@ -57,10 +57,10 @@ def test_the_whole_path(run: Run, tmp_path: Path) -> None:
     environment = json.loads((tmp_path / "moco" / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
 
-    quick = ["eval.probe_epochs=2", "eval.knn_k=[3]"]
-    assert run("knn", "checkpoint=simclr", "eval.knn_k=[3,5]")[0] == 0
+    quick = ["eval.linear_probe.epochs=2", "eval.knn.k=[3]"]
+    assert run("knn", "checkpoint=simclr", "eval.knn.k=[3,5]")[0] == 0
     assert {r["k"] for r in read_results("simclr") if r["protocol"] == "knn"} == {3, 5}
-    assert run("probe", "checkpoint=moco/checkpoints/last.ckpt", "eval.probe_epochs=2")[0] == 0
+    assert run("probe", "checkpoint=moco/checkpoints/last.ckpt", "eval.linear_probe.epochs=2")[0] == 0
     assert [r["protocol"] for r in read_results("moco")] == ["training", "linear_probe"]
     for name in ("simclr", "moco"):
         assert run("evaluate", f"checkpoint={name}", *quick)[0] == 0
@@ -77,7 +77,7 @@ def test_the_whole_path(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_number_carries_its_protocol(run: Run, trained: Path) -> None:
-    run("evaluate", f"checkpoint={trained}", "run_dir=here", "eval.probe_epochs=2")
+    run("evaluate", f"checkpoint={trained}", "run_dir=here", "eval.linear_probe.epochs=2")
     for record in read_results("here"):
         assert {"split", "metric", "value", "data", "seed", "epoch", "seconds", "image_size"} <= record.keys()
     knn = next(r for r in read_results("here") if r["protocol"] == "knn" and r["primary"])
@@ -221,7 +221,7 @@ MISTAKES = {
     "key of another method": (["train", "method.queue_size=9"], "method.queue_size"),
     "unknown top key": (["train", "batchsize=9"], "Did you mean 'batch_size'"),
     "wrong type": (["train", "trainer.max_epochs=many"], "trainer.max_epochs"),
-    "wrong type in a list": (["knn", "checkpoint=untrained", "data=shapes", "eval.knn_k=[a]"], "knn_k"),
+    "wrong type in a list": (["knn", "checkpoint=untrained", "data=shapes", "eval.knn.k=[a]"], "knn.k"),
     "no equals sign": (["train", "moco"], "moco"),
     "unknown option": (["train", "--methd", "moco"], "--methd"),
     "unknown experiment": (["train", "experiment=demmo"], "Did you mean 'demo'"),

@@ -126,7 +126,7 @@ def test_a_checkpoint_by_position(
 
 
 def test_options_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    about = ["data=digits", "data.limit=60", "eval.knn_k=[3]", f"run_dir={tmp_path}"]
+    about = ["data=digits", "data.limit=60", "eval.knn.k=[3]", f"run_dir={tmp_path}"]
     for number, words in enumerate(
         (
             ["raw_pixels", "--only", "knn", *about],

@@ -103,7 +103,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "copy"
 
 
-KNN = ["knn", "r", "eval.knn_k=[3]"]
+KNN = ["knn", "r", "eval.knn.k=[3]"]
 
 
 def test_a_run_keeps_it(folder: Path, made: Path) -> None:

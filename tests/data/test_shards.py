@@ -409,6 +409,6 @@ def test_training_from_the_command_line(tmp_path, monkeypatch, kind):
     for run_dir, more in (("streamed", streamed), ("cached", cached)):
         more = ["data.image_size=16", "data.shuffle_window=null", *more, f"run_dir={run_dir}"]
         assert main(["train", f"data={kind}", "data.root=shards", *more, *settings]) == 0
-        assert main(["knn", f"checkpoint={run_dir}", "eval.knn_k=[3]"]) == 0
+        assert main(["knn", f"checkpoint={run_dir}", "eval.knn.k=[3]"]) == 0
     ours, theirs = (read_checkpoint(name)["state_dict"] for name in ("streamed", "cached"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from measuring import evaluate
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.data.found import NOT_LISTED
 from selfsup.errors import UserError
-from selfsup.eval import EvalConfig, evaluate_all
+from selfsup.eval import eval_config
 
 COLOURS = np.array([[20, 20, 20], [230, 30, 30], [30, 230, 30]], np.uint8)
 
@@ -117,11 +118,9 @@ def test_both_segmentation_protocols_run_on_it(tmp_path):
         def forward_dense(self, images):
             return F.adaptive_avg_pool2d(images, 16)
 
-    config = EvalConfig(segmentation_epochs=5, segmentation_k=3)
+    config = eval_config(segmentation={"epochs": 5}, segmentation_knn={"k": 3})
     wanted = ["segmentation", "segmentation_knn"]
-    records = evaluate_all(
-        Means(), load(write(tmp_path / "v")), config, protocols=wanted, run_dir=tmp_path / "run", progress=False
-    )
+    records = evaluate(Means(), load(write(tmp_path / "v")), config, wanted, run_dir=tmp_path / "run")
     assert [r["protocol"] for r in records] == wanted
     assert all(set(r["per_class"]) == {"background", "left", "right"} for r in records)
     assert all(record["value"] > 0.7 for record in records)

@@ -69,7 +69,7 @@ def test_train_resume_evaluate(
     with Path("runs/dcl/metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses) == 3 * 4
-    assert "knn" in run(knn, "eval.knn_k=[3]")
+    assert "knn" in run(knn, "eval.knn.k=[3]")
     (record,) = [r for r in read_results("runs/dcl") if r["protocol"] == "knn"]
     assert (record["k"], record["epoch"], record["split"]) == (3, 3, "test")
 

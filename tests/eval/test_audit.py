@@ -10,6 +10,7 @@ from selfsup.data.sources.image_folder import ImageFolderConfig
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, raw_pixels
 from selfsup.eval.audit import COLUMNS, audit, audit_dataset
+from selfsup.report import contact_sheet, save
 
 
 def circle(*degrees):
@@ -113,7 +114,8 @@ def test_a_folder_is_looked_through(folder, tmp_path, resident_limit_mb):
     )
     splits = load_splits(config)
     parts = [(raw_pixels(part), part) for part in (splits.train, splits.holdout, splits.test)]
-    found, path, sheet = audit_dataset(parts, tmp_path / "out", k=5, duplicate_similarity=0.99999)
+    found, images, path = audit_dataset(parts, tmp_path / "out", k=5, duplicate_similarity=0.99999)
+    sheet = save(contact_sheet(found, images), tmp_path / "out" / "contact_sheet.png")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -138,7 +140,8 @@ def test_a_folder_is_looked_through(folder, tmp_path, resident_limit_mb):
 def test_nothing_found_is_a_table_without_rows(folder, tmp_path):
     part = load_splits(ImageFolderConfig(root=str(folder), image_size=8, test_fraction=0.2)).test
     some = FeatureSet(torch.eye(len(part)), part.labels * 0, part.index)
-    found, path, sheet = audit_dataset([(some, part)], tmp_path / "out")
+    found, images, path = audit_dataset([(some, part)], tmp_path / "out")
+    sheet = save(contact_sheet(found, images), tmp_path / "out" / "contact_sheet.png")
     assert (found.duplicates, found.label_errors) == ([], [])
     assert path.read_text().splitlines() == [",".join(COLUMNS)]
     assert sheet.exists()
@@ -149,8 +152,8 @@ def test_nothing_found_is_a_table_without_rows(folder, tmp_path):
     [
         (circle(0), {}, "at least two images"),
         (circle(0, math.nan), {}, "NaN"),
-        (circle(0, 1), {"k": 0}, "eval.knn_k is 0"),
-        (circle(0, 1), {"temperature": 0.0}, "eval.temperatures"),
+        (circle(0, 1), {"k": 0}, "eval.knn.k is 0"),
+        (circle(0, 1), {"temperature": 0.0}, "eval.knn.temperatures"),
         (circle(0, 1), {"duplicate_similarity": 1.2}, "eval.duplicate_similarity is 1.2"),
         (circle(0, 1), {"index": "tree"}, "eval.index"),
     ],

@@ -6,7 +6,7 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet
-from selfsup.eval.clustering import agreement, clustering, spherical_kmeans
+from selfsup.eval.protocols.clustering import agreement, clustering, spherical_kmeans
 
 
 def set_of(features, labels):
@@ -106,8 +106,8 @@ def test_features_that_are_all_equal_still_give_an_answer():
     ("train", "test", "clusters", "message"),
     [
         (set_of([[1, 0]], [0]), set_of([[1, 0]], None), None, "test features have no label"),
-        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), 2, "eval.clusters: 2 clusters cannot be made of 1"),
-        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), 0, "eval.clusters"),
+        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), 2, "eval.clustering.clusters: 2 clusters cannot be made of 1"),
+        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), 0, "eval.clustering.clusters"),
         (set_of([[1, 0, 0]], [0]), set_of([[1, 0]], [0]), None, "dimensions"),
         (set_of([[math.inf, 0]], [0]), set_of([[1, 0]], [0]), None, "train features are NaN or infinite"),
     ],

@@ -8,7 +8,7 @@ from torchvision.transforms import functional as tv
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, extract_features, raw_pixels
-from selfsup.eval.features import prepare_images
+from selfsup.eval.encoder import prepare_images
 from selfsup.types import Normalization
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

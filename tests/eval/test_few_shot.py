@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestCentroid
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, few_shot
-from selfsup.eval.few_shot import draw_episodes
+from selfsup.eval.protocols.few_shot import draw_episodes
 
 LABELS = (1, 4, 9, 10, 30, 31)
 
@@ -45,7 +45,7 @@ def test_features_without_a_class_are_right_by_chance(classifier):
 @pytest.mark.parametrize("classifier", ["centroid", "logistic"])
 def test_each_episode_is_what_scikit_learn_makes_of_it(classifier, monkeypatch):
     # the last block is smaller; the package's attribute of this name is the function
-    monkeypatch.setattr(sys.modules["selfsup.eval.few_shot"], "EPISODES_AT_ONCE", 3)
+    monkeypatch.setattr(sys.modules["selfsup.eval.protocols.few_shot"], "EPISODES_AT_ONCE", 3)
     support, query = part(8, 0, 3.0), part(9, 1, 3.0)
     result = few_shot(
         support, query, ways=3, shots=4, queries=7, episodes=8, classifier=classifier, seed=5, progress=False
@@ -86,9 +86,9 @@ def test_an_episode_draws_without_replacement_and_from_its_part():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ways": 7}, r"few_shot_ways is 7 and 6 classes"),
+        ({"ways": 7}, r"few_shot.ways is 7 and 6 classes"),
         ({"shots": 11}, "0 classes have 11"),
-        ({"queries": 21}, "lower eval.few_shot_ways"),
+        ({"queries": 21}, "lower eval.few_shot.ways"),
         ({"ways": 1}, "at least 2"),
         ({"classifier": "tree"}, "no classifier 'tree'"),
     ],

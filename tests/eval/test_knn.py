@@ -116,7 +116,7 @@ def test_a_class_without_a_bank_image_is_an_error():
         (set_of([[1, 0]], [0]), set_of([[math.nan, 0]], [0]), {}, "for 1 of 1"),
         (set_of([[1, math.inf]], [0]), set_of([[1, 0]], [0]), {}, "for 1 of 1"),
         (set_of(torch.empty(0, 2), torch.empty(0, dtype=torch.int64)), set_of([[1, 0]], [0]), {}, "empty"),
-        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), {"k": 0}, "knn_k"),
+        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), {"k": 0}, "knn.k"),
         (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), {"temperature": 0.0}, "temperatures"),
     ],
 )

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from measuring import evaluate
 from PIL import Image
 from tiny import resident
 from torch import nn
@@ -13,25 +14,17 @@ from torch.nn import functional as F
 from selfsup.augment import RECIPES, ViewGenerator
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
-from selfsup.eval import (
-    EvalConfig,
-    cka,
-    evaluate_all,
-    evaluate_attention,
-    evaluate_invariance,
-    evaluate_layers,
-    extract_features,
-    knn,
-    layer_features,
-    read_results,
-)
-from selfsup.eval.diagnostic_figures import similarity_picture
-from selfsup.eval.diagnostics import attention_of, operations, stages, unchanged
+from selfsup.eval import Encoder, cka, eval_config, extract_features, knn, read_results
+from selfsup.eval.protocols.attention import attention_of
+from selfsup.eval.protocols.invariance import operations, unchanged
+from selfsup.eval.shown import similarities
+from selfsup.eval.stages import stages
 from selfsup.nn import BackboneConfig, build_backbone, projection_head
+from selfsup.report import save, save_cka, similarity_picture
 from selfsup.types import Normalization
 
 PLAIN = Normalization((0.0,), (1.0,))
-CONFIG = EvalConfig(knn_k=[3], temperatures=[0.1], batch_size=7, invariance_images=12, figures=False)
+CONFIG = eval_config(knn={"k": [3], "temperatures": [0.1]}, batch_size=7, invariance={"images": 12}, figures=False)
 
 
 def splits(labels=True, holdout=12, channels=3, size=16):
@@ -83,7 +76,7 @@ def test_layer_features_are_the_parts_run_by_hand():
     head = projection_head([32, 8, 5], batch_norm=True)
     head(torch.randn(20, 32))
     was_training = head.training
-    found = layer_features(backbone, data, head=head, batch_size=7, progress=False)
+    found = Encoder(backbone, 7, progress=False).layers(data, head)
     assert head.training == was_training
     assert list(found) == ["act1", "layer1", "layer2", "layer3", "layer4", "backbone", "head.1", "head.2"]
     network = backbone.network.eval()
@@ -103,7 +96,7 @@ def test_layer_features_are_the_parts_run_by_hand():
 
 def test_class_tokens_are_no_patches():
     backbone = vit()
-    found = layer_features(backbone, splits().train, progress=False)
+    found = Encoder(backbone, progress=False).layers(splits().train)
     tokens = []
     handle = backbone.network.blocks[1].register_forward_hook(lambda m, i, o: tokens.append(o))
     with torch.no_grad():
@@ -114,7 +107,7 @@ def test_class_tokens_are_no_patches():
 
 def test_layer_records_are_scored_on_the_holdout():
     parts, backbone = splits(), resnet()
-    records = evaluate_layers(backbone, parts, CONFIG, epoch=3, progress=False)
+    records = evaluate(backbone, parts, CONFIG, ["layers"], epoch=3)
     last = [r for r in records if r["layer"] == "backbone"]
     assert [(r["metric"], r["split"]) for r in last] == [("rank_me", "train"), ("top1", "holdout")]
     train, held = (extract_features(backbone, part, progress=False) for part in (parts.train, parts.holdout))
@@ -123,9 +116,9 @@ def test_layer_records_are_scored_on_the_holdout():
     shares = sigma / sigma.sum() + 1e-7
     assert last[0]["value"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
     assert (last[0]["depth"], last[0]["dim"], last[0]["epoch"], last[1]["scored_images"]) == (5, 32, 3, 12)
-    without = evaluate_layers(backbone, splits(labels=False), CONFIG, progress=False)
+    without = evaluate(backbone, splits(labels=False), CONFIG, ["layers"])
     assert {r["metric"] for r in without} == {"rank_me"}
-    assert {r["split"] for r in evaluate_layers(backbone, splits(holdout=0), CONFIG, progress=False)} == {
+    assert {r["split"] for r in evaluate(backbone, splits(holdout=0), CONFIG, ["layers"])} == {
         "train",
         "test",
     }
@@ -169,8 +162,8 @@ def values(records):
 
 
 def test_invariance_and_equivariance_to_a_mirror_in_closed_form():
-    symmetric = values(evaluate_invariance(Pixels(True), splits(), CONFIG, progress=False))
-    plain = values(evaluate_invariance(Pixels(False), splits(), CONFIG, progress=False))
+    symmetric = values(evaluate(Pixels(True), splits(), CONFIG, ["invariance"]))
+    plain = values(evaluate(Pixels(False), splits(), CONFIG, ["invariance"]))
     assert symmetric["flip", "invariance"] == pytest.approx(1, abs=1e-5)
     assert symmetric["flip", "equivariance"] == pytest.approx(1, abs=1e-5)
     # a mirror is a permutation of the pixels: an orthogonal map, the same for all images
@@ -182,7 +175,7 @@ def test_invariance_and_equivariance_to_a_mirror_in_closed_form():
 
 def test_invariance_records_are_the_loop():
     parts = splits()
-    records = evaluate_invariance(Pixels(False), parts, CONFIG, seed=4, progress=False)
+    records = evaluate(Pixels(False), parts, CONFIG, ["invariance"], seed=4)
     image = images_of(parts.holdout)
     before = [row / np.linalg.norm(row) for row in (image - 0.4).flatten(1).double().numpy()]
     after = [row / np.linalg.norm(row) for row in (image.flip(3) - 0.4).flatten(1).double().numpy()]
@@ -194,7 +187,7 @@ def test_invariance_records_are_the_loop():
     first = records[0]
     assert (first["split"], first["recipe"], first["images"]) == ("holdout", "simclr_small", 12)
     assert {metric for operation, metric in found if operation == "all"} > {"alignment", "lidar"}
-    again = evaluate_invariance(Pixels(False), parts, CONFIG, seed=4, progress=False)
+    again = evaluate(Pixels(False), parts, CONFIG, ["invariance"], seed=4)
     assert values(again) == found
 
 
@@ -206,8 +199,8 @@ def test_equivariance_is_measured_with_one_operation_for_all_images():
 
     network = Recorder(False)
     network.seen = []
-    config = EvalConfig(batch_size=50, invariance_images=12)
-    evaluate_invariance(network, splits(), config, progress=False)
+    config = eval_config(batch_size=50, invariance={"images": 12})
+    evaluate(network, splits(), config, ["invariance"])
     # unchanged; crop: own, four shared; mirror: own, one shared; brightness: own, four shared
     still, passes = network.seen[0], network.seen[8:13]
     factors = [(changed / still.clamp_min(1e-3)).flatten(1).median(1).values for changed in passes]
@@ -225,7 +218,7 @@ def test_invariance_of_a_collapsed_network_is_an_error():
             return torch.ones(len(images), 4) + self.unused.bias
 
     with pytest.raises(UserError, match="collapsed"):
-        evaluate_invariance(Constant(False), splits(), CONFIG, progress=False)
+        evaluate(Constant(False), splits(), CONFIG, ["invariance"])
 
 
 def test_features_that_only_an_augmentation_breaks_are_an_error():
@@ -236,7 +229,7 @@ def test_features_that_only_an_augmentation_breaks_are_an_error():
             return features * float("nan") if self.calls > 20 else features
 
     with pytest.raises(UserError, match=r"augmented images of .* are NaN or infinite"):
-        evaluate_invariance(Fragile(False), splits(), CONFIG, progress=False)
+        evaluate(Fragile(False), splits(), CONFIG, ["invariance"])
 
 
 def test_attention_is_what_the_fused_kernel_uses():
@@ -254,7 +247,7 @@ def test_attention_of_a_network_that_looks_everywhere():
     for block in backbone.network.blocks:
         nn.init.zeros_(block.attn.qkv.weight)
         nn.init.zeros_(block.attn.qkv.bias)
-    records = evaluate_attention(backbone, splits(), CONFIG, epoch=1, progress=False)
+    records = evaluate(backbone, splits(), CONFIG, ["attention"], epoch=1)
     found = {(r["layer"], r["metric"]): r for r in records}
     place = [(y, x) for y in range(4) for x in range(4)]
     mean = np.mean([4 * np.hypot(a[0] - b[0], a[1] - b[1]) for a in place for b in place])
@@ -267,34 +260,37 @@ def test_attention_of_a_network_that_looks_everywhere():
         assert len(curve["amplitude"]) == 3
         assert curve["value"] == curve["amplitude"][-1]
     with pytest.raises(UserError, match="choose a ViT"):
-        evaluate_attention(resnet(), splits(), CONFIG, progress=False)
+        evaluate(resnet(), splits(), CONFIG, ["attention"])
 
 
 def test_cka_of_networks(tmp_path):
+    def encoder(seed=0):
+        return Encoder(resnet(seed), progress=False)
+
     data = splits().train
-    table = cka({"a": resnet(0), "same": resnet(0), "other": resnet(5)}, data, progress=False)
+    table = cka({"a": encoder(0), "same": encoder(0), "other": encoder(5)}, data)
     assert table.names == ("a", "same", "other")
     assert table.values[0, 1].item() == pytest.approx(1, abs=1e-5)
     assert table.values[0, 2] < 0.999
     assert torch.equal(table.values, table.values.T)
-    table.save(tmp_path)
+    save_cka(table, tmp_path)
     rows = list(csv.reader((tmp_path / "cka.csv").open()))
     assert rows[0] == ["", "a", "same", "other"]
     assert float(rows[3][1]) == pytest.approx(table.values[2, 0].item())
     assert (tmp_path / "cka.png").exists()
-    layered = cka({"a": resnet(0), "b": resnet(5)}, data, layers=True, progress=False)
+    layered = cka({"a": encoder(0), "b": encoder(5)}, data, layers=True)
     assert len(layered.names) == 12
     assert "a: layer2" in layered.names
     with pytest.raises(UserError, match="two runs"):
-        cka({"a": resnet()}, data, progress=False)
+        cka({"a": encoder()}, data)
 
 
 def test_everything_goes_on_without_what_cannot_run(tmp_path):
-    with pytest.warns(UserWarning, match=r"Left out: knn, .*no label.*attention \(.*vision transformer"):
-        records = evaluate_all(resnet(), splits(labels=False), CONFIG, run_dir=tmp_path, progress=False)
+    with pytest.warns(UserWarning, match=r"Left out: attention \(.*vision transformer.*knn, .*no label"):
+        records = evaluate(resnet(), splits(labels=False), CONFIG, run_dir=tmp_path)
     assert {r["protocol"] for r in records} == {"diagnostics", "layers", "invariance"}
     with pytest.raises(UserError, match="no network"):
-        evaluate_all(None, splits(), CONFIG, protocols=["layers"], progress=False)
+        evaluate(None, splits(), CONFIG, ["layers"])
     (rank,) = [r for r in read_results(tmp_path) if (r["protocol"], r["metric"]) == ("diagnostics", "rank_me")]
     features = extract_features(resnet(), splits().train, progress=False).features.double().numpy()
     sigma = np.linalg.svd(features, compute_uv=False)
@@ -306,15 +302,8 @@ def test_everything_goes_on_without_what_cannot_run(tmp_path):
 
 
 def test_pictures_are_drawn_into_the_run(tmp_path):
-    config = EvalConfig(knn_k=[3], invariance_images=6)
-    evaluate_all(
-        vit(),
-        splits(),
-        config,
-        protocols=["diagnostics", "layers", "invariance", "attention"],
-        run_dir=tmp_path,
-        progress=False,
-    )
+    config = eval_config(knn={"k": [3]}, invariance={"images": 6})
+    evaluate(vit(), splits(), config, ["diagnostics", "layers", "invariance", "attention"], run_dir=tmp_path)
     drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert drawn >= {"spectrum", "layers", "invariance", "attention", "similarity"}
 
@@ -332,9 +321,8 @@ def test_the_similarity_is_red_where_both_images_have_the_same(tmp_path):
     images = torch.full((2, 3, 16, 16), 100, dtype=torch.uint8)
     images[:, 0, :8, :8] = 255  # the one thing they share: red at the upper left
     data = resident(images, None, name="two", split="train", image_size=16, normalization=PLAIN)
-    path = similarity_picture(
-        Means(), data, torch.tensor([[0, 1]]), tmp_path / "similarity.png", noisy=2, masks=20, progress=False
-    )
+    maps = similarities(Encoder(Means(), progress=False), data, torch.tensor([[0, 1]]), noisy=2, masks=20)
+    path = save(similarity_picture(maps), tmp_path / "similarity.png")
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     wide = picture.shape[1] // 6
     panel = picture[:, wide : 2 * wide]  # the exact map of the first image
@@ -344,4 +332,4 @@ def test_the_similarity_is_red_where_both_images_have_the_same(tmp_path):
     assert rows.max() < 0.62 * picture.shape[0]
     assert columns.max() < 0.62 * wide
     with pytest.raises(UserError, match="forward_dense"):
-        similarity_picture(nn.Linear(2, 2), data, torch.tensor([[0, 1]]), tmp_path / "no.png")
+        similarities(Encoder(nn.Linear(2, 2)), data, torch.tensor([[0, 1]]))

@@ -101,5 +101,5 @@ def test_the_choice_follows_the_holdout_and_never_the_test_images():
 
 @pytest.mark.parametrize("settings", [{"c": []}, {"c": [0.0]}, {"iterations": 0}])
 def test_what_a_person_can_put_right(settings):
-    with pytest.raises(UserError, match=r"eval\.logistic_c"):
+    with pytest.raises(UserError, match=r"eval\.logistic\.c"):
         logistic_probe(set_of(30, 0), set_of(30, 1), **settings)

@@ -1,7 +1,6 @@
-from dataclasses import replace
-
 import pytest
 import torch
+from measuring import changed, evaluate
 from PIL import Image
 from tiny import resident
 
@@ -9,22 +8,18 @@ from selfsup.cli import main
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
 from selfsup.eval import (
-    EvalConfig,
+    Encoder,
     add_results,
     clustering,
-    evaluate_all,
-    evaluate_clustering,
-    evaluate_knn,
-    evaluate_knn_loo,
-    evaluate_retrieval,
+    eval_config,
+    extract_splits,
     knn_loo,
-    pixel_splits,
     read_results,
     retrieval,
 )
 from selfsup.types import Normalization
 
-CONFIG = EvalConfig(knn_k=[5, 3], temperatures=[0.1, 0.5], retrieval_k=[1, 4], figures=False)
+CONFIG = eval_config(knn={"k": [5, 3], "temperatures": [0.1, 0.5]}, retrieval={"k": [1, 4]}, figures=False)
 NAMES = ["knn_loo", "retrieval", "clustering"]
 
 
@@ -46,8 +41,8 @@ def splits(labels=True):
 
 
 def test_leave_one_out_records():
-    features = pixel_splits(splits())
-    records = evaluate_knn_loo(features, CONFIG, epoch=7, seed=1)
+    features = extract_splits(Encoder(None), splits())
+    records = evaluate(None, splits(), CONFIG, ["knn_loo"], epoch=7, seed=1)
     assert [(r["k"], r["temperature"]) for r in records] == [(5, 0.1), (5, 0.5), (3, 0.1), (3, 0.5)]
     assert [r["primary"] for r in records] == [True, False, False, False]
     assert [r["value"] for r in records] == [r.accuracy for r in knn_loo(features.train, [5, 3], [0.1, 0.5])]
@@ -56,8 +51,8 @@ def test_leave_one_out_records():
 
 
 def test_retrieval_records_put_scored_images_to_the_training_images():
-    features = pixel_splits(splits())
-    records = {r["metric"]: r for r in evaluate_retrieval(features, CONFIG, progress=False)}
+    features = extract_splits(Encoder(None), splits())
+    records = {r["metric"]: r for r in evaluate(None, splits(), CONFIG, ["retrieval"])}
     result = retrieval(features.test, features.train, [1, 4])
     assert {metric: record["value"] for metric, record in records.items()} == {
         "map": result.mean_average_precision,
@@ -70,45 +65,45 @@ def test_retrieval_records_put_scored_images_to_the_training_images():
 
 
 def test_clustering_records_say_how_it_was_fitted():
-    features = pixel_splits(splits())
-    records = {r["metric"]: r for r in evaluate_clustering(features, CONFIG, seed=3, progress=False)}
+    features = extract_splits(Encoder(None), splits())
+    records = {r["metric"]: r for r in evaluate(None, splits(), CONFIG, ["clustering"], seed=3)}
     result = clustering(features.train, features.test, seed=3, progress=False)
     values = {"nmi": result.nmi, "ari": result.ari, "cluster_accuracy": result.accuracy}
     assert {metric: record["value"] for metric, record in records.items()} == values
     details = {"protocol": "clustering", "split": "test", "clusters": 3, "fitted_on": "train", "seed": 3}
     assert {name: records["nmi"][name] for name in details} == details
-    wanted = evaluate_clustering(features, replace(CONFIG, clusters=7), progress=False)
+    wanted = evaluate(None, splits(), changed(CONFIG, clustering={"clusters": 7}), ["clustering"])
     assert wanted[0]["clusters"] == 7
 
 
 def test_an_approximate_index_is_recorded_and_its_recall_is_no_setting(tmp_path):
-    features = pixel_splits(splits())
-    config = replace(CONFIG, index="half", index_effort=2.0, search_memory_mb=1)
-    (record, *_) = evaluate_knn(features, config)
+    config = changed(CONFIG, index="half", index_effort=2.0, search_memory_mb=1)
+    (record, *_) = evaluate(None, splits(), config, ["knn"])
     assert (record["index"], record["index_effort"]) == ("half", 2.0)
     assert 0.9 < record["recall"] <= 1
-    assert "index_effort" not in evaluate_knn(features, CONFIG)[0]
+    assert "index_effort" not in evaluate(None, splits(), CONFIG, ["knn"])[0]
     for recall in (0.9, 0.8):
-        add_results(tmp_path, [record | {"recall": recall}])
+        add_results(tmp_path, [{**record, "recall": recall}])
     assert [r["recall"] for r in read_results(tmp_path)] == [0.8]
 
 
 def test_evaluation_adds_them_to_the_run(tmp_path):
-    evaluate_all(None, splits(), CONFIG, protocols=NAMES, run_dir=tmp_path, progress=False)
+    evaluate(None, splits(), CONFIG, NAMES, run_dir=tmp_path)
     assert {r["protocol"] for r in read_results(tmp_path)} == set(NAMES)
 
 
 def test_what_cannot_run_is_left_out_unless_it_was_asked_for():
-    config = replace(CONFIG, clusters=1000, probe_epochs=1, probe_learning_rates=[0.1], probe_weight_decays=[0.0])
-    with pytest.warns(UserWarning, match=r"Left out: .*clustering \(eval\.clusters"):
-        records = evaluate_all(None, splits(), config, progress=False)
+    probe = {"epochs": 1, "learning_rates": [0.1], "weight_decays": [0.0]}
+    config = changed(CONFIG, clustering={"clusters": 1000}, linear_probe=probe)
+    with pytest.warns(UserWarning, match=r"Left out: .*clustering \(eval\.clustering\.clusters"):
+        records = evaluate(None, splits(), config)
     assert {"knn", "knn_loo", "retrieval", "linear_probe"} <= {r["protocol"] for r in records}
     assert "clustering" not in {r["protocol"] for r in records}
-    with pytest.raises(UserError, match=r"eval\.clusters"):
-        evaluate_all(None, splits(), config, protocols=["clustering"], progress=False)
+    with pytest.raises(UserError, match=r"eval\.clustering\.clusters"):
+        evaluate(None, splits(), config, ["clustering"])
     for name in NAMES:
         with pytest.raises(UserError, match="no label"):
-            evaluate_all(None, splits(labels=False), CONFIG, protocols=[name], progress=False)
+            evaluate(None, splits(labels=False), CONFIG, [name])
 
 
 @pytest.fixture
@@ -127,7 +122,7 @@ def folder(tmp_path):
 
 def test_the_command_names_files(folder, tmp_path, capsys):
     base = ["neighbours", "data=image_folder", f"data.root={folder}", "data.image_size=16", "data.workers=0"]
-    base += [f"run_dir={tmp_path / 'out'}", "accelerator=cpu", "eval.knn_k=[5]", "eval.duplicate_similarity=0.9999"]
+    base += [f"run_dir={tmp_path / 'out'}", "accelerator=cpu", "eval.knn.k=[5]", "eval.duplicate_similarity=0.9999"]
     assert main([*base, "checkpoint=raw_pixels"]) == 0
     out = capsys.readouterr().out
     assert "1 pairs of 2 images" in out
@@ -153,7 +148,7 @@ def test_the_command_names_files(folder, tmp_path, capsys):
         (["checkpoint=raw_pixels", "data=image_folder"], "data.root is not set"),
         (["checkpoint=raw_pixels", "data=digits", "eval.duplicate_similarity=2"], "eval.duplicate_similarity is 2"),
         (["checkpoint=raw_pixels", "data=digits", "eval.index=tree"], "there is no 'tree'"),
-        (["checkpoint=raw_pixels", "data=digits", "eval.knn_k=[]"], "eval.knn_k"),
+        (["checkpoint=raw_pixels", "data=digits", "eval.knn.k=[]"], "eval.knn.k"),
         (["--out", "here"], "no option '--out'"),
     ],
 )

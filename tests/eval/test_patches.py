@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfsup.errors import UserError
-from selfsup.eval import patches_picture, retrieve_patches
+from selfsup.eval import Encoder, retrieve_patches
+from selfsup.report import patches_picture, save
 from selfsup.types import Normalization
 
 
@@ -63,9 +64,8 @@ def looped(queries, gallery, cells, k, same):
 def test_the_best_cells_of_the_best_other_images(same, batch_size):
     queries = pictures(9)
     gallery = queries if same else pictures(7, 1, "test")
-    found = retrieve_patches(
-        Dense(), queries, CELLS, None if same else gallery, k=4, batch_size=batch_size, progress=False
-    )
+    encoder = Encoder(Dense(), batch_size, progress=False)
+    found = retrieve_patches(encoder, queries, CELLS, None if same else gallery, k=4)
     expected = looped(queries, gallery, CELLS, 4, same)
     assert found.map_size == (3, 4)
     assert found.matches.tolist() == [[list(match[1:]) for match in row] for row in expected]
@@ -77,7 +77,7 @@ def test_the_best_cells_of_the_best_other_images(same, batch_size):
 def test_an_image_is_no_match_of_itself_in_another_part_of_its_source():
     whole = pictures(9)
     part = whole.subset(torch.tensor([7, 4, 1, 2, 0]))
-    found = retrieve_patches(Dense(), whole, CELLS, part, k=4, progress=False)
+    found = retrieve_patches(Encoder(Dense(), progress=False), whole, CELLS, part, k=4)
     expected = looped(whole, part, CELLS, 4, True)
     assert found.matches.tolist() == [[list(match[1:]) for match in row] for row in expected]
     assert 1 not in found.matches[0, :, 0]  # position of image 4
@@ -87,7 +87,7 @@ def test_an_image_is_no_match_of_itself_in_another_part_of_its_source():
 def test_a_planted_copy_is_found_first():
     queries, gallery = pictures(3), pictures(6, 5, "test")
     gallery._images[4, :, 8:12, 3:6] = queries._images[2, :, 0:4, 6:9]
-    found = retrieve_patches(Dense(), queries, torch.tensor([[2, 0, 2]]), gallery, k=2, progress=False)
+    found = retrieve_patches(Encoder(Dense(), progress=False), queries, torch.tensor([[2, 0, 2]]), gallery, k=2)
     assert found.matches[0, 0].tolist() == [4, 2, 1]
     assert found.similarity[0, 0] == pytest.approx(1, abs=1e-6)
 
@@ -102,7 +102,7 @@ def test_the_network_is_left_as_it_was():
             return self.norm(super().forward_dense(images))
 
     network = Normed().train()
-    retrieve_patches(network, pictures(5), CELLS[:2], k=2, progress=False)
+    retrieve_patches(Encoder(network, progress=False), pictures(5), CELLS[:2], k=2)
     assert network.training
     assert int(network.norm.num_batches_tracked) == 0
 
@@ -111,8 +111,8 @@ def test_the_picture_frames_the_cells(tmp_path):
     grey = pictures(6)
     grey._images.fill_(128)
     grey._images[:] += torch.arange(6, dtype=torch.uint8).view(-1, 1, 1, 1)
-    found = retrieve_patches(Dense(), grey, CELLS, k=3, progress=False)
-    path = patches_picture(found, grey, tmp_path / "below" / "patches.png")
+    found = retrieve_patches(Encoder(Dense(), progress=False), grey, CELLS, k=3)
+    path = save(patches_picture(found, grey), tmp_path / "below" / "patches.png")
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     orange = (abs(pixels - np.array([255, 127, 14])) < 12).all(2)
     # one frame in each of 3 × 4 panels: the panels' shares of the picture each hold some orange
@@ -137,16 +137,16 @@ def test_the_picture_frames_the_cells(tmp_path):
 )
 def test_what_a_person_can_put_right(cells, k, message):
     with pytest.raises(UserError, match=message):
-        retrieve_patches(Dense(), pictures(5), torch.tensor(cells), k=k, progress=False)
+        retrieve_patches(Encoder(Dense(), progress=False), pictures(5), torch.tensor(cells), k=k)
 
 
 def test_a_network_without_maps_or_with_nan_is_named():
     with pytest.raises(UserError, match="forward_dense"):
-        retrieve_patches(nn.Flatten(), pictures(5), CELLS[:1], k=1, progress=False)
+        retrieve_patches(Encoder(nn.Flatten(), progress=False), pictures(5), CELLS[:1], k=1)
 
     class Broken(Dense):
         def forward_dense(self, images):
             return super().forward_dense(images) * torch.nan
 
     with pytest.raises(UserError, match="NaN"):
-        retrieve_patches(Broken(), pictures(5), CELLS[1:2], k=1, progress=False)
+        retrieve_patches(Encoder(Broken(), progress=False), pictures(5), CELLS[1:2], k=1)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from measuring import changed, evaluate
 from tiny import resident
 from torch import nn
 
@@ -13,48 +14,43 @@ from selfsup.data.loader import epoch_order
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import (
-    BY_NAME,
     PROBE_PROTOCOLS,
     PROTOCOLS,
     ChosenFeatures,
-    EvalConfig,
+    Encoder,
+    FineTuneSettings,
     ProbeProtocol,
     choice_splits,
-    evaluate_all,
-    evaluate_few_shot,
-    evaluate_fine_tune,
-    evaluate_linear_probe,
-    evaluate_paper_probe,
+    eval_config,
     extract_features,
+    extract_splits,
     fine_tune,
     labelled_positions,
     linear_probe,
     logistic_probe,
     paper_probe,
-    pixel_splits,
     read_results,
     ridge_probe,
 )
-from selfsup.eval.fine_tune import Classifier, layer_groups
 from selfsup.eval.paper_probe import schedule_factor
+from selfsup.eval.protocols import linear_probe as linear_probe_file
+from selfsup.eval.protocols.fine_tune import Classifier, layer_groups
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.types import Normalization
 
 STATISTICS = Normalization((0.3,), (0.2,))
-CONFIG = EvalConfig(
-    probe_learning_rates=[0.1, 0.01],
-    probe_weight_decays=[0.0],
-    probe_epochs=2,
-    logistic_c=[0.01, 1.0],
-    few_shot_ways=3,
-    few_shot_shots=[1, 3],
-    few_shot_queries=2,
-    few_shot_episodes=10,
-    fine_tune_epochs=2,
-    fine_tune_batch_size=16,
+CONFIG = eval_config(
+    linear_probe={"learning_rates": [0.1, 0.01], "weight_decays": [0.0], "epochs": 2},
+    logistic={"c": [0.01, 1.0]},
+    few_shot={"ways": 3, "shots": [1, 3], "queries": 2, "episodes": 10},
+    fine_tune={"epochs": 2, "batch_size": 16},
     batch_size=16,
     figures=False,
 )
+
+
+def pixel_splits(parts):
+    return extract_splits(Encoder(None), parts)
 
 
 def dataset(count=90, seed=0, labels=True, contrast=150):
@@ -111,8 +107,8 @@ def test_a_balanced_subset_has_the_same_number_of_every_class():
 
 def test_few_labels_are_all_that_the_probe_trains_on():
     features = pixel_splits(splits())
-    config = replace(CONFIG, label_fraction=0.2)
-    (record,) = evaluate_linear_probe(features, config, seed=3, progress=False)
+    config = changed(CONFIG, label_fraction=0.2)
+    (record,) = evaluate(None, splits(), config, ["linear_probe"], seed=3)
     chosen = labelled_positions(features.train.labels, 0.2, 3)
     few = type(features.train)(
         features.train.features[chosen], features.train.labels[chosen], features.train.index[chosen]
@@ -133,10 +129,10 @@ def test_few_labels_are_all_that_the_probe_trains_on():
 
 
 def test_mean_and_deviation_over_seeds():
-    features = pixel_splits(splits(contrast=15))
-    config = replace(CONFIG, label_fraction=0.1)
-    alone = [evaluate_linear_probe(features, config, seed=seed, progress=False)[0] for seed in (4, 5, 6)]
-    (record,) = evaluate_linear_probe(features, replace(config, seeds=3), seed=4, progress=False)
+    parts = splits(contrast=15)
+    config = changed(CONFIG, label_fraction=0.1)
+    alone = [evaluate(None, parts, config, ["linear_probe"], seed=seed)[0] for seed in (4, 5, 6)]
+    (record,) = evaluate(None, parts, changed(config, seeds=3), ["linear_probe"], seed=4)
     values = [one["value"] for one in alone]
     assert len(set(values)) > 1, "otherwise this shows nothing"
     assert record["values"] == values
@@ -151,7 +147,7 @@ def test_mean_and_deviation_over_seeds():
     assert record["confusion"] == {"labels": [0, 1, 2], "counts": sum(counts).tolist()}
     assert sum(counts).sum() == 60
     with pytest.raises(UserError, match=r"eval\.seeds"):
-        evaluate_linear_probe(features, replace(config, seeds=0), progress=False)
+        evaluate(None, parts, changed(config, seeds=0), ["linear_probe"])
 
 
 # features to choose from
@@ -188,7 +184,7 @@ def test_stages_of_a_convolutional_network():
     torch.testing.assert_close(found, torch.cat([third.mean((2, 3)), fourth.mean((2, 3))], 1))
 
 
-def test_the_choice_of_features_is_made_on_the_holdout():
+def test_the_choice_of_features_is_made_on_the_holdout(monkeypatch):
     parts = pixel_splits(splits())
     noise = torch.Generator().manual_seed(1)
 
@@ -198,10 +194,12 @@ def test_the_choice_of_features_is_made_on_the_holdout():
     bad = replace(parts, train=noisy(parts.train), holdout=noisy(parts.holdout), test=noisy(parts.test))
     for names in (("bad", "good"), ("good", "bad")):
         named = {name: {"bad": bad, "good": parts}[name] for name in names}
-        (record,) = evaluate_linear_probe(named, CONFIG, progress=False)
+        monkeypatch.setattr(linear_probe_file, "choice_splits", lambda *_, named=named: named)
+        config = changed(CONFIG, linear_probe={"features": list(names)})
+        (record,) = evaluate(nn.Identity(), splits(), config, ["linear_probe"])
         assert record["chosen"]["features"] == "good"
         assert [s["features"] for s in record["settings"]] == [names[0]] * 2 + [names[1]] * 2
-        (alone,) = evaluate_linear_probe(parts, CONFIG, progress=False)
+        (alone,) = evaluate(None, splits(), CONFIG, ["linear_probe"])
         assert record["value"] == alone["value"]
         assert record["grid"]["choices"] == list(names)
 
@@ -209,16 +207,16 @@ def test_the_choice_of_features_is_made_on_the_holdout():
 def test_choices_are_extracted_together_and_told_apart():
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig("convnet", width=4, blocks=[1, 1]), 1, STATISTICS)
-    found = choice_splits(backbone, splits(), ["last_2", "pooled"], batch_size=16, progress=False)
-    assert found["last_2"].details["dim"] == 12
+    found = choice_splits(Encoder(backbone, 16, progress=False), splits(), ["last_2", "pooled"])
+    assert found["last_2"].how["dim"] == 12
     pooled = extract_features(backbone, splits().test, progress=False)
     torch.testing.assert_close(found["pooled"].test.features, pooled.features)
     torch.testing.assert_close(found["last_2"].test.features[:, 4:], pooled.features)
     for choice in ("last", "last_0", "last_3", "first_1"):
-        with pytest.raises(UserError, match=r"eval\.probe_features"):
-            choice_splits(backbone, splits(), [choice], progress=False)
-    config = replace(CONFIG, probe_features=["pooled", "last_2"])
-    (record,) = evaluate_all(backbone, splits(), config, protocols=["linear_probe"], progress=False)
+        with pytest.raises(UserError, match=r"eval\.linear_probe\.features"):
+            choice_splits(Encoder(backbone, progress=False), splits(), [choice])
+    config = changed(CONFIG, linear_probe={"features": ["pooled", "last_2"]})
+    (record,) = evaluate(backbone, splits(), config, ["linear_probe"])
     assert record["grid"]["choices"] == ["pooled", "last_2"]
 
 
@@ -236,7 +234,7 @@ def test_choices_are_extracted_together_and_told_apart():
 def test_a_papers_protocol_is_this_loop(protocol):
     network, parts = Network(), splits()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = paper_probe(network, parts.train, parts.test, protocol, batch_size=7, seed=2, progress=False)
+    found = paper_probe(Encoder(network, 7, progress=False), parts.train, parts.test, protocol, seed=2)
     assert network.training, "as it was"
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
@@ -288,7 +286,8 @@ def test_images_that_cannot_be_decoded_leave_the_labels_of_the_others_in_place()
     broken = Damaged(whole.read(torch.arange(40)), whole.labels, whole.facts)
     protocol = ProbeProtocol("adam", 0.01, 8, 5, augment=False)
     kept = whole.subset((whole.index % 5 != 2).nonzero().flatten())
-    found, expected = (paper_probe(network, part, dataset(30, 1), protocol, progress=False) for part in (broken, kept))
+    encoder = Encoder(network, progress=False)
+    found, expected = (paper_probe(encoder, part, dataset(30, 1), protocol) for part in (broken, kept))
     torch.testing.assert_close(found.classifier.weight, expected.classifier.weight)
 
 
@@ -323,26 +322,26 @@ def test_the_page_names_every_protocol_paper_and_diagnostic():
 
 @pytest.mark.parametrize("name", ["simsiam", "dino"])
 def test_a_named_protocol_is_recorded(name):
-    config = replace(CONFIG, probe_protocol=name, probe_protocol_epochs=1)
-    (record,) = evaluate_all(Network(), splits(), config, protocols=["linear_probe"], progress=False)
+    config = changed(CONFIG, linear_probe={"paper": name, "paper_epochs": 1})
+    (record,) = evaluate(Network(), splits(), config, ["linear_probe"])
     assert (record["probe_protocol"], record["grid"]["epochs"], record["primary"]) == (name, 1, False)
     assert record["grid"]["optimizer"] == PROBE_PROTOCOLS[name].optimizer
     assert record["selected_on"].startswith("nothing")
     assert 0 <= record["value"] <= 1
-    with pytest.raises(UserError, match=r"eval\.probe_protocol: there is no 'byol2'"):
-        evaluate_paper_probe(Network(), splits(), replace(config, probe_protocol="byol2"))
+    with pytest.raises(UserError, match=r"eval\.linear_probe\.paper: there is no 'byol2'"):
+        evaluate(Network(), splits(), changed(config, linear_probe={"paper": "byol2"}), ["linear_probe"])
     with pytest.raises(UserError, match="no label"):
-        evaluate_paper_probe(Network(), splits(labels=False), config)
+        evaluate(Network(), splits(labels=False), config, ["linear_probe"])
 
 
 def test_grey_images_for_a_network_of_colours():
     torch.manual_seed(0)
     statistics = Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
     network = build_backbone(BackboneConfig("convnet", width=4, blocks=[1, 1]), 3, statistics)
-    config = replace(CONFIG, probe_protocol="moco", probe_protocol_epochs=2)
-    (record,) = evaluate_paper_probe(network, splits(), config, progress=False)
+    config = changed(CONFIG, linear_probe={"paper": "moco", "paper_epochs": 2})
+    (record,) = evaluate(network, splits(), config, ["linear_probe"])
     assert 0 <= record["value"] <= 1
-    assert evaluate_fine_tune(network, splits(), CONFIG, progress=False)[0]["value"] >= 0
+    assert evaluate(network, splits(), CONFIG, ["fine_tune"])[0]["value"] >= 0
 
 
 # fine-tuning
@@ -379,14 +378,11 @@ def test_fine_tuning_learns_chooses_on_the_holdout_and_keeps_the_backbone():
     network, parts = Network(), splits()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     result = fine_tune(
-        network,
+        Encoder(network, progress=False),
         parts.train,
         parts.test,
+        FineTuneSettings([0.0, 0.02], epochs=8, batch_size=7),  # 50 images: the last batch has one
         holdout=parts.holdout,
-        learning_rates=[0.0, 0.02],
-        epochs=8,
-        batch_size=7,  # 50 images: the last batch has one
-        progress=False,
     )
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert [(s.learning_rate, s.epochs) for s in result.settings] == [(r, e) for r in (0.0, 0.02) for e in range(1, 9)]
@@ -398,14 +394,11 @@ def test_fine_tuning_learns_chooses_on_the_holdout_and_keeps_the_backbone():
         right = (result.classes[logits.features.argmax(1)] == images.labels).double().mean()
         assert accuracy == pytest.approx(right.item()), "the network of the chosen epoch is the one kept"
     again = fine_tune(
-        network,
+        Encoder(network, progress=False),
         parts.train,
         parts.test,
+        FineTuneSettings([0.02], epochs=8, batch_size=7),
         holdout=parts.holdout,
-        learning_rates=[0.02],
-        epochs=8,
-        batch_size=7,
-        progress=False,
     )
     assert again.settings == result.settings[8:]
 
@@ -422,7 +415,11 @@ def test_fine_tuning_keeps_the_network_of_an_early_epoch():
         normalization=STATISTICS,
     )
     result = fine_tune(
-        Network(), parts.train, parts.test, holdout=held, learning_rates=[0.02], epochs=6, batch_size=16, progress=False
+        Encoder(Network(), progress=False),
+        parts.train,
+        parts.test,
+        FineTuneSettings([0.02], epochs=6, batch_size=16),
+        holdout=held,
     )
     assert result.chosen.epochs < 6
     logits = extract_features(result.network, held, progress=False).features
@@ -433,30 +430,35 @@ def test_fine_tuning_keeps_the_network_of_an_early_epoch():
 
 def test_fine_tuning_trains_the_backbone_and_sets_images_aside():
     parts = splits()
-    record = evaluate_fine_tune(Network(), replace(parts, holdout=parts.holdout.subset(torch.arange(0))), CONFIG)[0]
+    record = evaluate(Network(), replace(parts, holdout=parts.holdout.subset(torch.arange(0))), CONFIG, ["fine_tune"])[
+        0
+    ]
     assert record["selected_on"] == "10% of train (5 images)"
     assert record["grid"]["layer_decay"] == 0.75
-    result = fine_tune(Network(), parts.train, parts.test, epochs=1, batch_size=10, progress=False)
+    result = fine_tune(
+        Encoder(Network(), progress=False), parts.train, parts.test, FineTuneSettings(epochs=1, batch_size=10)
+    )
     moved = [
         not torch.equal(p, q) for p, q in zip(Network().parameters(), result.network.backbone.parameters(), strict=True)
     ]
     assert all(moved)
-    with pytest.raises(UserError, match=r"eval\.fine_tune_layer_decay"):
-        fine_tune(Network(), parts.train, parts.test, layer_decay=0.0)
+    with pytest.raises(UserError, match=r"eval\.fine_tune\.layer_decay"):
+        fine_tune(Encoder(Network()), parts.train, parts.test, FineTuneSettings(layer_decay=0.0))
     with pytest.raises(UserError, match="no label"):
-        fine_tune(Network(), splits(labels=False).train, parts.test)
+        fine_tune(Encoder(Network()), splits(labels=False).train, parts.test, FineTuneSettings())
 
 
 # within evaluate
 
 
 def test_expensive_probes_run_only_by_name(tmp_path):
-    assert {"logistic", "fine_tune"} == BY_NAME
+    by_name = {name for name, entry in PROTOCOLS.items() if entry.by_name}
+    assert by_name == {"logistic", "fine_tune"}
     with pytest.warns(UserWarning, match="Left out"):
-        records = evaluate_all(None, splits(), CONFIG, run_dir=tmp_path, progress=False)
+        records = evaluate(None, splits(), CONFIG, run_dir=tmp_path)
     assert {"ridge", "few_shot", "linear_probe"} <= {r["protocol"] for r in records}
-    assert not {r["protocol"] for r in records} & BY_NAME
-    named = evaluate_all(None, splits(), CONFIG, protocols=["logistic", "ridge"], run_dir=tmp_path, progress=False)
+    assert not {r["protocol"] for r in records} & by_name
+    named = evaluate(None, splits(), CONFIG, protocols=["logistic", "ridge"], run_dir=tmp_path)
     parts = pixel_splits(splits())
     expected = logistic_probe(parts.train, parts.test, holdout=parts.holdout, c=[0.01, 1.0], progress=False)
     assert named[0]["value"] == expected.accuracy
@@ -467,7 +469,7 @@ def test_expensive_probes_run_only_by_name(tmp_path):
 
 
 def test_few_shot_records():
-    records = evaluate_few_shot(pixel_splits(splits()), CONFIG, progress=False)
+    records = evaluate(None, splits(), CONFIG, ["few_shot"])
     assert [(r["shots"], r["classifier"]) for r in records] == [
         (1, "centroid"),
         (1, "logistic"),

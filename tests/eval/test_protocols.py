@@ -2,31 +2,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measuring import changed, evaluate
 from tiny import resident
 from torch import nn
 
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
-from selfsup.eval import (
-    PROTOCOLS,
-    EvalConfig,
-    evaluate_all,
-    evaluate_knn,
-    evaluate_linear_probe,
-    extract_splits,
-    knn,
-    pixel_splits,
-    raw_pixels,
-    read_results,
-)
+from selfsup.eval import PROTOCOLS, Encoder, eval_config, extract_splits, knn, raw_pixels, read_results
 from selfsup.types import Normalization
 
-CONFIG = EvalConfig(
-    knn_k=[5, 3],
-    temperatures=[0.1, 0.5],
-    probe_learning_rates=[0.1, 0.01],
-    probe_weight_decays=[0.0],
-    probe_epochs=3,
+CONFIG = eval_config(
+    knn={"k": [5, 3], "temperatures": [0.1, 0.5]},
+    linear_probe={"learning_rates": [0.1, 0.01], "weight_decays": [0.0], "epochs": 3},
     batch_size=16,
     figures=False,
 )
@@ -64,8 +51,7 @@ class Network(nn.Module):
 
 
 def test_knn_records_name_their_protocol():
-    features = pixel_splits(splits())
-    records = evaluate_knn(features, CONFIG, epoch=7, seed=1)
+    records = evaluate(None, splits(), CONFIG, ["knn"], epoch=7, seed=1)
     assert [(r["k"], r["temperature"]) for r in records] == [(5, 0.1), (5, 0.5), (3, 0.1), (3, 0.5)]
     assert [r["primary"] for r in records] == [True, False, False, False]
     expected = knn(raw_pixels(splits().train), raw_pixels(splits().test), k=(5, 3), temperature=0.5)
@@ -79,7 +65,7 @@ def test_knn_records_name_their_protocol():
 
 
 def test_the_probe_record_says_how_the_setting_was_chosen():
-    (record,) = evaluate_linear_probe(pixel_splits(splits()), CONFIG, epoch=7, seed=1, progress=False)
+    (record,) = evaluate(None, splits(), CONFIG, ["linear_probe"], epoch=7, seed=1)
     assert record["split"] == "test"
     assert record["selected_on"] == "holdout"
     assert record["grid"]["learning_rates"] == [0.1, 0.01]
@@ -89,29 +75,27 @@ def test_the_probe_record_says_how_the_setting_was_chosen():
 
 
 def test_without_test_images_the_holdout_is_scored_and_not_chosen_on():
-    features = pixel_splits(splits(test=False))
-    records = evaluate_knn(features, CONFIG)
+    parts = splits(test=False)
+    records = evaluate(None, parts, CONFIG, ["knn"])
     assert {record["split"] for record in records} == {"holdout"}
-    expected = knn(features.train, features.holdout, k=5, temperature=0.1)
+    expected = knn(raw_pixels(parts.train), raw_pixels(parts.holdout), k=5, temperature=0.1)
     assert records[0]["value"] == expected[5]
-    (probe,) = evaluate_linear_probe(features, CONFIG, progress=False)
+    (probe,) = evaluate(None, parts, CONFIG, ["linear_probe"])
     assert probe["split"] == "holdout"
     assert probe["selected_on"] == "10% of train (5 images)"
 
 
 def test_without_a_holdout_the_choice_is_made_on_training_images():
-    (probe,) = evaluate_linear_probe(pixel_splits(splits(holdout=False)), CONFIG, progress=False)
+    (probe,) = evaluate(None, splits(holdout=False), CONFIG, ["linear_probe"])
     assert (probe["split"], probe["selected_on"]) == ("test", "10% of train (5 images)")
     with pytest.raises(UserError, match=r"data\.holdout"):
-        evaluate_knn(pixel_splits(splits(holdout=False, test=False)), CONFIG)
+        evaluate(None, splits(holdout=False, test=False), CONFIG, ["knn"])
 
 
 def test_all_protocols_on_one_extraction(tmp_path):
     network = Network()
     one_extraction = ["diagnostics", "knn", "linear_probe"]
-    records = evaluate_all(
-        network, splits(), CONFIG, protocols=one_extraction, run_dir=tmp_path, epoch=2, progress=False
-    )
+    records = evaluate(network, splits(), CONFIG, protocols=one_extraction, run_dir=tmp_path, epoch=2)
     assert network.images == 90
     assert {(r["protocol"], r["metric"]) for r in records} == {
         ("knn", "top1"),
@@ -123,7 +107,7 @@ def test_all_protocols_on_one_extraction(tmp_path):
         ("diagnostics", "tolerance"),
     }
     assert read_results(tmp_path) == records
-    again = evaluate_all(network, splits(), CONFIG, protocols=one_extraction, run_dir=tmp_path, epoch=2, progress=False)
+    again = evaluate(network, splits(), CONFIG, protocols=one_extraction, run_dir=tmp_path, epoch=2)
     assert network.images == 90, "the second evaluation reads the cache"
     assert len(read_results(tmp_path)) == len(records)
     assert [r["value"] for r in again] == [r["value"] for r in records]
@@ -132,34 +116,30 @@ def test_all_protocols_on_one_extraction(tmp_path):
 def test_no_cache_when_it_is_off(tmp_path):
     network = Network()
     for _ in range(2):
-        evaluate_all(
-            network, splits(), replace(CONFIG, cache=False), protocols=["knn"], run_dir=tmp_path, progress=False
-        )
+        evaluate(network, splits(), changed(CONFIG, cache=False), protocols=["knn"], run_dir=tmp_path)
     assert network.images == 180
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_diverged_setting_is_still_json(tmp_path):
-    config = replace(CONFIG, probe_learning_rates=[1e30, 0.1], probe_weight_decays=[1.0])
-    evaluate_all(None, splits(), config, run_dir=tmp_path, progress=False)
+    config = changed(CONFIG, linear_probe={"learning_rates": [1e30, 0.1], "weight_decays": [1.0]})
+    evaluate(None, splits(), config, run_dir=tmp_path)
     (probe,) = [r for r in read_results(tmp_path) if r["protocol"] == "linear_probe"]
     assert probe["settings"][0]["holdout_loss"] is None
     assert probe["chosen"]["learning_rate"] == 0.1
 
 
 def test_images_without_labels_get_the_diagnostics(tmp_path):
-    with pytest.warns(UserWarning, match=r"Left out: knn, knn_loo, .*no label"):
-        records = evaluate_all(
-            Network(), splits(labels=False), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False
-        )
+    with pytest.warns(UserWarning, match=r"Left out: .*knn, knn_loo, .*no label"):
+        records = evaluate(Network(), splits(labels=False), changed(CONFIG, figures=True), run_dir=tmp_path)
     assert {record["protocol"] for record in records} == {"diagnostics", "layers", "invariance"}
     assert (tmp_path / "figures" / "neighbours.png").exists()
     with pytest.raises(UserError, match="no label"):
-        evaluate_knn(pixel_splits(splits(labels=False)), CONFIG)
+        evaluate(None, splits(labels=False), CONFIG, ["knn"])
 
 
 def test_figures_are_drawn_into_the_run(tmp_path):
-    evaluate_all(None, splits(), replace(CONFIG, figures=True), run_dir=tmp_path, progress=False)
+    evaluate(None, splits(), changed(CONFIG, figures=True), run_dir=tmp_path)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
         "confusion.png",
         "feature_map.png",
@@ -169,7 +149,7 @@ def test_figures_are_drawn_into_the_run(tmp_path):
 
 
 def test_features_of_the_parts_are_kept_by_name(tmp_path):
-    extract_splits(Network(), splits(), cache_dir=tmp_path, progress=False)
+    extract_splits(Encoder(Network()), splits(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["holdout.pt", "test.pt", "train.pt"]
 
 
@@ -184,25 +164,24 @@ class Broken(Network):
 
 def test_what_cannot_run_is_told_and_the_rest_goes_on(tmp_path):
     with pytest.warns(UserWarning, match=r"Left out: segmentation \(.*no masks.*\); attention \(.*no attention"):
-        records = evaluate_all(
+        records = evaluate(
             Network(),
             splits(),
             CONFIG,
             protocols=["segmentation", "knn", "attention", "retrieval"],
             run_dir=tmp_path,
-            progress=False,
         )
     assert [r["protocol"] for r in records if r["metric"] in ("top1", "map")] == ["knn"] * 4 + ["retrieval"]
     assert read_results(tmp_path) == records
 
 
 def test_results_are_on_disk_before_the_next_protocol_begins(tmp_path, monkeypatch):
-    def stopped(subject):
+    def stopped(subject, settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(PROTOCOLS, "retrieval", stopped)
+    monkeypatch.setitem(PROTOCOLS, "retrieval", replace(PROTOCOLS["retrieval"], run=stopped))
     with pytest.raises(KeyboardInterrupt):
-        evaluate_all(None, splits(), CONFIG, protocols=["knn", "retrieval"], run_dir=tmp_path, progress=False)
+        evaluate(None, splits(), CONFIG, protocols=["knn", "retrieval"], run_dir=tmp_path)
     assert {record["protocol"] for record in read_results(tmp_path)} == {"knn"}
 
 
@@ -210,7 +189,7 @@ def test_features_that_are_not_finite_are_extracted_once_and_told_once(tmp_path)
     network = Broken()
     pooled = ["diagnostics", "knn", "knn_loo", "retrieval", "clustering", "ridge", "linear_probe"]
     with pytest.raises(UserError, match="train split of 'stripes' are NaN or infinite for 4 of 50 images") as told:
-        evaluate_all(network, splits(), CONFIG, protocols=pooled, run_dir=tmp_path, progress=False)
+        evaluate(network, splits(), CONFIG, protocols=pooled, run_dir=tmp_path)
     assert str(told.value).count("NaN") == 1
     assert network.images == 50
     assert not (tmp_path / "results.json").exists()
@@ -221,7 +200,7 @@ def test_a_class_that_training_lacks_counts_as_errors_and_nothing_is_left_out(tm
     parts = replace(parts, train=parts.train.subset((parts.train.labels != 1).nonzero().flatten()))
     chosen = ["knn", "linear_probe", "ridge", "clustering", "retrieval", "logistic"]
     with pytest.warns(UserWarning, match=r"Classes of the test features have no training image .*\[1\]"):
-        records = evaluate_all(Network(), parts, CONFIG, protocols=chosen, run_dir=tmp_path, progress=False)
+        records = evaluate(Network(), parts, CONFIG, protocols=chosen, run_dir=tmp_path)
     assert {record["protocol"] for record in records} == set(chosen)
     share = (parts.test.labels != 1).double().mean().item()
     assert all(record["value"] <= share for record in records if record["metric"] == "top1")
@@ -231,34 +210,36 @@ def test_a_class_that_training_lacks_counts_as_errors_and_nothing_is_left_out(tm
 
 def test_records_tell_a_lowered_precision():
     network, parts = Network(), splits()
-    lowered = evaluate_all(network, parts, replace(CONFIG, precision="bf16"), protocols=["knn"], progress=False)
+    lowered = evaluate(network, parts, changed(CONFIG, precision="bf16"), protocols=["knn"])
     assert {record["precision"] for record in lowered} == {"bfloat16"}
     for precision in ("auto", "32"):  # the same on a CPU
-        full = evaluate_all(network, parts, replace(CONFIG, precision=precision), protocols=["knn"], progress=False)
+        full = evaluate(network, parts, changed(CONFIG, precision=precision), protocols=["knn"])
         assert all("precision" not in record for record in full)
-    double = evaluate_all(network.double(), parts, replace(CONFIG, precision="bf16"), protocols=["knn"], progress=False)
+    double = evaluate(network.double(), parts, changed(CONFIG, precision="bf16"), protocols=["knn"])
     assert all("precision" not in record for record in double), "a float64 network is not lowered"
     with pytest.raises(UserError, match=r"eval\.precision: there is no '8'"):
-        evaluate_all(network, parts, replace(CONFIG, precision="8"), protocols=["knn"], progress=False)
+        evaluate(network, parts, changed(CONFIG, precision="8"), protocols=["knn"])
 
 
 def test_diagnostics_of_one_image_are_left_out():
     parts = replace(splits(), train=splits().train.subset(torch.tensor([3])))
     with pytest.raises(UserError, match="at least two training images"):
-        evaluate_all(None, parts, CONFIG, protocols=["diagnostics"], progress=False)
+        evaluate(None, parts, CONFIG, protocols=["diagnostics"])
 
 
 def test_a_factorisation_that_fails_stops_its_protocol_alone(monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "ridge", lambda subject: torch.linalg.cholesky(-torch.eye(2)))
+    def failing(subject, settings):
+        torch.linalg.cholesky(-torch.eye(2))
+        yield
+
+    monkeypatch.setitem(PROTOCOLS, "ridge", replace(PROTOCOLS["ridge"], run=failing))
     with pytest.warns(UserWarning, match="Left out: ridge .*positive-definite"):
-        records = evaluate_all(None, splits(), CONFIG, protocols=["ridge", "knn"], progress=False)
+        records = evaluate(None, splits(), CONFIG, protocols=["ridge", "knn"])
     assert {record["protocol"] for record in records} == {"knn"}
 
 
 def test_figures_that_cannot_be_written_cost_no_number(tmp_path):
     (tmp_path / "figures").write_text("in the way")
-    with pytest.warns(UserWarning, match="figures of the features could not be drawn .FileExistsError"):
-        records = evaluate_all(
-            None, splits(), replace(CONFIG, figures=True), protocols=["knn"], run_dir=tmp_path, progress=False
-        )
+    with pytest.warns(UserWarning, match="feature_map.png could not be drawn .FileExistsError"):
+        records = evaluate(None, splits(), changed(CONFIG, figures=True), protocols=["knn"], run_dir=tmp_path)
     assert read_results(tmp_path) == records

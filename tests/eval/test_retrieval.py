@@ -6,7 +6,7 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet
-from selfsup.eval.retrieval import retrieval
+from selfsup.eval.protocols.retrieval import retrieval
 
 
 def set_of(features, labels):
@@ -50,7 +50,7 @@ def check(result, expected):
 
 @pytest.mark.parametrize("pairs", [8_000_000, 200])
 def test_every_score_is_brute_force(pairs, monkeypatch):
-    monkeypatch.setattr(sys.modules["selfsup.eval.retrieval"], "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(sys.modules["selfsup.eval.protocols.retrieval"], "PAIRS_AT_ONCE", pairs)
     gallery, query = clusters(70, 0), clusters(40, 1, labels=(3, 7, 50))  # nobody in the gallery is of class 50
     result = retrieval(query, gallery, (1, 2, 5, 500))
     check(result, by_loop(query, gallery, (1, 2, 5, 500)))
@@ -60,7 +60,7 @@ def test_every_score_is_brute_force(pairs, monkeypatch):
 
 @pytest.mark.parametrize("pairs", [8_000_000, 200])
 def test_one_set_is_ranked_without_the_query_itself(pairs, monkeypatch):
-    monkeypatch.setattr(sys.modules["selfsup.eval.retrieval"], "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(sys.modules["selfsup.eval.protocols.retrieval"], "PAIRS_AT_ONCE", pairs)
     data = clusters(41, 0)
     expected = by_loop(data, data, (1, 3), leave_self_out=True)
     check(retrieval(data, ks=(1, 3)), expected)
@@ -104,7 +104,7 @@ def test_files_are_the_sets_they_hold(tmp_path):
         (set_of([[1, 0]], [0]), set_of([[1, 0, 0]], [0]), {}, "dimensions"),
         (set_of([[math.nan, 0]], [0]), set_of([[1, 0]], [0]), {}, "query features are NaN"),
         (set_of([[1, 0]], [0]), set_of([[1, 0]], [1]), {}, "No query has an image of its class"),
-        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), {"ks": (0,)}, "eval.retrieval_k"),
+        (set_of([[1, 0]], [0]), set_of([[1, 0]], [0]), {"ks": (0,)}, "eval.retrieval.k"),
     ],
 )
 def test_what_a_person_can_change(query, gallery, settings, message):

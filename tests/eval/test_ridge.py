@@ -4,7 +4,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, ridge_probe
-from selfsup.eval.ridge import fit_ridge
+from selfsup.eval.protocols.ridge import fit_ridge
 
 
 def problem(count, width, classes=4, seed=0):
@@ -17,7 +17,7 @@ def problem(count, width, classes=4, seed=0):
 @pytest.mark.parametrize(("count", "width"), [(60, 7), (15, 40), (20, 20)])
 @pytest.mark.parametrize("block", [64, 2**24])
 def test_every_penalty_is_what_scikit_learn_solves_for_it_alone(count, width, block, monkeypatch):
-    monkeypatch.setattr("selfsup.eval.ridge.BLOCK", block)
+    monkeypatch.setattr("selfsup.eval.protocols.ridge.BLOCK", block)
     inputs, targets = problem(count, width)
     penalties = [1e-4, 0.1, 30.0]
     weights, biases = fit_ridge(inputs, targets, 4, penalties)
@@ -65,8 +65,8 @@ def test_a_constant_dimension_and_a_repeated_one_do_no_harm():
 def test_what_a_person_can_put_right(monkeypatch):
     inputs, targets = problem(40, 5)
     part = FeatureSet(inputs.float(), targets, torch.arange(40))
-    with pytest.raises(UserError, match=r"eval\.ridge_penalties"):
+    with pytest.raises(UserError, match=r"eval\.ridge\.penalties"):
         ridge_probe(part, part, penalties=[0.0])
-    monkeypatch.setattr("selfsup.eval.ridge.LARGEST", 4)
+    monkeypatch.setattr("selfsup.eval.protocols.ridge.LARGEST", 4)
     with pytest.raises(UserError, match=r"data\.limit"):
         ridge_probe(part, part)

@@ -8,21 +8,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measuring import changed, evaluate
 from tiny import resident
 from torch import nn
 from torch.nn import functional as F
 
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
-from selfsup.eval import EvalConfig, add_results, compare, evaluate_all, read_results, segmentation_probe
-from selfsup.eval.segmentation import (
-    PixelClassifier,
-    _standardiser,
-    confusion,
-    intersection_over_union,
+from selfsup.eval import (
+    Encoder,
+    SegmentationSettings,
+    add_results,
+    eval_config,
+    read_results,
     segment,
-    train_pixel_classifiers,
+    segmentation_probe,
 )
+from selfsup.eval.pixels import confusion, intersection_over_union
+from selfsup.eval.protocols.segmentation import PixelClassifier, standardiser, train_pixel_classifiers
+from selfsup.report import compare
 from selfsup.types import Normalization
 
 CLASSES = ("red", "green", "blue")
@@ -74,7 +78,9 @@ class Blind(Oracle):
 
 
 def probe(backbone, train, scored, **settings):
-    return segmentation_probe(backbone, train, scored, **{"epochs": 5, "progress": False, **settings})
+    holdout, seed = settings.pop("holdout", None), settings.pop("seed", 0)
+    encoder, settings = Encoder(backbone, progress=False), SegmentationSettings(**{"epochs": 5, **settings})
+    return segmentation_probe(encoder, train, scored, settings, holdout=holdout, seed=seed)
 
 
 # counting
@@ -123,7 +129,9 @@ def test_training_is_a_convolution_with_upsampled_logits_under_sgd():
     maps = (3 * torch.randn(10, 5, 2, 3, generator=generator) + 1).half()
     masks = torch.randint(0, 3, (10, 4, 6), generator=generator).to(torch.uint8)
     rates = [0.1, 2.0]
-    found = train_pixel_classifiers(maps, masks, 3, rates, epochs=3, batch_size=4, seed=7)
+    found = train_pixel_classifiers(
+        maps, masks, 3, SegmentationSettings(learning_rates=rates, epochs=3, batch_size=4), seed=7
+    )
     norm = nn.BatchNorm2d(5, eps=0, affine=False)
     norm.running_mean = maps.float().mean((0, 2, 3))
     norm.running_var = maps.float().var((0, 2, 3), correction=0)
@@ -153,10 +161,11 @@ def test_training_is_a_convolution_with_upsampled_logits_under_sgd():
 def test_small_blocks_change_nothing(monkeypatch):
     maps = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     masks = torch.randint(0, 3, (6, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    whole = train_pixel_classifiers(maps, masks, 3, [0.5], 2, 6, 0)[0]
+    settings = SegmentationSettings(learning_rates=[0.5], epochs=2, batch_size=6)
+    whole = train_pixel_classifiers(maps, masks, 3, settings, 0)[0]
     expected = whole.predict(maps, (4, 4))
-    monkeypatch.setattr("selfsup.eval.segmentation.LOGITS", 2 * 3 * 16)  # two images a block
-    blocks = train_pixel_classifiers(maps, masks, 3, [0.5], 2, 6, 0)[0]
+    monkeypatch.setattr("selfsup.eval.pixels.LOGITS", 2 * 3 * 16)  # two images a block
+    blocks = train_pixel_classifiers(maps, masks, 3, settings, 0)[0]
     torch.testing.assert_close(blocks.weight, whole.weight)
     assert torch.equal(blocks.predict(maps, (4, 4)), expected)
 
@@ -164,7 +173,7 @@ def test_small_blocks_change_nothing(monkeypatch):
 def test_a_constant_channel_is_ignored():
     maps = torch.randn(4, 3, 2, 2)
     maps[:, 1] = 7.0
-    mean, scale = _standardiser(maps)
+    mean, scale = standardiser(maps)
     assert scale[1] == 0
     torch.testing.assert_close(mean, maps.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(scale[::2], 1 / maps.std((0, 2, 3), correction=0)[::2])
@@ -198,12 +207,12 @@ def test_features_that_hold_the_class_reach_their_bound_and_blind_ones_do_not(si
 def test_the_score_is_that_of_the_chosen_classifier_on_every_image():
     train, holdout, test = scenes(60), scenes(20, 1), scenes(45, 2)
     result = probe(Oracle(4), train, test, holdout=holdout, batch_size=16)
-    predicted, truth = segment(Oracle(4), result.classifier, test)
+    predicted, truth = segment(Encoder(Oracle(4), progress=False), result.classifier, test)
     assert torch.equal(truth, test.read_masks(torch.arange(45)).long())
     assert result.per_class == pytest.approx(brute_force(predicted, truth))
     assert result.pixel_accuracy == pytest.approx((predicted == truth).double().mean().item())
     assert result.images == (60, 20, 45)
-    held = segment(Oracle(4), result.classifier, holdout)
+    held = segment(Encoder(Oracle(4), progress=False), result.classifier, holdout)
     values = brute_force(*held)
     assert result.chosen.holdout_miou == pytest.approx(sum(values.values()) / len(values))
 
@@ -274,7 +283,7 @@ def test_maps_are_kept_in_half_precision_and_large_values_saturate(monkeypatch):
         def forward_dense(self, images):
             return 1e6 * super().forward_dense(images)
 
-    monkeypatch.setattr("selfsup.eval.segmentation.train_pixel_classifiers", watch)
+    monkeypatch.setattr("selfsup.eval.protocols.segmentation.train_pixel_classifiers", watch)
     result = probe(Loud(4), scenes(30), scenes(10, 2), holdout=scenes(10, 1))
     assert kept[0].dtype == torch.float16
     assert kept[0].isfinite().all()
@@ -292,7 +301,7 @@ def test_one_seed_gives_one_result(monkeypatch):
     def run(seed):
         return probe(Oracle(4), scenes(80), scenes(20, 2), images=30, seed=seed)
 
-    monkeypatch.setattr("selfsup.eval.segmentation.train_pixel_classifiers", watch)
+    monkeypatch.setattr("selfsup.eval.protocols.segmentation.train_pixel_classifiers", watch)
 
     first, again, other = run(3), run(3), run(4)
     assert torch.equal(first.classifier.weight, again.classifier.weight)
@@ -327,14 +336,14 @@ def test_masks_are_cropped_as_the_images_are():
         wide, None, name="wide", split="train", image_size=16, normalization=square.normalization, masks=masks
     )
     chosen = PixelClassifier(torch.zeros(3), torch.ones(3), torch.eye(4)[:, 1:], torch.zeros(4))
-    _, truth = segment(None, chosen, data)
+    _, truth = segment(Encoder(None, progress=False), chosen, data)
     assert truth.shape == (40, 16, 16)
     assert torch.equal(truth, torch.cat([square._masks, square._masks], 2)[:, :, 8:24].long())
 
 
 # in the evaluation
 
-CONFIG = EvalConfig(knn_k=[3], probe_epochs=1, segmentation_epochs=3, batch_size=16)
+CONFIG = eval_config(knn={"k": [3]}, linear_probe={"epochs": 1}, segmentation={"epochs": 3}, batch_size=16)
 
 
 def splits(**settings):
@@ -359,7 +368,7 @@ class Plain(nn.Module):
 
 def test_the_record_carries_its_protocol_and_the_figure_is_drawn(tmp_path):
     wanted = ["knn", "segmentation"]
-    records = evaluate_all(Plain(), splits(), CONFIG, protocols=wanted, run_dir=tmp_path, epoch=3, progress=False)
+    records = evaluate(Plain(), splits(), CONFIG, wanted, run_dir=tmp_path, epoch=3)
     assert {r["protocol"] for r in records} == set(wanted)
     (record,) = [r for r in read_results(tmp_path) if r["protocol"] == "segmentation"]
     expected = {
@@ -380,11 +389,11 @@ def test_the_record_carries_its_protocol_and_the_figure_is_drawn(tmp_path):
 
 def test_without_test_images_the_holdout_is_scored_and_not_chosen_on():
     parts = replace(splits(), test=None)
-    (record,) = evaluate_all(Oracle(4), parts, CONFIG, protocols=["segmentation"], progress=False)
+    (record,) = evaluate(Oracle(4), parts, CONFIG, ["segmentation"])
     assert (record["split"], record["selected_on"]) == ("holdout", "10% of train (6 images)")
     parts = replace(parts, holdout=parts.holdout.subset(torch.arange(0)))
     with pytest.raises(UserError, match=r"data\.holdout"):
-        evaluate_all(Oracle(4), parts, CONFIG, protocols=["segmentation"], progress=False)
+        evaluate(Oracle(4), parts, CONFIG, ["segmentation"])
 
 
 def test_segmentation_alone_needs_no_pooled_features():
@@ -392,13 +401,13 @@ def test_segmentation_alone_needs_no_pooled_features():
         def forward_dense(self, images):
             return images
 
-    (record,) = evaluate_all(Dense(), splits(), CONFIG, protocols=["segmentation"], progress=False)
+    (record,) = evaluate(Dense(), splits(), CONFIG, ["segmentation"])
     assert record["value"] > 0.5
 
 
 def test_data_without_masks_is_left_out_with_a_note_and_refused_when_asked_for():
     def protocols(**settings):
-        return {r["protocol"] for r in evaluate_all(Plain(), splits(**settings), CONFIG, progress=False)}
+        return {r["protocol"] for r in evaluate(Plain(), splits(**settings), CONFIG)}
 
     with pytest.warns(UserWarning, match=r"Left out: .*attention"):
         everything = protocols()
@@ -406,13 +415,13 @@ def test_data_without_masks_is_left_out_with_a_note_and_refused_when_asked_for()
     with pytest.warns(UserWarning, match=r"Left out: .*segmentation, segmentation_knn \(.*'squares' has no masks"):
         assert protocols(masks=False) == everything - {"segmentation", "segmentation_knn"}
     with pytest.raises(UserError, match="has no masks"):
-        evaluate_all(Oracle(4), splits(masks=False), CONFIG, protocols=["segmentation"], progress=False)
+        evaluate(Oracle(4), splits(masks=False), CONFIG, ["segmentation"])
 
 
 def test_a_backbone_without_maps_is_left_out_with_a_note_and_refused_when_asked_for():
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.warns(UserWarning, match=r"Left out: .*segmentation, segmentation_knn \(.*forward_dense"):
-        records = evaluate_all(network, splits(), CONFIG, progress=False)
+        records = evaluate(network, splits(), CONFIG)
     assert "segmentation" not in {r["protocol"] for r in records}
     with pytest.raises(UserError, match="forward_dense"):
         probe(network, scenes(20), scenes(10))
@@ -447,8 +456,8 @@ def test_a_diverged_network_is_named():
 def test_the_column_shows_only_when_a_run_has_it(tmp_path):
     common = ["knn", "linear_probe"]
     for name, wanted in (("with", [*common, "segmentation"]), ("without", common)):
-        config = replace(CONFIG, figures=False)
-        evaluate_all(Oracle(4), splits(), config, protocols=wanted, run_dir=tmp_path / name, progress=False)
+        config = changed(CONFIG, figures=False)
+        evaluate(Oracle(4), splits(), config, wanted, run_dir=tmp_path / name)
     alone = compare([tmp_path / "without"])
     assert "mIoU" not in alone.columns
     assert "mIoU" not in alone.rows[0]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from measuring import evaluate
 from tiny import resident
 from torch import nn
 from torch.nn import functional as F
@@ -14,9 +15,21 @@ from torchmetrics.functional.segmentation import mean_iou
 
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
-from selfsup.eval import EvalConfig, evaluate_all, segment, segmentation_knn, segmentation_probe
-from selfsup.eval.figures import segmentation_panels
-from selfsup.eval.segmentation import CellBank, cell_classes, confusion, train_pixel_classifiers
+from selfsup.eval import (
+    Encoder,
+    SegmentationKnnSettings,
+    SegmentationSettings,
+    eval_config,
+    segment,
+    segmentation_knn,
+    segmentation_probe,
+)
+from selfsup.eval.pixels import confusion
+from selfsup.eval.protocols.segmentation import train_pixel_classifiers
+from selfsup.eval.protocols.segmentation_knn import CellBank, cell_classes
+from selfsup.eval.shown import Panels
+from selfsup.report import save
+from selfsup.report.charts.segmentation import segmentation_panels
 from selfsup.types import Normalization
 
 COLOURS = torch.tensor([[90, 90, 90], [200, 40, 40], [40, 200, 40], [40, 40, 200]])
@@ -50,7 +63,9 @@ class Cells(nn.Module):
 
 
 def knn(train, test, network=None, **settings):
-    return segmentation_knn(network or Cells(), train, test, **{"progress": False, "k": 3, **settings})
+    seed = settings.pop("seed", 0)
+    settings = SegmentationKnnSettings(**{"k": 3, **settings})
+    return segmentation_knn(Encoder(network or Cells(), progress=False), train, test, settings, seed)
 
 
 # the vote
@@ -97,8 +112,8 @@ def test_the_vote_is_the_weighted_mean_over_the_nearest_cells(k, temperature, mo
     torch.testing.assert_close(found.double(), looped(bank, shares, maps, k, temperature), atol=1e-5, rtol=1e-4)
     upsampled = nn.Upsample((9, 8), mode="bilinear", align_corners=False)(found).argmax(1)
     assert torch.equal(cells.predict(maps, (9, 8)), upsampled)
-    monkeypatch.setattr("selfsup.eval.segmentation.VOTES", 5 * k * 3)
-    monkeypatch.setattr("selfsup.eval.segmentation.LOGITS", 3 * 72)
+    monkeypatch.setattr("selfsup.eval.protocols.segmentation_knn.VOTES", 5 * k * 3)
+    monkeypatch.setattr("selfsup.eval.pixels.LOGITS", 3 * 72)
     assert torch.equal(cells.probabilities(maps), found)
     assert torch.equal(cells.predict(maps, (9, 8)), upsampled)
 
@@ -107,7 +122,7 @@ def test_a_bank_of_the_scored_images_gives_their_own_cells_back():
     data = scenes(8)
     result = knn(data, data, k=1)
     assert result.bank.features.shape == (8 * 16, 3)
-    _, truth = segment(Cells(), result.bank, data)
+    _, truth = segment(Encoder(Cells(), progress=False), result.bank, data)
     own = result.bank.probabilities(F.adaptive_avg_pool2d((data._images / 255 - 0.4) / 0.3, 4)).argmax(1)
     assert torch.equal(own, truth[:, 2::4, 2::4])
 
@@ -115,7 +130,7 @@ def test_a_bank_of_the_scored_images_gives_their_own_cells_back():
 def test_the_score_is_torchmetrics_on_every_image():
     train, test = scenes(40, unknown=0.3), scenes(21, 2)
     result = knn(train, test, batch_size=8)
-    predicted, truth = segment(Cells(), result.bank, test)
+    predicted, truth = segment(Encoder(Cells(), progress=False), result.bank, test)
     expected = mean_iou(predicted, truth, num_classes=4, per_class=True, input_format="index")
     # torchmetrics averages over images; over all of them as one picture is the total
     total = mean_iou(
@@ -194,7 +209,8 @@ def test_ignored_pixels_do_not_train(monkeypatch):
     masks = torch.randint(0, 3, (6, 4, 4), generator=generator).to(torch.uint8)
     masks[0] = 255
     masks[1, :3] = 255
-    (found,) = train_pixel_classifiers(maps, masks, 3, [0.5], 1, 6, 0)
+    settings = SegmentationSettings(learning_rates=[0.5], epochs=1, batch_size=6)
+    (found,) = train_pixel_classifiers(maps, masks, 3, settings, 0)
     convolution = nn.Conv2d(4, 3, 1)
     nn.init.zeros_(convolution.weight)
     nn.init.zeros_(convolution.bias)
@@ -206,15 +222,17 @@ def test_ignored_pixels_do_not_train(monkeypatch):
     optimizer.step()
     torch.testing.assert_close(found.weight, convolution.weight.detach()[:, :, 0, 0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.bias, convolution.bias.detach(), rtol=1e-4, atol=1e-6)
-    monkeypatch.setattr("selfsup.eval.segmentation.LOGITS", 2 * 3 * 16)
-    (blocks,) = train_pixel_classifiers(maps, masks, 3, [0.5], 1, 6, 0)
+    monkeypatch.setattr("selfsup.eval.pixels.LOGITS", 2 * 3 * 16)
+    (blocks,) = train_pixel_classifiers(maps, masks, 3, settings, 0)
     torch.testing.assert_close(blocks.weight, found.weight)
 
 
 def test_the_linear_probe_is_scored_on_known_pixels_alone():
     train, holdout, test = scenes(40, unknown=0.2), scenes(10, 1, unknown=0.2), scenes(20, 2, unknown=0.2)
-    result = segmentation_probe(Cells(), train, test, holdout=holdout, epochs=3, progress=False)
-    predicted, truth = segment(Cells(), result.classifier, test)
+    result = segmentation_probe(
+        Encoder(Cells(), progress=False), train, test, SegmentationSettings(epochs=3), holdout=holdout
+    )
+    predicted, truth = segment(Encoder(Cells(), progress=False), result.classifier, test)
     known = truth != 255
     assert 0.1 < 1 - known.double().mean() < 0.3
     assert result.pixel_accuracy == pytest.approx((predicted[known] == truth[known]).double().mean().item())
@@ -227,7 +245,8 @@ def test_the_picture_leaves_unknown_pixels_white(tmp_path):
     from PIL import Image
 
     truth = torch.full((1, 8, 8), 255)
-    path = segmentation_panels(torch.zeros(1, 3, 8, 8), truth, torch.zeros_like(truth), tmp_path / "a.png")
+    shown = Panels(torch.zeros(1, 3, 8, 8), truth, torch.zeros_like(truth))
+    path = save(segmentation_panels(shown), tmp_path / "a.png")
     pixels = np.asarray(Image.open(path).convert("RGB"))
     middle = pixels[len(pixels) // 2, : pixels.shape[1] // 2]  # through the panel of the truth
     assert (middle == 255).all(1).mean() > 0.8
@@ -246,8 +265,8 @@ def parts(**settings):
 
 
 def test_the_record_carries_its_protocol():
-    config = EvalConfig(segmentation_k=5, segmentation_cells=100, segmentation_temperature=0.1)
-    (record,) = evaluate_all(Network(), parts(), config, protocols=["segmentation_knn"], seed=3, progress=False)
+    config = eval_config(segmentation_knn={"k": 5, "cells": 100, "temperature": 0.1})
+    (record,) = evaluate(Network(), parts(), config, ["segmentation_knn"], seed=3)
     expected = {
         "split": "test", "metric": "miou", "primary": True, "k": 5, "neighbours": 5, "temperature": 0.1, "seed": 3,
         "bank_cells": 90, "train_images": 30, "holdout_images": 0, "test_images": 10, "map_size": [4, 4], "dim": 3,
@@ -261,13 +280,13 @@ def test_the_record_carries_its_protocol():
 def test_without_test_images_the_holdout_is_scored():
     some = parts()
     some = Splits(some.pretrain, some.train, some.holdout, None)
-    (record,) = evaluate_all(Network(), some, EvalConfig(), protocols=["segmentation_knn"], progress=False)
+    (record,) = evaluate(Network(), some, eval_config(), ["segmentation_knn"])
     assert (record["split"], record["holdout_images"], record["test_images"]) == ("holdout", 8, 0)
 
 
 @pytest.mark.parametrize("settings", [{"k": 0}, {"cells": 0}, {"temperature": 0.0}, {"images": 0}])
 def test_settings_out_of_range(settings):
-    with pytest.raises(UserError, match="segmentation_cells"):
+    with pytest.raises(UserError, match=r"eval\.segmentation_knn\.k, images, cells"):
         knn(scenes(2), scenes(2, 1), **settings)
 
 
@@ -277,14 +296,16 @@ def test_what_cannot_be_segmented_is_said():
     with pytest.raises(UserError, match="forward_dense"):
         knn(scenes(4), scenes(2), nn.Flatten())
     with pytest.raises(UserError, match="no network"):
-        evaluate_all(None, parts(), EvalConfig(), protocols=["segmentation_knn"], progress=False)
+        evaluate(None, parts(), eval_config(), ["segmentation_knn"])
     empty = scenes(4, unknown=1.1)
     with pytest.raises(UserError, match="no pixel of 'blocks'"):
         knn(empty, scenes(2))
     with pytest.raises(UserError, match="no pixel of 'blocks'"):
         knn(scenes(4), empty)
     with pytest.raises(UserError, match="no pixel of 'blocks'"):
-        segmentation_probe(Cells(), scenes(20), empty, holdout=scenes(4), epochs=1, progress=False)
+        segmentation_probe(
+            Encoder(Cells(), progress=False), scenes(20), empty, SegmentationSettings(epochs=1), holdout=scenes(4)
+        )
 
 
 def test_a_class_beyond_the_known_ones_is_named():

@@ -14,7 +14,7 @@ from selfsup.cli import main, sentence
 from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.engine.training import train
-from selfsup.eval import layer_features, read_results
+from selfsup.eval import Encoder, read_results
 from selfsup.opened import load_backbone, open_network
 
 
@@ -35,7 +35,7 @@ def test_the_head_is_the_trained_one(finished):
     assert all(torch.equal(value, saved[name]) for name, value in head.state_dict().items())
     backbone = load_backbone(finished)
     data = load_splits(load_config(TINY).data).train
-    found = layer_features(backbone, data, head=head, progress=False)
+    found = Encoder(backbone, progress=False).layers(data, head)
     # SimCLR's head has three linear layers
     assert list(found)[-3:] == ["head.1", "head.2", "head.3"]
     assert found["head.3"].features.shape[1] == 128

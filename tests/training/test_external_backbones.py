@@ -30,7 +30,7 @@ SMALL = [
     "data.train_size=60",
     "data.test_size=30",
     "data.image_size=32",
-    "eval.knn_k=[3]",
+    "eval.knn.k=[3]",
     "eval.figures=false",
     "accelerator=cpu",
 ]

@@ -12,7 +12,7 @@ from selfsup.errors import UserError
 from selfsup.eval import read_results
 from selfsup.transfer import transfer
 
-QUICK = ["eval.probe_epochs=2", "eval.probe_learning_rates=[0.1]", "eval.knn_k=[5]", "eval.figures=false"]
+QUICK = ["eval.linear_probe.epochs=2", "eval.linear_probe.learning_rates=[0.1]", "eval.knn.k=[5]", "eval.figures=false"]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@ import csv
 import pytest
 
 from selfsup.errors import UserError
-from selfsup.eval import add_results, compare
+from selfsup.eval import add_results
+from selfsup.report import compare
 
 
 def record(protocol="knn", value=0.5, metric="top1", split="test", **fields):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +16,68 @@ from tqdm import tqdm
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
 from selfsup.eval.logistic import fit_logistic
+from selfsup.eval.record import Record, Spread
+from selfsup.eval.registry import protocol
+from selfsup.eval.subject import Subject
 
 EPISODES_AT_ONCE = 100
 CLASSIFIERS = ("centroid", "logistic")
 LOGISTIC_STRENGTH = 1.0
+
+
+@dataclass
+class FewShotSettings:
+    """What the episodes are.
+
+    Attributes:
+        ways: Classes of an episode.
+        shots: Labelled images of each; one measurement for every entry.
+        queries: Images of each class to be classified.
+        episodes: Their number.
+    """
+
+    ways: int = 5
+    shots: list[int] = field(default_factory=lambda: [1, 5])
+    queries: int = 15
+    episodes: int = 600
+
+
+@protocol("few_shot", FewShotSettings, needs=("labels",), told=("ways", "shots", "classifier"))
+def evaluate(subject: Subject, settings: FewShotSettings) -> Iterator[Record]:
+    """Accuracy over episodes of a few labelled images a class, with its 95 % interval; nothing is chosen.
+
+    The labelled images of an episode are training images, its queries scored ones. One record for every number of
+    shots and classifier.
+    """
+    features = subject.features
+    split, scored = features.scored
+    for shots in settings.shots:
+        for classifier in CLASSIFIERS:
+            result = few_shot(
+                features.train,
+                scored,
+                ways=settings.ways,
+                shots=shots,
+                queries=settings.queries,
+                episodes=settings.episodes,
+                classifier=classifier,
+                seed=subject.seed,
+                device=subject.encoder.device,
+                progress=subject.encoder.progress,
+            )
+            how: dict[str, Any] = {
+                "ways": settings.ways,
+                "shots": shots,
+                "queries": settings.queries,
+                "episodes": settings.episodes,
+            }
+            how |= {"classifier": classifier, "features": "centred, L2-normalised", **features.how}
+            how["primary"] = (shots, classifier) == (settings.shots[0], CLASSIFIERS[0])
+            if classifier == "logistic":
+                how["c"] = LOGISTIC_STRENGTH
+            spread = Spread(result.interval, "interval")
+            found = {"seconds": round(result.seconds, 3)}
+            yield Record(split=split, metric="top1", value=result.accuracy, spread=spread, how=how, found=found)
 
 
 @dataclass(frozen=True)
@@ -75,8 +135,8 @@ def few_shot(
         raise UserError(f"few_shot: there is no classifier '{classifier}'; use one of {', '.join(CLASSIFIERS)}.")
     if ways < 2 or min(shots, queries) < 1 or episodes < 2:
         raise UserError(
-            "eval.few_shot_ways and eval.few_shot_episodes: give at least 2; eval.few_shot_shots and "
-            "eval.few_shot_queries: at least 1."
+            "eval.few_shot.ways and eval.few_shot.episodes: give at least 2; eval.few_shot.shots and "
+            "eval.few_shot.queries: at least 1."
         )
     labels = {"support": known_labels(support, "support"), "query": known_labels(query, "query")}
     check_widths(support, query)
@@ -129,8 +189,8 @@ def draw_episodes(
             rows[label] = mine
     if len(rows) < ways:
         raise UserError(
-            f"eval.few_shot_ways is {ways} and {len(rows)} classes have {shots} training and {queries} scored images; "
-            "lower eval.few_shot_ways, eval.few_shot_shots or eval.few_shot_queries."
+            f"eval.few_shot.ways is {ways} and {len(rows)} classes have {shots} training and {queries} scored images; "
+            "lower eval.few_shot.ways, eval.few_shot.shots or eval.few_shot.queries."
         )
     labels = list(rows)
     # one generator for each part, so that the number of shots does not change what else is drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,36 @@ from tqdm import tqdm
 
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
+from selfsup.eval.record import Record
+from selfsup.eval.registry import protocol
+from selfsup.eval.subject import Subject
 
 RESTARTS = 5
 ITERATIONS = 50
 POINTS_PER_CLUSTER = 1024  # more, drawn at random, are left out of the fit: they hardly move a centroid
+
+
+@dataclass
+class ClusteringSettings:
+    """How features are clustered.
+
+    Attributes:
+        clusters: Number of k-means clusters; None is the number of classes.
+    """
+
+    clusters: int | None = None
+
+
+@protocol("clustering", ClusteringSettings, needs=("labels",))
+def evaluate(subject: Subject, settings: ClusteringSettings) -> Iterator[Record]:
+    """How well k-means clusters of the training features agree with the classes of the scored images."""
+    features = subject.features
+    split, scored = features.scored
+    result = clustering(features.train, scored, settings.clusters, seed=subject.seed, progress=subject.encoder.progress)
+    how = {"clusters": result.clusters, "fitted_on": "train", "features": "L2-normalised", "restarts": RESTARTS}
+    how |= {"iterations": ITERATIONS, "most_points_per_cluster": POINTS_PER_CLUSTER, **features.how}
+    for metric, value in {"nmi": result.nmi, "ari": result.ari, "cluster_accuracy": result.accuracy}.items():
+        yield Record(split=split, metric=metric, value=value, how=how)
 
 
 @dataclass(frozen=True)
@@ -85,7 +112,7 @@ def spherical_kmeans(features: Tensor, clusters: int, *, seed: int = 0, progress
     """
     if not 1 <= clusters <= len(features):
         raise UserError(
-            f"eval.clusters: {clusters} clusters cannot be made of {len(features)} images; "
+            f"eval.clustering.clusters: {clusters} clusters cannot be made of {len(features)} images; "
             "set it between 1 and the number of images."
         )
     import faiss

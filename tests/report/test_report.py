@@ -20,9 +20,10 @@ from scipy.stats import binomtest
 
 from selfsup.engine.callbacks import Interrupted
 from selfsup.engine.training import load_resumed_config, train
-from selfsup.eval import add_results, compare
-from selfsup.eval.report import accuracy_over_time, estimate, seed_groups, wilson_interval, write_report
-from selfsup.eval.svg import Bar, Series, bar_chart, line_chart
+from selfsup.eval import add_results
+from selfsup.report import compare
+from selfsup.report.page import accuracy_over_time, estimate, seed_groups, wilson_interval, write_report
+from selfsup.report.svg import Bar, Series, bar_chart, line_chart
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -264,7 +265,7 @@ def test_text_from_files_stays_text(tmp_path: Path) -> None:
         record("linear_probe", 0.5, split=HOSTILE),
         record("layers", 0.5, layer=HOSTILE, depth=0),
         record("invariance", 0.5, "invariance", operation=HOSTILE),
-        record("segmentation", 0.5, "miou", per_class={HOSTILE: [HOSTILE, {HOSTILE: HOSTILE}]}),
+        record("segmentation", 0.5, "miou", per_class={HOSTILE: 0.5}, grid={HOSTILE: [HOSTILE, {HOSTILE: HOSTILE}]}),
     ]
     folders = [make_run(tmp_path / name, records, seed=None), make_run(tmp_path / "b")]
     (folders[0] / "config.yaml").write_text(f"method: {json.dumps(HOSTILE)}\nbackbone: {json.dumps(HOSTILE)}\n")
@@ -435,7 +436,7 @@ def test_no_two_of_many_series_look_alike() -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_stand_out(scheme: str) -> None:
     """WCAG 2.2: 4.5 for text, 3 for lines and markers."""
-    style = files("selfsup.eval").joinpath("report.html").read_text("utf-8")
+    style = files("selfsup.report").joinpath("page.html").read_text("utf-8")
     blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[("light", "dark").index(scheme)]))
 

@@ -5,8 +5,11 @@ from tiny import resident
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet
-from selfsup.eval.compare import Table
-from selfsup.eval.figures import comparison_chart, feature_map, nearest_images, neighbour_grid, training_curves
+from selfsup.eval.shown import NeighbourImages, feature_map, nearest_images
+from selfsup.report import Table, save, training_curves
+from selfsup.report.charts.comparison import comparison_chart
+from selfsup.report.charts.feature_map import feature_map_picture
+from selfsup.report.charts.neighbours import neighbour_grid
 from selfsup.types import Normalization
 
 GREEN, RED, GREY = (42, 157, 74), (209, 53, 43), (136, 136, 136)
@@ -32,8 +35,8 @@ def test_every_logged_quantity_gets_a_panel(tmp_path):
     (tmp_path / "more.csv").write_text(
         "epoch,health/rank_me,lr,online/knn,step,train/loss\n0,,0.1,,0,3.0\n0,,,,10,2.0\n0,5.5,,0.5,10,\n"
     )
-    one = Image.open(training_curves(tmp_path / "one.csv", tmp_path / "figures" / "one.png"))
-    more = Image.open(training_curves(tmp_path / "more.csv", tmp_path / "figures" / "more.png"))
+    one = Image.open(save(training_curves(tmp_path / "one.csv"), tmp_path / "figures" / "one.png"))
+    more = Image.open(save(training_curves(tmp_path / "more.csv"), tmp_path / "figures" / "more.png"))
     # four panels in rows of three
     assert (more.width, more.height) == pytest.approx((3 * one.width, 2 * one.height), abs=6)
 
@@ -42,9 +45,9 @@ def test_every_logged_quantity_gets_a_panel(tmp_path):
 def test_curves_of_nothing(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
     with pytest.raises(UserError, match="no logged values"):
-        training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+        training_curves(tmp_path / "metrics.csv")
     with pytest.raises(UserError, match="does not exist"):
-        training_curves(tmp_path / "other.csv", tmp_path / "curves.png")
+        training_curves(tmp_path / "other.csv")
 
 
 @pytest.mark.parametrize(
@@ -52,29 +55,30 @@ def test_curves_of_nothing(tmp_path, text):
     [([[1, 1]], [GREEN], [RED, GREY]), ([[0, 2]], [RED], [GREEN, GREY]), ([[1, 2]], [GREEN, RED], [GREY])],
 )
 def test_frames_say_whether_the_class_is_right(tmp_path, neighbour, present, absent):
-    path = neighbour_grid(
+    shown = NeighbourImages(
         torch.full((1, 3, 4, 4), 200, dtype=torch.uint8),
         torch.full((1, 2, 3, 4, 4), 100, dtype=torch.uint8),
-        tmp_path / "grid.png",
         query_labels=torch.tensor([1]),
         neighbour_labels=torch.tensor(neighbour),
     )
+    path = save(neighbour_grid(shown), tmp_path / "grid.png")
     assert all(share(path, colour) > 0.002 for colour in present)
     assert all(share(path, colour) == 0 for colour in absent)
     assert share(path, (100, 100, 100)) > 0.2, "the neighbours themselves"
 
 
-def test_nearest_images_are_found_by_their_index(tmp_path):
-    def dataset(values):
-        images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 5, 5)
-        return resident(
-            images, None, name="flat", split="train", image_size=5, normalization=Normalization((0.5,), (0.5,))
-        )
+def dataset(values, classes=None):
+    images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 5, 5)
+    statistics = Normalization((0.5,), (0.5,))
+    return resident(images, None, name="flat", split="train", image_size=5, normalization=statistics, classes=classes)
 
+
+def test_nearest_images_are_found_by_their_index(tmp_path):
     # the bank lacks the first image of its dataset, as when one could not be decoded
     bank = FeatureSet(torch.tensor([[1.0, 0], [0, 1]]), None, torch.tensor([1, 2]))
     queries = FeatureSet(torch.tensor([[0.1, 1.0]]), None, torch.tensor([0]))
-    path = nearest_images(bank, dataset([10, 90, 170]), queries, dataset([230]), tmp_path / "near.png", k=1)
+    shown = nearest_images((bank, dataset([10, 90, 170])), (queries, dataset([230])), k=1)
+    path = save(neighbour_grid(shown), tmp_path / "near.png")
     assert share(path, (170, 170, 170)) > 0.1
     assert share(path, (230, 230, 230)) > 0.1
     assert share(path, (10, 10, 10)) < 0.01
@@ -85,29 +89,30 @@ def test_map_has_a_colour_for_each_class(tmp_path):
     features = torch.randn(30, 60, generator=torch.Generator().manual_seed(0))
     blue, orange = (31, 119, 180), (255, 127, 14)
     labels = torch.arange(30) % 2
-    with_labels = feature_map(features, labels, ("a", "b"), tmp_path / "with.png")
-    without = feature_map(features, None, None, tmp_path / "without.png")
+    images = dataset([0] * 30, ("a", "b"))
+    maps = [feature_map(FeatureSet(features, part, images.index), images, "test") for part in (labels, None)]
+    with_labels, without = (save(feature_map_picture(one), tmp_path / f"{i}.png") for i, one in enumerate(maps))
     assert share(with_labels, blue) > 0
     assert share(with_labels, orange) > 0
     assert share(without, orange) == 0
     assert share(without, (59, 110, 165)) > 0
 
 
-def test_map_is_the_same_for_the_same_seed(tmp_path):
+def test_map_is_the_same_for_the_same_seed():
     features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-    first, again, other = (
-        feature_map(features, None, None, tmp_path / f"{i}.png", seed=seed) for i, seed in enumerate((0, 0, 1))
-    )
-    assert torch.equal(pixels(first), pixels(again))
-    assert not torch.equal(pixels(first), pixels(other))
+    images = dataset([0] * 20)
+    some = FeatureSet(features, None, images.index)
+    first, again, other = (feature_map(some, images, "test", seed).points for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     with pytest.raises(UserError, match="at least 5"):
-        feature_map(features[:4], None, None, tmp_path / "few.png")
+        feature_map(FeatureSet(features[:4], None, images.index[:4]), images, "test")
 
 
 def test_bars_are_as_high_as_the_accuracy(tmp_path):
     blue = (31, 119, 180)
     areas = [
-        share(comparison_chart(table({"run": "a", "kNN": value}), tmp_path / f"{value}.png"), blue)
+        share(save(comparison_chart(table({"run": "a", "kNN": value})), tmp_path / f"{value}.png"), blue)
         for value in (0.2, 0.4, 0.8)
     ]
     # the legend has a patch of the colour too, so differences count
@@ -115,7 +120,7 @@ def test_bars_are_as_high_as_the_accuracy(tmp_path):
 
 
 def test_chart_of_runs_without_results(tmp_path):
-    path = comparison_chart(table({"run": "a", "kNN": 0.5}, {"run": "b"}), tmp_path / "chart.png")
+    path = save(comparison_chart(table({"run": "a", "kNN": 0.5}, {"run": "b"})), tmp_path / "chart.png")
     assert share(path, (31, 119, 180)) > 0
-    empty = comparison_chart(table({"run": "a"}), tmp_path / "empty.png")
+    empty = save(comparison_chart(table({"run": "a"})), tmp_path / "empty.png")
     assert share(empty, (31, 119, 180)) == 0

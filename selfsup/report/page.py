@@ -22,13 +22,12 @@ from typing import Any, TypeGuard
 from omegaconf import OmegaConf
 
 from selfsup import __version__
-from selfsup.eval.compare import MISSING, SAME_PROTOCOL, Run, Table, pick
-from selfsup.eval.results import Record
-from selfsup.eval.svg import Bar, Series, bar_chart, line_chart, number_text, swatch
+from selfsup.eval.record import Record
+from selfsup.report.comparison import MISSING, Run, Table, pick
+from selfsup.report.svg import Bar, Series, bar_chart, line_chart, number_text, swatch
 
 NORMAL_95 = 1.959963984540054
 NOT_THE_METHOD = ("seed", "run_dir", "resume", "logger")  # settings that runs of one group may differ in
-BULKY = ("settings", "spectrum", "per_head", "amplitude", "confusion")  # found, not protocol, and too long for the page
 SHARED = ("method", "backbone", "data", "epochs", "split", "images seen")  # said once when all runs agree
 #: Protocols of the columns that are no accuracies.
 OTHERS = {"RankMe": "diagnostics", "seconds": "training", "memory MB": "training", "images seen": "training"}
@@ -83,13 +82,13 @@ def write_report(table: Table, path: str | Path) -> Path:
     one script alone. What a run lacks is left out of the section and, where it is surprising, said in the notes.
 
     Args:
-        table: Of :func:`~selfsup.eval.compare`, with its runs.
+        table: Of :func:`~selfsup.report.compare`, with its runs.
         path: The page.
     """
     page = _Page(table)
-    script = files("selfsup.eval").joinpath("report.js").read_text("utf-8")
+    script = files("selfsup.report").joinpath("page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = Template(files("selfsup.eval").joinpath("report.html").read_text("utf-8"))
+    template = Template(files("selfsup.report").joinpath("page.html").read_text("utf-8"))
     sections = page.sections()
     text = template.substitute(
         title=escape(page.title),
@@ -348,8 +347,8 @@ class _Page:
     def _spectrum(self) -> str:
         series, rows = [], []
         for place, run in enumerate(self.table.runs):
-            record = pick(run.records, "diagnostics", "rank_me") or {}
-            spectrum = record.get("spectrum") or {}
+            record = pick(run.records, "diagnostics", "rank_me")
+            spectrum = (None if record is None else record.get("spectrum")) or {}
             pairs = list(zip(spectrum.get("rank", ()), spectrum.get("value", ()), strict=False))
             points = [(float(r), float(v)) for r, v in pairs if _is_number(r) and _is_number(v) and r > 0 and v > 0]
             series.append(self._series(place, points))
@@ -514,8 +513,9 @@ class _Page:
         rows = []
         for name, run in zip(self.names, self.table.runs, strict=True):
             for record in run.records:
-                rest = {key: value for key, value in record.items() if key not in main and key not in BULKY}
-                rows.append((name, *(record[key] for key in main), json.dumps(rest, ensure_ascii=False)))
+                told = _told(record)
+                rest = {key: value for key, value in told.items() if key not in main}
+                rows.append((name, *(told[key] for key in main), json.dumps(rest, ensure_ascii=False)))
         return _csv(("run", *main, "details"), rows)
 
     def _curves_csv(self) -> str:
@@ -527,15 +527,27 @@ class _Page:
 
 def _protocol(key: str, protocol: str, records: Sequence[Record]) -> str:
     """Return what records of one protocol have in common, and a table of what they differ in and found."""
-    names = [name for name in dict.fromkeys(n for r in records for n in r) if name not in (*BULKY, "protocol")]
+    flat = [_told(record) for record in records]
+    names = [name for name in dict.fromkeys(n for r in flat for n in r) if name != "protocol"]
     always = ("split", "metric", "value")
-    common = [n for n in names if n not in always and len({json.dumps(r.get(n, "")) for r in records}) == 1]
+    common = [n for n in names if n not in always and len({json.dumps(r.get(n, "")) for r in flat}) == 1]
     differing = [*always, *(name for name in names if name not in always and name not in common)]
-    terms = "".join(f"<dt>{escape(name)}</dt><dd>{_detail(records[0].get(name))}</dd>" for name in common)
-    rows = [[_detail(record[name]) if name in record else MISSING for name in differing] for record in records]
+    terms = "".join(f"<dt>{escape(name)}</dt><dd>{_detail(flat[0].get(name))}</dd>" for name in common)
+    rows = [[_detail(record[name]) if name in record else MISSING for name in differing] for record in flat]
     summary = f"{escape(protocol)}: {len(records)} number" + "s" * (len(records) != 1)
     table = _scrolled(protocol, _grid(differing, rows))
     return f'<details><summary>{summary}</summary><div id="{key}"><dl>{terms}</dl>{table}</div></details>'
+
+
+def _told(record: Record) -> dict[str, Any]:
+    """Return what the page says of a record: all of it but what was found and holds lists, such as curves."""
+
+    def holds_lists(value: Any) -> bool:
+        inside = value.values() if isinstance(value, dict) else ()
+        return isinstance(value, list) or any(isinstance(part, dict | list) for part in inside)
+
+    left = {name for name, value in record.found.items() if holds_lists(value)}
+    return {name: value for name, value in record.flat().items() if name not in left}
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -579,9 +591,7 @@ def _recipe(run: Run) -> str:
     if not config:
         return ""
     settings = {name: value for name, value in config.items() if name not in NOT_THE_METHOD}
-    measured = {
-        column: [record.get(detail) for detail in ("epoch", *SAME_PROTOCOL)] for column, record in run.used.items()
-    }
+    measured = {column: [record.get("epoch"), record.conditions] for column, record in run.used.items()}
     return json.dumps([settings, measured], sort_keys=True, default=str)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,8 +13,35 @@ from tqdm import tqdm
 
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
+from selfsup.eval.record import Record
+from selfsup.eval.registry import protocol
+from selfsup.eval.subject import Subject
 
 PAIRS_AT_ONCE = 8_000_000  # bounds the [queries, gallery] table of similarities
+
+
+@dataclass
+class RetrievalSettings:
+    """What is asked of the ranking.
+
+    Attributes:
+        k: The k of recall@k.
+    """
+
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])
+
+
+@protocol("retrieval", RetrievalSettings, needs=("labels",))
+def evaluate(subject: Subject, settings: RetrievalSettings) -> Iterator[Record]:
+    """Mean average precision, recall@k and R-precision: the scored images ask, the training images answer."""
+    features = subject.features
+    split, scored = features.scored
+    result = retrieval(scored, features.train, settings.k, progress=subject.encoder.progress)
+    values = {"map": result.mean_average_precision, "r_precision": result.r_precision}
+    values |= {f"recall@{k}": value for k, value in result.recall.items()}
+    how = {"gallery": "train", "queries": result.queries, "without_match": result.without_match, **features.how}
+    for metric, value in values.items():
+        yield Record(split=split, metric=metric, value=value, how=how)
 
 
 @dataclass(frozen=True)
@@ -61,7 +88,7 @@ def retrieval(
             no query has a match.
     """
     if not ks or min(ks) < 1:
-        raise UserError("eval.retrieval_k: give at least one number of images, each at least 1.")
+        raise UserError("eval.retrieval.k: give at least one number of images, each at least 1.")
     queries = query if isinstance(query, FeatureSet) else FeatureSet.load(query)
     if gallery is None or isinstance(gallery, FeatureSet):
         bank = queries if gallery is None else gallery

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,53 @@ from selfsup.augment import ViewGenerator, fold_in
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
-from selfsup.eval.features import FeatureSet, extract_features, frozen, input_channels, prepare_images
-from selfsup.eval.linear_probe import SPLIT_OFF, ProbeParts, better, class_positions
-from selfsup.eval.paper_probe import CROP_AND_FLIP, augmented_views, labels_of, linear_layer
+from selfsup.eval.encoder import Encoder, frozen, home_of, input_channels, prepare_images
+from selfsup.eval.features import FeatureSet, labels_of
+from selfsup.eval.paper_probe import CROP_AND_FLIP, CROP_AND_FLIP_WORDS, augmented_views, linear_layer
+from selfsup.eval.probing import SPLIT_OFF, ProbeParts, better, class_positions, image_probe
+from selfsup.eval.record import Record
+from selfsup.eval.registry import protocol
+from selfsup.eval.subject import Subject
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
+
+
+@dataclass
+class FineTuneSettings:
+    """How the network is fine-tuned.
+
+    Attributes:
+        learning_rates: Of the classifier; each is a training of its own.
+        layer_decay: Factor by which the learning rate falls from a layer to the one below; 1 gives all the same.
+        weight_decay: Of everything but biases and the scales of normalisation layers.
+        epochs: Passes over the training images.
+        batch_size: Images in a step; a last batch of a single image is left out, as BatchNorm has nothing to say of it.
+    """
+
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3])
+    layer_decay: float = 0.75
+    weight_decay: float = 0.05
+    epochs: int = 30
+    batch_size: int = 128
+
+
+@protocol("fine_tune", FineTuneSettings, needs=("network", "labels"), by_name=True, told=("selected_on",))
+def evaluate(subject: Subject, settings: FineTuneSettings) -> Iterator[Record]:
+    """Accuracy of the whole network trained with labels, learning rate and epoch chosen on the hold-out."""
+    grid = {
+        "learning_rates": list(settings.learning_rates),
+        "layer_decay": settings.layer_decay,
+        "weight_decay": settings.weight_decay,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "optimizer": "AdamW, warm-up over a tenth, cosine",
+        "augment": CROP_AND_FLIP_WORDS,
+    }
+
+    def probe(train: ImageDataset, test: ImageDataset, holdout: ImageDataset | None, seed: int) -> FineTuneResult:
+        return fine_tune(subject.encoder, train, test, settings, holdout=holdout, seed=seed)
+
+    yield image_probe(subject, grid, probe)
 
 
 @dataclass(frozen=True)
@@ -80,20 +122,13 @@ class Classifier(nn.Module):
 
 
 def fine_tune(
-    backbone: nn.Module,
+    encoder: Encoder,
     train: ImageDataset,
     test: ImageDataset,
+    settings: FineTuneSettings,
     *,
     holdout: ImageDataset | None = None,
-    learning_rates: Sequence[float] = (1e-3,),
-    layer_decay: float = 0.75,
-    weight_decay: float = 0.05,
-    epochs: int = 30,
-    batch_size: int = 128,
     seed: int = 0,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
 ) -> FineTuneResult:
     """Train a copy of a network and a linear classifier, choose learning rate and epoch, and test once.
 
@@ -102,25 +137,21 @@ def fine_tune(
     are randomly cropped and flipped. The hold-out is looked at after every epoch.
 
     Args:
-        backbone: Maps float ``[B,C,H,W]`` to ``[B,D]``; it stays as it is.
+        encoder: The network, which stays as it is, and where to run it.
         train, test: Labelled images.
+        settings: Of the training.
         holdout: Images the choice is made on; None sets 10 % of ``train`` aside, and ``selected_on`` says so.
-        learning_rates: Of the classifier; each is a training of its own.
-        layer_decay: 1 gives every layer the same learning rate.
-        weight_decay: Of everything but biases and the scales of normalisation layers.
-        epochs: Passes over the training images.
-        batch_size: Images in a step; a last batch of a single image is left out, as BatchNorm has nothing to say of it.
         seed: Of the classifier's start, the order, the crops and the split.
-        workers, device, progress: As ``extract_features``; ``device`` None is where the backbone is.
 
     Raises:
         UserError: Missing labels, a setting out of range, too few images, or a training that diverged.
     """
     start = time.perf_counter()
-    if not learning_rates or min(epochs, batch_size - 1) < 1 or not 0 < layer_decay <= 1:
+    rates, epochs = settings.learning_rates, settings.epochs
+    if not rates or min(epochs, settings.batch_size - 1) < 1 or not 0 < settings.layer_decay <= 1:
         raise UserError(
-            "eval.fine_tune_learning_rates: give at least one value; eval.fine_tune_epochs: at least 1; "
-            "eval.fine_tune_batch_size: at least 2; eval.fine_tune_layer_decay: above 0, at most 1."
+            "eval.fine_tune.learning_rates: give at least one value; eval.fine_tune.epochs: at least 1; "
+            "eval.fine_tune.batch_size: at least 2; eval.fine_tune.layer_decay: above 0, at most 1."
         )
     if holdout is None:
         count = round(SPLIT_OFF * len(train))
@@ -136,8 +167,10 @@ def fine_tune(
     if len(train) < 2:
         raise UserError("fine_tune: there is a single training image; raise data.limit or eval.label_fraction.")
 
+    inside = replace(encoder, device=None, precision="32", batch_size=settings.batch_size, progress=False)
+
     def logits_of(network: nn.Module, dataset: ImageDataset) -> FeatureSet:
-        return extract_features(network, dataset, batch_size=batch_size, workers=workers, progress=False)
+        return replace(inside, network=network).features(dataset)
 
     def parts_of(found: FeatureSet, name: str) -> ProbeParts:
         assert found.labels is not None
@@ -148,22 +181,31 @@ def fine_tune(
         )
 
     identity, zero = torch.eye(len(classes)), torch.zeros(len(classes))
-    width = _width(backbone, train, device)
-    settings: list[FineTuneSetting] = []
+    backbone, device = encoder.network, encoder.device
+    assert backbone is not None
+    width = _width(encoder, train)
+    tried: list[FineTuneSetting] = []
     best: tuple[FineTuneSetting, Classifier] | None = None
-    steps = epochs * len(_batches(len(train), batch_size))
-    with tqdm(total=steps * len(learning_rates), desc="fine-tuning", unit="step", disable=not progress) as bar:
-        for rate in learning_rates:
+    steps = epochs * len(_batches(len(train), settings.batch_size))
+    with tqdm(total=steps * len(rates), desc="fine-tuning", unit="step", disable=not encoder.progress) as bar:
+        for rate in rates:
             network = Classifier(backbone, width, len(classes), seed)
             if device is not None:
                 network.to(device)
-            optimizer = torch.optim.AdamW(layer_groups(network, rate, layer_decay, weight_decay), lr=rate)
+            optimizer = torch.optim.AdamW(
+                layer_groups(network, rate, settings.layer_decay, settings.weight_decay), lr=rate
+            )
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: _factor(t, steps))
             for epoch in range(epochs):
-                _train_epoch(network, train, classes, optimizer, schedule, epoch, batch_size, seed, workers, bar)
+                for images, targets in _epoch(replace(inside, network=network), train, classes, seed, epoch):
+                    optimizer.zero_grad()
+                    F.cross_entropy(network(images), targets).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    schedule.step()
+                    bar.update(1)
                 scored = parts_of(logits_of(network, holdout), "holdout").on_holdout(identity, zero)
                 setting = FineTuneSetting(rate, epoch + 1, *scored)
-                settings.append(setting)
+                tried.append(setting)
                 bar.set_postfix(holdout=f"{setting.holdout_accuracy:.3f}")
                 if best is None or better(setting, best[0]):
                     best = setting, copy.deepcopy(network).cpu()
@@ -171,11 +213,11 @@ def fine_tune(
     chosen, network = best
     if device is not None:
         network.to(device)
-    result = parts_of(logits_of(network, test), "test").result(settings, chosen, identity, zero, start)
+    result = parts_of(logits_of(network, test), "test").result(tried, chosen, identity, zero, start)
     return FineTuneResult(
         accuracy=result.accuracy,
         chosen=chosen,
-        settings=settings,
+        settings=tried,
         selected_on=selected_on,
         per_class=result.per_class,
         labels=result.labels,
@@ -229,35 +271,21 @@ def layer_groups(
     ]
 
 
-def _train_epoch(
-    network: Classifier,
-    train: ImageDataset,
-    classes: Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    epoch: int,
-    batch_size: int,
-    seed: int,
-    workers: int,
-    bar: Any,
-) -> None:
-    first = network.head.weight
-    views = ViewGenerator([CROP_AND_FLIP], [train.image_size], network.normalization or train.normalization)
-    channels = input_channels(network, train)
+def _epoch(
+    encoder: Encoder, train: ImageDataset, classes: Tensor, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the augmented images and targets of one epoch, with the network in training mode."""
+    network = encoder.network
+    assert network is not None
     network.train()
-    order = epoch_order(len(train), seed, epoch)
-    kept = order[: sum(_batches(len(train), batch_size))]
-    for batch in eval_batches(train.subset(kept), batch_size, workers):
+    views = ViewGenerator([CROP_AND_FLIP], [train.image_size], encoder.normalization(train))
+    channels = input_channels(network, train)
+    where, dtype = home_of(network)
+    kept = epoch_order(len(train), seed, epoch)[: sum(_batches(len(train), encoder.batch_size))]
+    for batch in eval_batches(train.subset(kept), encoder.batch_size, encoder.workers):
         assert batch.label is not None  # labels_of has looked
-        images = augmented_views(
-            batch.image.to(first.device), batch.index, views, fold_in(seed, epoch), channels, first.dtype
-        )
-        targets = torch.searchsorted(classes, batch.label).to(first.device)
-        optimizer.zero_grad()
-        F.cross_entropy(network(images), targets).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        bar.update(1)
+        images = augmented_views(batch.image.to(where), batch.index, views, fold_in(seed, epoch), channels, dtype)
+        yield images, torch.searchsorted(classes, batch.label).to(where)
 
 
 def _batches(count: int, batch_size: int) -> list[int]:
@@ -271,9 +299,10 @@ def _factor(step: int, steps: int) -> float:
     return min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _width(backbone: nn.Module, dataset: ImageDataset, device: torch.device | str | None) -> int:
-    normalization = getattr(backbone, "normalization", None) or dataset.normalization
-    with frozen(backbone, device) as (where, dtype):
+def _width(encoder: Encoder, dataset: ImageDataset) -> int:
+    assert encoder.network is not None
+    with frozen(encoder.network, encoder.device) as (where, dtype):
         image = dataset.read_decodable(torch.arange(1))[0].to(where)
-        prepared = prepare_images(image, dataset.image_size, input_channels(backbone, dataset), normalization)
-        return int(backbone(prepared.to(dtype)).shape[1])
+        channels = input_channels(encoder.network, dataset)
+        prepared = prepare_images(image, dataset.image_size, channels, encoder.normalization(dataset))
+        return int(encoder.network(prepared.to(dtype)).shape[1])

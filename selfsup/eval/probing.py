@@ -1,27 +1,41 @@
-"""Linear probe: many linear classifiers on frozen features, trained at once."""
+"""What the probes share: parts made ready, the choice of a setting, the one look at the test images, the record."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
-from selfsup.eval.config import LEARNING_RATES, WEIGHT_DECAYS
-from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, tell_absent
+from selfsup.eval.feature_choices import POOLED
+from selfsup.eval.features import (
+    FeatureSet,
+    check_finite,
+    check_widths,
+    known_labels,
+    labels_of,
+    take,
+    tell_absent,
+)
+from selfsup.eval.record import Record, Spread
+from selfsup.eval.subject import SplitFeatures, Subject
 
-MOMENTUM = 0.9
 SPLIT_OFF = 0.1
-POOLED = "pooled"  # the name of the backbone's own feature among the feature choices
+CONFUSION_CLASSES = 100  # most classes whose confusions are recorded and drawn; more cannot be read
 
 Setting = TypeVar("Setting")
+
+
+Parts = Mapping[str, FeatureSet]
+FeatureProbe = Callable[[Parts, Parts, Parts | None, int], Any]
+ImageProbe = Callable[[ImageDataset, ImageDataset, ImageDataset | None, int], Any]
 
 
 @dataclass(frozen=True)
@@ -48,17 +62,6 @@ class LinearClassifier:
     def predict(self, features: Tensor) -> Tensor:
         """Return the label of each row: float ``[N,D]`` to int64 ``[N]``."""
         return self.classes[self.logits(features).argmax(1)]
-
-
-@dataclass(frozen=True)
-class ProbeSetting:
-    """A learning rate, a weight decay and features, and what came of them on the images set aside for the choice."""
-
-    learning_rate: float
-    weight_decay: float
-    holdout_accuracy: float
-    holdout_loss: float
-    features: str = POOLED
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,7 @@ class ProbeParts:
 
 
 def prepare_parts(
-    train: FeatureSet,
-    test: FeatureSet,
-    holdout: FeatureSet | None,
-    seed: int,
-    device: torch.device | str | None,
+    train: FeatureSet, test: FeatureSet, holdout: FeatureSet | None, seed: int, device: torch.device | str | None
 ) -> ProbeParts:
     """Check, standardise and move the features of a probe; without a hold-out 10 % of ``train`` become one.
 
@@ -199,86 +198,6 @@ def labelled_positions(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat([order[labels[order] == c][:each] for c in classes]).sort().values
 
 
-def take(part: FeatureSet, positions: Tensor) -> FeatureSet:
-    """Return some rows of a part."""
-    labels = None if part.labels is None else part.labels[positions]
-    return FeatureSet(part.features[positions], labels, part.index[positions])
-
-
-def linear_probe(
-    train: FeatureSet | Mapping[str, FeatureSet],
-    test: FeatureSet | Mapping[str, FeatureSet],
-    *,
-    holdout: FeatureSet | Mapping[str, FeatureSet] | None = None,
-    learning_rates: Sequence[float] = LEARNING_RATES,
-    weight_decays: Sequence[float] = WEIGHT_DECAYS,
-    epochs: int = 100,
-    batch_size: int = 256,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> ProbeResult[ProbeSetting]:
-    """Train a linear classifier with every learning rate and weight decay, choose one, and test it once.
-
-    Features are standardised with the mean and standard deviation of the training features, so that one grid of
-    learning rates suits every backbone. The classifiers start at zero and take the same batches; see
-    ``train_classifiers``. Test images of a class that no training image has count as errors, with a warning.
-
-    Args:
-        train: Features to train on. Several features of the same images by name, such as those of the last layers, are
-            one more dimension of the grid; ``test`` and ``holdout`` then have the same names.
-        test: Features the chosen classifier is tested on.
-        holdout: Features the choice is made on; None sets 10 % of ``train`` aside, drawn with ``seed``, and
-            ``ProbeResult.selected_on`` says so.
-        learning_rates: Learning rates as SGD takes them, not scaled by the batch size.
-        weight_decays: Each is paired with every learning rate.
-        epochs: Passes over the training features.
-        batch_size: Features in a step.
-        seed: Order of the batches, and the split.
-        device: Where to compute; None is the GPU when there is one.
-        progress: Show a progress bar.
-
-    Raises:
-        UserError: Missing labels, different widths, features that are not finite, an empty grid.
-    """
-    start = time.perf_counter()
-    if not learning_rates or not weight_decays:
-        raise UserError("eval.probe_learning_rates and eval.probe_weight_decays: give at least one value each.")
-    if epochs < 1 or batch_size < 1:
-        raise UserError("eval.probe_epochs and eval.probe_batch_size: give at least 1.")
-    choices = train if isinstance(train, Mapping) else {POOLED: train}
-    grid = [(rate, decay) for rate in learning_rates for decay in weight_decays]
-    settings: list[ProbeSetting] = []
-    best: tuple[ProbeSetting, ProbeParts, Tensor, Tensor] | None = None
-    for name in choices:
-        parts = prepare_parts(
-            choices[name],
-            test[name] if isinstance(test, Mapping) else test,
-            holdout[name] if isinstance(holdout, Mapping) else holdout,
-            seed,
-            device,
-        )
-        weights, biases = train_classifiers(
-            parts.inputs["train"],
-            parts.targets["train"],
-            len(parts.classes),
-            grid,
-            epochs,
-            batch_size,
-            seed,
-            progress,
-        )
-        for (rate, decay), weight, bias in zip(grid, weights, biases, strict=True):
-            setting = ProbeSetting(rate, decay, *parts.on_holdout(weight, bias), name)
-            settings.append(setting)
-            if best is None or better(setting, best[0]):
-                best = setting, parts, weight.clone(), bias.clone()
-    if best is None:
-        raise UserError("eval.probe_features: name at least one.")
-    chosen, parts, weight, bias = best
-    return parts.result(settings, chosen, weight, bias, start)
-
-
 class OnHoldout(Protocol):
     """What every kind of setting tells of the images set aside for the choice."""
 
@@ -294,56 +213,100 @@ def better(first: OnHoldout, second: OnHoldout) -> bool:
     return (first.holdout_accuracy, -first.holdout_loss) > (second.holdout_accuracy, -second.holdout_loss)
 
 
-@torch.no_grad()
-def train_classifiers(
-    inputs: Tensor,
-    targets: Tensor,
-    classes: int,
-    grid: Sequence[tuple[float, float]],
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    progress: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Train one softmax classifier for each (learning rate, weight decay) of the grid, all in the same matrix products.
+def feature_probe(
+    subject: Subject, choices: Mapping[str, SplitFeatures], grid: Mapping[str, Any], probe: FeatureProbe
+) -> Record:
+    """Run a probe of features for every seed, and return its record: the accuracy of the setting that was chosen.
 
-    Each is what SGD with Nesterov momentum 0.9 gives for it alone: mean cross-entropy over the batch, weight decay on
-    weight and bias, learning rate ``η ½ (1 + cos(π t/T))`` at step ``t`` of ``T``, zero at the start. The order of each
-    epoch is the next ``torch.randperm`` of a CPU generator seeded with ``seed``; the last batch may be smaller.
+    The choice is made on the hold-out. Where the hold-out is itself scored, because there are no test images, it is
+    made on a part of the training images instead. With several ``eval.seeds`` the value is the mean over them, each
+    with a choice of its own; ``chosen`` and ``settings`` are those of the first.
 
     Args:
-        inputs: float ``[N,D]``.
-        targets: int64 ``[N]``, 0 to ``classes - 1``.
-
-    Returns:
-        Weights ``[G,D,C]`` and biases ``[G,C]`` for the ``G`` settings.
+        subject: What is judged; of its settings ``label_fraction`` and ``seeds``.
+        choices: Features by name, among which the probe chooses as among its other settings.
+        grid: What the probe chooses from, for the record.
+        probe: ``(train, test, holdout, seed) -> result``, each part by the names of the choices.
     """
-    count, width = inputs.shape
-    heads = len(grid)
-    # the bias is the weight of a constant input: one product and one update for both
-    inputs = torch.cat([inputs, inputs.new_ones(count, 1)], dim=1)
-    rates, decays = (inputs.new_tensor(values) for values in zip(*grid, strict=True))
-    # heads stand last: what differs between them then runs along memory, softmax and updates too
-    weight = inputs.new_zeros(width + 1, classes, heads)
-    velocity = torch.zeros_like(weight)
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * math.ceil(count / batch_size)
-    step = 0
-    for _ in tqdm(range(epochs), desc=f"linear probe, {heads} settings", unit="epoch", disable=not progress):
-        order = torch.randperm(count, generator=generator).to(inputs.device)
-        for positions in torch.split(order, batch_size):
-            rows = len(positions)
-            batch = inputs.index_select(0, positions)
-            error = (batch @ weight.flatten(1)).view(rows, classes, heads).softmax(1)
-            error[torch.arange(rows, device=error.device), targets[positions]] -= 1
-            decayed = (weight * decays).flatten(1)
-            gradient = torch.addmm(decayed, batch.T, error.flatten(1), alpha=1 / rows).view_as(weight)
-            velocity.mul_(MOMENTUM).add_(gradient)
-            gradient.add_(velocity, alpha=MOMENTUM)
-            weight.addcmul_(gradient, rates, value=-0.5 * (1 + math.cos(math.pi * step / steps)))
-            step += 1
-    weight = weight.permute(2, 0, 1).contiguous()
-    return weight[:, :-1], weight[:, -1]
+    first = next(iter(choices.values()), None)
+    if first is None:
+        raise UserError("eval.linear_probe.features: name at least one.")
+    split, _ = first.scored
+    test = {name: part.scored[1] for name, part in choices.items()}
+    holdout = {name: part.holdout for name, part in choices.items() if part.holdout is not None and split == "test"}
+    labels = known_labels(first.train, "train")
+
+    def run(positions: Tensor, seed: int) -> Any:
+        whole = len(positions) == len(labels)
+        train = {name: part.train if whole else take(part.train, positions) for name, part in choices.items()}
+        return probe(train, test, holdout or None, seed)
+
+    return _over_seeds(subject, labels, run, split, dict(first.how) | {"grid": dict(grid)})
+
+
+def pooled_probe(subject: Subject, grid: Mapping[str, Any], probe: Callable[..., Any]) -> Record:
+    """Run a probe of the pooled features: ``(train, test, holdout=…, seed=…, device=…) -> result``."""
+
+    def run(train: Parts, test: Parts, holdout: Parts | None, seed: int) -> Any:
+        held = None if holdout is None else holdout[POOLED]
+        return probe(train[POOLED], test[POOLED], holdout=held, seed=seed, device=subject.encoder.device)
+
+    return feature_probe(subject, {POOLED: subject.features}, grid, run)
+
+
+def image_probe(subject: Subject, grid: Mapping[str, Any], probe: ImageProbe) -> Record:
+    """Run a probe that sees the images for every seed: ``probe(train, test, holdout, seed)``; see ``feature_probe``."""
+    split, scored = subject.scored
+    train = subject.splits.train
+    labels = labels_of(train)
+
+    def run(positions: Tensor, seed: int) -> Any:
+        return probe(train.subset(positions), scored, subject.chosen_on, seed)
+
+    return _over_seeds(subject, labels, run, split, dict(subject.all_images) | {"grid": dict(grid)})
+
+
+def _over_seeds(
+    subject: Subject, labels: Tensor, run: Callable[[Tensor, int], Any], split: str, how: dict[str, Any]
+) -> Record:
+    """Run a probe on the labels of each seed."""
+    config = subject.config
+    if config.seeds < 1:
+        raise UserError("eval.seeds: give at least 1.")
+    seeds = [subject.seed + number for number in range(config.seeds)]
+    drawn = [labelled_positions(labels, config.label_fraction, one) for one in seeds]
+    results = [run(positions, one) for positions, one in zip(drawn, seeds, strict=True)]
+    values = torch.tensor([result.accuracy for result in results], dtype=torch.double)
+    first = results[0]
+    found: dict[str, Any] = {
+        "per_class": {
+            str(label): sum(result.per_class[label] for result in results) / len(results) for label in first.per_class
+        },
+        "seconds": round(sum(result.seconds for result in results), 3),
+    }
+    if first.chosen is not None:
+        found |= {"chosen": _as_json(first.chosen), "settings": [_as_json(setting) for setting in first.settings]}
+    if len(results) > 1:
+        found["values"] = values.tolist()
+    if len(first.labels) <= CONFUSION_CLASSES and all(torch.equal(first.labels, r.labels) for r in results):
+        total = torch.stack([result.confusion for result in results]).sum(0)
+        found["confusion"] = {"labels": first.labels.tolist(), "counts": total.tolist()}
+    how |= {
+        "seeds": seeds,
+        "label_fraction": config.label_fraction,
+        "labelled_images": len(drawn[0]),
+        "selected_on": first.selected_on,
+        "primary": config.label_fraction == 1,
+    }
+    spread = Spread(values.std().item()) if len(results) > 1 else None
+    return Record(split=split, metric="top1", value=values.mean().item(), spread=spread, how=how, found=found)
+
+
+def _as_json(setting: Any) -> dict[str, Any]:
+    found = asdict(setting)
+    if not math.isfinite(setting.holdout_loss):  # it diverged, and JSON has no infinity
+        found["holdout_loss"] = None
+    return found
 
 
 def _split_off(train: FeatureSet, seed: int) -> tuple[FeatureSet, FeatureSet]:

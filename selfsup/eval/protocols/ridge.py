@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from selfsup.errors import UserError
-from selfsup.eval.config import RIDGE_PENALTIES
 from selfsup.eval.features import FeatureSet
-from selfsup.eval.linear_probe import ProbeResult, better, prepare_parts
+from selfsup.eval.probing import ProbeResult, better, pooled_probe, prepare_parts
+from selfsup.eval.record import Record
+from selfsup.eval.registry import protocol
+from selfsup.eval.subject import Subject
 
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 LARGEST = 8192  # side of the matrix that is decomposed: half a gigabyte, and minutes on few cores
 BLOCK = 2**24  # numbers that are held in float64 at a time
+
+
+@dataclass
+class RidgeSettings:
+    """How the ridge regression is fitted.
+
+    Attributes:
+        penalties: Among which one is chosen, for each training image.
+    """
+
+    penalties: list[float] = field(default_factory=lambda: list(PENALTIES))
+
+
+@protocol("ridge", RidgeSettings, needs=("labels",), told=("selected_on",))
+def evaluate(subject: Subject, settings: RidgeSettings) -> Iterator[Record]:
+    """Accuracy of a ridge regression in closed form, its penalty chosen on the hold-out."""
+    grid = {"penalties": list(settings.penalties), "optimizer": "closed form", "features": "standardised"}
+    yield pooled_probe(subject, grid, partial(ridge_probe, penalties=settings.penalties))
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ def ridge_probe(
     test: FeatureSet,
     *,
     holdout: FeatureSet | None = None,
-    penalties: Sequence[float] = RIDGE_PENALTIES,
+    penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> ProbeResult[RidgeSetting]:
@@ -52,7 +74,7 @@ def ridge_probe(
     """
     start = time.perf_counter()
     if not penalties or min(penalties) <= 0:
-        raise UserError("eval.ridge_penalties: give at least one value, all above 0.")
+        raise UserError("eval.ridge.penalties: give at least one value, all above 0.")
     parts = prepare_parts(train, test, holdout, seed, device)
     inputs = parts.inputs["train"]
     if min(inputs.shape) > LARGEST:

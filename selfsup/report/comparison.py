@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from selfsup.errors import UserError
-from selfsup.eval.results import FILE, Record, read_results
+from selfsup.eval.record import Record
+from selfsup.eval.results import FILE, read_results
+from selfsup.report.table import console_table, markdown_table
 
 MISSING = "–"
 COLUMNS = (
@@ -34,17 +37,6 @@ COLUMNS = (
 #: Columns that hold accuracies: protocol and metric.
 ACCURACIES = {"kNN": ("knn", "top1"), "linear probe": ("linear_probe", "top1"), "mIoU": ("segmentation", "miou")}
 OPTIONAL = ("mIoU", "memory MB", "images seen")  # columns that are there only when a run has them
-SAME_PROTOCOL = (
-    "data",
-    "split",
-    "image_size",
-    "train_images",
-    "test_images",
-    "k",
-    "temperature",
-    "grid",
-    "label_fraction",
-)
 
 
 @dataclass(frozen=True)
@@ -83,18 +75,11 @@ class Table:
     runs: list[Run] = field(default_factory=list)
 
     def __str__(self) -> str:
-        cells = [list(self.columns), *([self._text(row, column) for column in self.columns] for row in self.rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(self.columns))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([line.rstrip() for line in lines] + [f"note: {note}" for note in self.notes])
+        return "\n".join([console_table(self.columns, self.cells()), *(f"note: {note}" for note in self.notes)])
 
     def markdown(self) -> str:
         """Return the table for a Markdown page, accuracies in percent."""
-        lines = [list(self.columns), ["---"] * len(self.columns)]
-        lines += [[self._text(row, column).replace("|", "\\|") for column in self.columns] for row in self.rows]
-        notes = "".join(f"\n- {note}" for note in self.notes)
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" + (f"{notes}\n" if notes else "")
+        return markdown_table(self.columns, self.cells(), self.notes)
 
     def csv(self) -> str:
         """Return the table for a spreadsheet, accuracies as fractions."""
@@ -104,17 +89,9 @@ class Table:
         writer.writerows(self.rows)
         return file.getvalue()
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``comparison.md``, ``comparison.csv``, ``comparison.png`` and the page ``comparison.html``."""
-        from selfsup.eval.figures import comparison_chart
-        from selfsup.eval.report import write_report
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.md").write_text(self.markdown(), "utf-8")
-        (folder / "comparison.csv").write_text(self.csv(), "utf-8", newline="")
-        comparison_chart(self, folder / "comparison.png")
-        write_report(self, folder / "comparison.html")
+    def cells(self) -> list[list[str]]:
+        """Return the rows as they are written for a person."""
+        return [[self._text(row, column) for column in self.columns] for row in self.rows]
 
     def _text(self, row: dict[str, Any], column: str) -> str:
         value = row[column]
@@ -125,7 +102,7 @@ class Table:
         return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Table:
+def read_table(run_dirs: Sequence[str | Path]) -> Table:
     """Put the results of several runs in one table.
 
     A run is a folder with a ``config.yaml``, a ``results.json``, or both; baselines such as raw pixels have the second
@@ -135,7 +112,6 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
 
     Args:
         run_dirs: Folders of the runs.
-        output: Folder for ``comparison.md``, ``.csv``, ``.png`` and ``.html``, or None.
 
     Raises:
         UserError: No run is given, a folder is no run, or a file in it is broken.
@@ -156,10 +132,7 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
             notes.append(f"{name} has no {' and no '.join(missing)} result; run: selfsup evaluate checkpoint={folder}")
     columns = tuple(column for column in COLUMNS if column not in absent)
     rows = [{column: row[column] for column in columns} for row in rows]
-    table = Table(rows, notes + _differences(used), columns, accuracies, runs)
-    if output is not None:
-        table.save(output)
-    return table
+    return Table(rows, notes + _differences(used), columns, accuracies, runs)
 
 
 def pick(records: Sequence[Record], protocol: str, metric: str) -> Record | None:
@@ -188,8 +161,9 @@ def _read(folder: Path) -> Run:
 
 def _row(run: Run, name: str) -> dict[str, Any]:
     config, used = run.config, run.used
-    rank, training = pick(run.records, "diagnostics", "rank_me"), pick(run.records, "training", "seconds") or {}
-    reported: Record = next(iter(used.values()), run.records[0] if run.records else {})
+    rank = pick(run.records, "diagnostics", "rank_me")
+    training: Mapping[str, Any] = pick(run.records, "training", "seconds") or {}
+    reported: Mapping[str, Any] = next(iter(used.values()), run.records[0] if run.records else {})
     return {
         "run": name,
         "method": _choice(config, "method"),
@@ -206,7 +180,7 @@ def _row(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _images_seen(training: Record) -> int | None:
+def _images_seen(training: Mapping[str, Any]) -> int | None:
     """Return how many images went through the training, each counted as often as it came; whole batches only."""
     try:
         batch = int(training["batch_size"])
@@ -219,10 +193,12 @@ def _differences(used: dict[str, dict[str, Record]]) -> list[str]:
     """Say where the runs were not measured in the same way."""
     notes = []
     for column in ACCURACIES:
-        for detail in SAME_PROTOCOL:
-            values = {run: records[column].get(detail) for run, records in used.items() if column in records}
-            if len({str(value) for value in values.values()}) > 1:
-                listed = "different grids" if detail == "grid" else ", ".join(f"{v} in {r}" for r, v in values.items())
+        own = {run: records[column].conditions for run, records in used.items() if column in records}
+        for detail in dict.fromkeys(name for conditions in own.values() for name in conditions):
+            values = {run: conditions.get(detail) for run, conditions in own.items()}
+            if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
+                plain = not any(isinstance(value, dict | list) for value in values.values())
+                listed = ", ".join(f"{v} in {r}" for r, v in values.items()) if plain else f"different {detail}s"
                 notes.append(f"{column} was not measured in the same way: {detail} is {listed}")
     return notes
 

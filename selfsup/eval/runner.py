@@ -1,0 +1,107 @@
+"""Runs protocols on a subject, and keeps what they find as soon as they have found it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsup.errors import UserError
+from selfsup.eval.features import labels_of
+from selfsup.eval.pixels import check_dense
+from selfsup.eval.record import Record
+from selfsup.eval.registry import PROTOCOLS, Protocol
+from selfsup.eval.results import add_results, peak_memory_mb
+from selfsup.eval.subject import Subject
+from selfsup.registry import nearest
+
+
+def measure(
+    subject: Subject,
+    protocols: Sequence[str] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> list[Record]:
+    """Run protocols on one extraction, and return the records.
+
+    A protocol that cannot run (segmentation without masks, kNN without labels) or that fails is named in a warning, and
+    the others go on. The records of each are kept before the next begins.
+
+    Args:
+        subject: What is judged.
+        protocols: Some of ``PROTOCOLS``; None is all but those that run only by name.
+        run_dir: Folder whose ``results.json`` the records are added to; None only returns them.
+        facts: What else every record says of how it was measured, such as where the weights come from.
+
+    Raises:
+        UserError: There is no such protocol, or none of them can run.
+    """
+    names = default_protocols() if protocols is None else list(protocols)
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UserError(f"There is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+    records: list[Record] = []
+    left_out: dict[str, list[str]] = {}  # protocols by the reason
+    for name in names:
+        found: list[Record] = []
+        try:
+            _run(PROTOCOLS[name], subject, found, dict(facts or {}))
+        except Exception as error:
+            left_out.setdefault(_reason(error), []).append(name)
+        records += found
+        if run_dir is not None and found:
+            add_results(run_dir, found)
+    if left_out and not records:
+        raise UserError(" ".join(left_out))
+    if left_out:
+        told = (f"{', '.join(names)} ({reason.rstrip('.')})" for reason, names in left_out.items())
+        warnings.warn(f"Left out: {'; '.join(told)}.", stacklevel=2)
+    return records
+
+
+def default_protocols() -> list[str]:
+    """Return the protocols that run when none is named."""
+    return [name for name, entry in PROTOCOLS.items() if not entry.by_name]
+
+
+def _run(entry: Protocol, subject: Subject, found: list[Record], facts: dict[str, Any]) -> None:
+    """Add the records of a protocol to ``found``."""
+    _check_needs(entry, subject)
+    before, start = subject.extraction_seconds, time.perf_counter()
+    for record in entry.run(subject, subject.config.of(entry)):
+        seconds = time.perf_counter() - start - (subject.extraction_seconds - before)
+        cost = {"seconds": round(seconds, 3), "peak_memory_mb": round(peak_memory_mb(), 1)}
+        how = {**subject.how, **record.how, **facts}
+        whole = replace(record, protocol=entry.name, how=how, found={**cost, **record.found})
+        whole.check()
+        found.append(whole)
+
+
+def _check_needs(entry: Protocol, subject: Subject) -> None:
+    """Look whether a protocol can run before anything is computed for it.
+
+    Raises:
+        UserError: The data or the network lack something it needs.
+    """
+    if "network" in entry.needs:
+        _ = subject.network
+    if {"masks", "dense"} & set(entry.needs):
+        check_dense(subject.encoder, subject.splits.train)
+    if "labels" in entry.needs:
+        labels_of(subject.splits.train)
+
+
+def _reason(error: Exception) -> str:
+    """Say why a protocol could not go on; of what nobody foresaw also where."""
+    if isinstance(error, UserError | torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    told = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {told}"

@@ -1,0 +1,46 @@
+"""Runs side by side: a table, a file for a spreadsheet, a chart, and a page that shows all there is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfsup.eval.cka import CkaTable
+from selfsup.report.charts.cka import cka_picture
+from selfsup.report.charts.comparison import comparison_chart
+from selfsup.report.comparison import Table, read_table
+from selfsup.report.drawing import save
+from selfsup.report.page import write_report
+
+
+def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Table:
+    """Put the results of several runs in one table; see :func:`read_table`.
+
+    Args:
+        run_dirs: Folders of the runs.
+        output: Folder for ``comparison.md``, ``.csv``, ``.png`` and ``.html``, or None.
+
+    Raises:
+        UserError: As :func:`read_table`.
+    """
+    table = read_table(run_dirs)
+    if output is not None:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.md").write_text(table.markdown(), "utf-8")
+        (folder / "comparison.csv").write_text(table.csv(), "utf-8", newline="")
+        save(comparison_chart(table), folder / "comparison.png")
+        write_report(table, folder / "comparison.html")
+    return table
+
+
+def save_cka(table: CkaTable, folder: str | Path) -> None:
+    """Write ``cka.csv`` and ``cka.png``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "cka.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["", *table.names])
+        writer.writerows([name, *row] for name, row in zip(table.names, table.values.tolist(), strict=True))
+    save(cka_picture(table), folder / "cka.png")

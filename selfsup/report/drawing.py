@@ -1,0 +1,111 @@
+"""What the charts share: a figure, its file, pictures in frames, colours, and the charts there are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfsup.eval.record import Record
+
+RIGHT, WRONG, PLAIN = "#2a9d4a", "#d1352b", "#888888"
+BLUE, ORANGE = "#1f77b4", "#ff7f0e"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation as the charts see it.
+
+    Attributes:
+        records: What was measured.
+        shown: What figures show, by name: functions of ``selfsup.eval.shown``.
+        classes: Names of the labels, or None.
+    """
+
+    records: Sequence[Record]
+    shown: Mapping[str, Callable[[], Any]]
+    classes: Sequence[str] | None = None
+
+    def of(self, protocol: str) -> list[Record]:
+        """Return the records of a protocol."""
+        return [record for record in self.records if record.protocol == protocol]
+
+
+Chart = Callable[[Evaluated], Any]
+#: Charts of an evaluation by the name of their file; each gives a figure, or None where it has nothing to show.
+CHARTS: dict[str, Chart] = {}
+
+
+def chart(name: str) -> Callable[[Chart], Chart]:
+    """Decorate a function from an evaluation to a figure, so that evaluations draw it as ``figures/NAME.png``."""
+
+    def add(draw: Chart) -> Chart:
+        CHARTS[name] = draw
+        return draw
+
+    return add
+
+
+def draw_figures(evaluated: Evaluated, folder: str | Path) -> list[Path]:
+    """Draw every chart that has something to show, and return the files.
+
+    Whatever goes wrong with a picture becomes a warning: it must not cost the numbers.
+    """
+    drawn = []
+    for name, draw in CHARTS.items():
+        try:
+            figure = draw(evaluated)
+            if figure is not None:
+                drawn.append(save(figure, Path(folder) / f"{name}.png"))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"figures/{name}.png could not be drawn ({reason}); the results are kept.", stacklevel=2)
+    return drawn
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of so many inches, without global state and without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, path: str | Path) -> Path:
+    """Write a figure; the ending says the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def show_image(axes: Any, image: Tensor, frame: str | None) -> None:
+    """Show an image uint8 ``[C,H,W]`` in a frame of a colour, or in none."""
+    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(frame is not None)
+        spine.set_color(frame)
+        spine.set_linewidth(2.5)
+        spine.set_linestyle((0, (2, 1)) if frame == WRONG else "-")  # for eyes that see no red and green
+
+
+def class_name(label: int, classes: Sequence[str] | None) -> str:
+    """Return the name of a label, or its number where it has none."""
+    return classes[label] if classes is not None and label < len(classes) else str(label)
+
+
+def class_colour(place: int, count: int) -> Any:
+    """Return one of ``count`` colours."""
+    import matplotlib
+
+    if count <= 20:
+        return matplotlib.colormaps["tab10" if count <= 10 else "tab20"](place)
+    return matplotlib.colormaps["gist_rainbow"](place / count)
