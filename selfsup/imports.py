@@ -76,13 +76,22 @@ def execute(files: Iterable[str | Path]) -> None:
         _remember(own.sha256)
 
 
-def record(run_dir: Path) -> list[dict[str, str]]:
-    """Copy what was executed into a run, and return what ``environment.json`` says of it, in order."""
+def record(run_dir: Path, before: Sequence[dict[str, str]] = ()) -> list[dict[str, str]]:
+    """Copy what was executed into a run, and return what ``environment.json`` says of it, in order.
+
+    Args:
+        run_dir: The run's folder.
+        before: What it said so far, of a run that goes on: a file that has changed since takes the place of the old.
+    """
+    entries = {entry["file"]: entry for entry in before}
     for name, own in _executed.items():
-        copy = run_dir / FOLDER / f"{name}.py"
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(own.source)
-    return [{"file": f"{n}.py", "path": str(own.path), "sha256": own.sha256} for n, own in _executed.items()]
+        file = f"{name}.py"
+        if entries.get(file, {}).get("sha256") == own.sha256:
+            continue  # it may have been executed from the run's copy, and came from elsewhere
+        (run_dir / FOLDER).mkdir(exist_ok=True)
+        (run_dir / FOLDER / file).write_bytes(own.source)
+        entries[file] = {"file": file, "path": str(own.path), "sha256": own.sha256}
+    return list(entries.values())
 
 
 def recall(run_dir: Path) -> None:
@@ -91,7 +100,8 @@ def recall(run_dir: Path) -> None:
     Called when a run is opened. The file is taken from where it was, if it is unchanged, else from the run's copy. One
     of the same name that was executed already stands for it.
     """
-    for file, original, digest in _recorded(run_dir):
+    for entry in recorded(run_dir):
+        file, original, digest = entry["file"], Path(entry["path"]), entry["sha256"]
         name, copy = file.removesuffix(".py"), run_dir / FOLDER / file
         if name in _executed or digest in _wanted:
             continue
@@ -107,6 +117,19 @@ def recall(run_dir: Path) -> None:
             warnings.warn(f"{run_dir} was made with --import {file}, which no longer works: {error}", stacklevel=3)
         else:
             warnings.warn(f"{own.path} is imported, as {run_dir} was made with it.", stacklevel=3)
+
+
+def recorded(run_dir: Path) -> list[dict[str, str]]:
+    """Return name, first place and digest of the files of a run; nothing where its ``environment.json`` has none."""
+    try:
+        entries = json.loads((run_dir / ENVIRONMENT).read_text("utf-8"))["imports"]
+        found = [{key: str(entry[key]) for key in ("file", "path", "sha256")} for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    # the name is printed, and must not lead out of the folder
+    return [
+        e for e in found if Path(e["file"]).name == e["file"] and e["file"].endswith(".py") and e["file"].isprintable()
+    ]
 
 
 def hint() -> str:
@@ -152,17 +175,6 @@ def _execute(own: OwnFile) -> None:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise _Failed(f"{where}: {kind}{said.rstrip('.')}.") from error
     _executed[name] = own
-
-
-def _recorded(run_dir: Path) -> Sequence[tuple[str, Path, str]]:
-    """Return name, first place and digest of the files of a run; nothing where its ``environment.json`` has none."""
-    try:
-        entries = json.loads((run_dir / ENVIRONMENT).read_text("utf-8"))["imports"]
-        found = [(str(entry["file"]), Path(entry["path"]), str(entry["sha256"])) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    # the name is printed, and must not lead out of the folder
-    return [(f, path, sha) for f, path, sha in found if Path(f).name == f and f.endswith(".py") and f.isprintable()]
 
 
 def _ledger() -> Path:

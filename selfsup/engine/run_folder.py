@@ -20,7 +20,7 @@ from selfsup.data import Splits
 from selfsup.engine.environment import environment, now
 from selfsup.engine.resuming import Change, Rule
 from selfsup.errors import UserError
-from selfsup.imports import record
+from selfsup.imports import record, recorded
 
 CONFIG, ENVIRONMENT, CHANGES = "config.yaml", "environment.json", "changes.json"
 
@@ -135,6 +135,23 @@ def note_changes(run_dir: Path, config: TrainConfig, step: int, epoch: int, chan
     path = run_dir / CONFIG
     if not path.exists() or path.read_text("utf-8", errors="replace") != text:
         replace_text(path, text)
+
+
+def note_imports(run_dir: Path) -> None:
+    """Keep what ``environment.json`` says of the user's own files true when a run goes on with others.
+
+    Raises:
+        UserError: It is broken, or cannot be written.
+    """
+    before = recorded(run_dir)
+    files = record(run_dir, before)
+    path = run_dir / ENVIRONMENT
+    if files != before:
+        try:
+            about = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{path} is broken; put it right, or delete it.") from error
+        replace_text(path, json.dumps(about | {"imports": files}, indent=2) + "\n")
 
 
 def read_changes(run_dir: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from selfsup.engine.run_folder import (
     is_first_process,
     make_run_dir,
     note_changes,
+    note_imports,
 )
 from selfsup.engine.sharding import ShardedStrategy, check_shardable
 from selfsup.engine.trainer import TrainData, build_trainer
@@ -167,6 +168,7 @@ def _train(
             fill_run_dir(run_dir, config, splits)
         else:
             note_changes(run_dir, config, step, epochs, resumed.changed)
+            note_imports(run_dir)
         _announce(config, splits, run_dir, method, [] if resumed is None else resumed.changed)
     checkpoint = None if resumed is None else resumed.checkpoint
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -113,6 +113,20 @@ def test_a_run_keeps_it(folder: Path, made: Path) -> None:
     assert entry == {"file": "mine.py", "path": str(made / "mine.py"), "sha256": digest}
 
 
+def test_a_run_that_goes_on_with_another_version_keeps_that_one(folder: Path) -> None:
+    changed = MINE.replace(
+        "class OwnFlip(RandomHorizontalFlip):\n    pass", "class OwnFlip(RandomHorizontalFlip):\n    own = 1"
+    )
+    assert changed != MINE
+    (folder / "mine.py").write_text(changed)
+    assert main(["train", "--import", "mine.py", "resume=r", "trainer.max_epochs=2"]) == 0
+    assert (folder / "r" / "imports" / "mine.py").read_text() == changed
+    about = json.loads((folder / "r" / "environment.json").read_text())
+    digest = hashlib.sha256(changed.encode()).hexdigest()
+    assert about["imports"] == [{"file": "mine.py", "path": str(folder / "mine.py"), "sha256": digest}]
+    assert about["versions"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
