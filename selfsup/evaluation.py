@@ -14,6 +14,7 @@ from selfsup.config import EvaluateConfig, from_values, load_config
 from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.workers import worker_count
+from selfsup.engine.trained_images import leave_out_trained, rule_of_run
 from selfsup.errors import UserError
 from selfsup.eval import Audit, CkaTable, Encoder, Record, Subject, audit_dataset, cka, extract_splits, measure
 from selfsup.eval.encoder import input_channels
@@ -63,6 +64,8 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
             raise _which_data(name)
         values = {"data": opened.config["data"], "backbone": opened.config["backbone"]}
         config = cast(EvaluateConfig, from_values(values, overrides, kind="evaluate"))
+    elif opened.config is not None and "data.membership" not in given:
+        config.data.membership = rule_of_run(opened.config, config.data)
     images = _images(config)  # before the statistics are those of the network
     if opened.image_size is not None and "data.image_size" not in given:
         config.data.image_size = opened.image_size
@@ -155,6 +158,10 @@ def evaluate_opened(
     splits = load_splits(config.data)
     if progress:
         tell_found(config.data, opened, splits)
+    facts = record_facts(opened, splits.train)
+    if opened.run is not None and opened.config is not None:
+        splits, left_out = leave_out_trained(splits, config.data, opened.run, opened.config, opened.membership)
+        facts |= left_out
     subject = Subject(
         build_encoder(config, opened.network, progress),
         splits,
@@ -164,7 +171,7 @@ def evaluate_opened(
         seed=config.seed,
         cache_dir=run_dir / "features" if run_dir is not None and config.eval.cache else None,
     )
-    records = measure(subject, protocols, run_dir=run_dir, facts=record_facts(opened, splits.train))
+    records = measure(subject, protocols, run_dir=run_dir, facts=facts)
     if run_dir is not None and config.eval.figures:
         draw_figures(Evaluated(records, subject.shown, splits.train.classes), run_dir / "figures")
     return records

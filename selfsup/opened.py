@@ -44,6 +44,8 @@ class Opened:
         epochs: For how many epochs it was trained here; 0 for untrained networks, None for those from elsewhere.
         config: Values of the run's configuration; None for what was not trained here.
         facts: What records say of a network from elsewhere: its name, and whether its weights are published ones.
+        membership: Digest of the images that it was trained on here and of the parts of the others; None where an
+            earlier version wrote the checkpoint.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Opened:
     config: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    membership: str | None = None
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Let a network that has statistics use these in their place; others go on using those of the data."""
@@ -178,7 +181,9 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
             f"{name}: the weights do not fit the network it names: {str(error).splitlines()[-1].strip()}"
         ) from error
     size, epochs = int(info["config"]["data"]["image_size"]), int(info["epochs_done"])
-    return Opened(name, network, size, normalization, run_of(file), epochs, info["config"], {}, state)
+    kept = info.get("membership")
+    digest = None if kept is None else kept["digest"]
+    return Opened(name, network, size, normalization, run_of(file), epochs, info["config"], {}, state, digest)
 
 
 def _stated_size(network: Backbone) -> int | None:

@@ -13,7 +13,7 @@ import os
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ FILE = "membership.npz"
 #: The parts an image can be of, as bits. ``EARLIER``: training has read it before the run was resumed on other images.
 PRETRAIN, TRAIN, HOLDOUT, TEST, EARLIER = 1, 2, 4, 8, 16
 TRAINED = PRETRAIN | EARLIER
+ABOUT = ("source", "roots", "rule", "keyless", "whole")
 PARTS = {"pretrain": PRETRAIN, "train": TRAIN, "holdout": HOLDOUT, "test": TEST}
 
 
@@ -73,18 +74,22 @@ class Membership:
 
     Attributes:
         source: The source, as registered.
-        root: Its folder, or None for a source that has none of its own.
+        roots: Its folders; none for a source that has none of its own.
         rule: ``image`` or ``position``: how the parts were drawn.
         keys: int64 ``[N]``, in the order of the source, training images before test images.
         parts: uint8 ``[N]``, the sum of the parts an image is of (``PRETRAIN`` and so on); 0 beyond ``data.limit``.
             Images that are gone but were trained on stand at the end.
+        keyless: Whether images are known by their place alone, as the source's content is fixed.
+        whole: False where the run had begun before this was recorded, perhaps on other images.
     """
 
     source: str
-    root: str | None
+    roots: Sequence[str]
     rule: str
     keys: Tensor
     parts: Tensor
+    keyless: bool = False
+    whole: bool = True
 
     @property
     def digest(self) -> str:
@@ -95,7 +100,7 @@ class Membership:
         return hashlib.sha256(b"\0".join(map(bytes, content))).hexdigest()[:32]
 
     def of(self, part: int) -> Tensor:
-        """Return the keys of a part."""
+        """Return the keys of a part, in its order."""
         return self.keys[(self.parts & part) > 0]
 
     def summary(self) -> dict[str, str | int]:
@@ -109,11 +114,13 @@ class Membership:
         parts = self.parts | (torch.isin(self.keys, read) * EARLIER).to(torch.uint8)
         gone = read[~torch.isin(read, self.keys)]
         more = torch.full((len(gone),), EARLIER, dtype=torch.uint8)
-        return Membership(self.source, self.root, self.rule, torch.cat([self.keys, gone]), torch.cat([parts, more]))
+        return replace(
+            self, keys=torch.cat([self.keys, gone]), parts=torch.cat([parts, more]), whole=self.whole and before.whole
+        )
 
     def save(self, run_dir: Path) -> None:
         """Write ``membership.npz`` to a run folder; it replaces an older one in one step."""
-        about = json.dumps({"source": self.source, "root": self.root, "rule": self.rule})
+        about = json.dumps({name: getattr(self, name) for name in ABOUT})
         draft = run_dir / f".{FILE}.{os.getpid()}"
         with draft.open("wb") as file:
             np.savez_compressed(file, keys=self.keys.numpy(), parts=self.parts.numpy(), about=np.array(about))

@@ -149,8 +149,9 @@ def _membership(config: DataConfig, source: SourceSplits, splits: Splits, by_ima
         if other is not None:
             keys.append(_keys(other, number))
             parts.append(torch.full((len(other),), bit, dtype=torch.uint8))
-    root = " and ".join(str(folder.resolve()) for folder in roots(config)) or None
-    return Membership(config.name, root, "image" if by_image else "position", torch.cat(keys), torch.cat(parts))
+    folders = [str(folder.resolve()) for folder in roots(config)]
+    rule = "image" if by_image else "position"
+    return Membership(config.name, folders, rule, torch.cat(keys), torch.cat(parts), keyless=every.keys is None)
 
 
 def _keys(part: ImageDataset, number: int) -> Tensor:

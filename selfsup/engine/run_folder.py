@@ -17,6 +17,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from selfsup.config import UNTIL, TrainConfig, to_yaml
 from selfsup.data import Splits
+from selfsup.data.membership import FILE as MEMBERSHIP
 from selfsup.engine.environment import environment, now
 from selfsup.engine.resuming import Change, Rule
 from selfsup.errors import UserError
@@ -28,6 +29,7 @@ CONFIG, ENVIRONMENT, CHANGES = "config.yaml", "environment.json", "changes.json"
 BEFORE_A_CHECKPOINT = {
     CONFIG,
     ENVIRONMENT,
+    MEMBERSHIP,
     "metrics.csv",
     "times.csv",
     "checkpoints",
@@ -91,7 +93,7 @@ def make_run_dir(run_dir: Path, again: bool) -> None:
 
 
 def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits) -> None:
-    """Write what a run says of itself before it trains: its configuration, what it runs on, what its source found.
+    """Write what a run says of itself before it trains: its configuration, what it runs on, its images.
 
     Raises:
         UserError: It cannot be written, or another process has trained there meanwhile.
@@ -102,10 +104,13 @@ def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits) -> None:
         (run_dir / "figures").mkdir(exist_ok=True)
         for leftover in ("metrics.csv", "times.csv", "figures/views.png"):  # of a beginning that was stopped
             (run_dir / leftover).unlink(missing_ok=True)
+        if splits.membership is not None:
+            splits.membership.save(run_dir)
     except OSError as error:
         raise UserError(f"run_dir: {run_dir} cannot be written ({error}); choose another.") from error
     replace_text(run_dir / CONFIG, to_yaml(config))
     about = environment() | {"data": None if splits.found is None else splits.found.to_json()}
+    about["membership"] = None if splits.membership is None else splits.membership.summary()
     about["imports"] = record(run_dir)
     replace_text(run_dir / ENVIRONMENT, json.dumps(about, indent=2) + "\n")
 

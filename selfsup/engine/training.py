@@ -32,6 +32,7 @@ from selfsup.engine.run_folder import (
     note_imports,
 )
 from selfsup.engine.sharding import ShardedStrategy, check_shardable
+from selfsup.engine.trained_images import go_on
 from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.errors import UserError
 from selfsup.eval import Record, add_results, read_results
@@ -159,6 +160,7 @@ def _train(
     learning_rate_factors(config.optimizer, 1, 1, optimizer)
     if resumed is not None:
         check_fit(method.state_dict(), resumed.content, resumed.changed)
+        known = resumed.content[INFO].get("membership")
         resumed.content.clear()  # Lightning reads it again
     if trainer.is_global_zero:
         check_disk(run_dir, config, method, optimizer, epochs)
@@ -170,6 +172,10 @@ def _train(
             note_changes(run_dir, config, step, epochs, resumed.changed)
             note_imports(run_dir)
         _announce(config, splits, run_dir, method, [] if resumed is None else resumed.changed)
+        if resumed is not None and splits.membership is not None:
+            note = go_on(run_dir, splits.membership, known and known["digest"])
+            if note is not None:
+                print(f"note: data.root: {note}.", flush=True)
     checkpoint = None if resumed is None else resumed.checkpoint
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
@@ -242,6 +248,7 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
         "config": dataclasses.asdict(config),
         "in_channels": data.channels,
         "images": len(data),
+        "membership": None if splits.membership is None else splits.membership.summary(),
         "image_sizes": image_sizes,
         "mean": list(data.normalization.mean),
         "std": list(data.normalization.std),
