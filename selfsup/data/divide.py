@@ -15,6 +15,7 @@ from selfsup.data.splits import choose_test, split_of
 from selfsup.errors import UserError
 
 SPLITS = ("train", "holdout", "test")
+CALLED = {"train": "train", "holdout": "val", "test": "test"}  # what records call them
 
 
 @dataclass
@@ -186,7 +187,8 @@ def choose(division: Division, config: DividedConfig) -> dict[str, list[int]]:
         test = choose_test(list(division.said), config.test_split)
         if test is not None:
             used[test] = "test"
-        if test == "test" and config.test_split is None and "val" in division.said:
+        # by position the parts are those of versions that passed over val beside a test split
+        if test == "test" and config.test_split is None and "val" in division.said and config.membership == "image":
             used["val"] = "holdout"
     for split in [split for split in division.said if split not in used]:
         passed = division.of(split)

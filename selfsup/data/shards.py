@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfsup.data.base import SourceSplits
 from selfsup.data.cache import digest, locked
-from selfsup.data.divide import DividedConfig
+from selfsup.data.divide import CALLED, DividedConfig, Division, choose, divide_by_choice
+from selfsup.data.encoded import EncodedDataset, prepared
 from selfsup.data.files import file_stamp
+from selfsup.data.found import NO_SPLIT, Found
 from selfsup.data.location import one_root
-from selfsup.data.splits import choose_test, draw_test, split_of
+from selfsup.data.splits import draw_test, split_of
 from selfsup.errors import UserError
+from selfsup.types import ImageFacts
 
 WORD = re.compile(r"(?:^|[-_.])([a-z]+)(?=[-_.\d]|$)", re.IGNORECASE)
 MOST_CLASSES = 10**6
@@ -34,7 +38,8 @@ class ShardsConfig(DividedConfig):
 
     A shard is of the split that its name or a folder above it says: ``train-00000.tar``, ``data/test-00000.parquet``,
     ``val/17.tar`` (``training``, ``testing``, ``valid`` and ``validation`` as well, in any case). Where no name says
-    ``train``, all shards are one split, of which ``test_fraction`` is set aside by a fixed draw of images.
+    ``train``, all shards are one split, of which ``test_fraction`` is set aside by a fixed draw of images. What is
+    called ``val`` is tested on, or chosen on where there is ``test`` as well. ``splits`` names shards or their folders.
 
     Attributes:
         shuffle_window: None shuffles all images with each other. A number shuffles whole shards (of Parquet: groups
@@ -128,49 +133,97 @@ def split_of_shard(shard: str) -> str:
     return next(filter(None, map(split_of, words)), "")
 
 
-def split_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[list[int], list[int] | None]:
-    """Return the shards for training and those for testing, by their place; None: the test images are to be drawn.
+def divide_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[Division, dict[str, list[int]]]:
+    """Return what said of which split each shard is, and the shards of each split by their place.
 
     Raises:
-        UserError: The split that ``test_split`` asks for is not there.
+        UserError: A split that is asked for is not there.
     """
-    splits: dict[str, list[int]] = {}
-    for place, shard in enumerate(shards):
-        splits.setdefault(split_of_shard(shard), []).append(place)
-    if "train" not in splits:
-        if config.test_split is not None:
-            raise UserError(
-                f"data.test_split is {config.test_split} but no shard in data.root is named train; name the shards "
-                "after their splits, or set data.test_split=null to draw test images."
-            )
-        return list(range(len(shards))), None
-    if "" in splits:
-        logger.warning("%d shards that name no split are left out, %s for one", len(splits[""]), shards[splits[""][0]])
-    test = choose_test([name for name in splits if name], config.test_split)
-    return splits["train"], None if test is None else splits[test]
+    if config.splits is not None:
+        division = divide_by_choice(shards, config.splits)
+        return division, choose(division, config)
+    named = [split_of_shard(shard) for shard in shards]
+    if "train" in named:
+        first = {split: shards[named.index(split)] for split in sorted(set(named) - {""})}
+        said = {split: f"shards named as {shard}" for split, shard in first.items()}
+        division = Division([split or None for split in named], list(shards), said)
+    elif config.test_split is not None:
+        raise UserError(
+            f"data.test_split is {config.test_split} but no shard in data.root is named train; name the shards "
+            "after their splits, or set data.test_split=null to draw test images."
+        )
+    else:
+        division = Division(["train"] * len(shards), list(shards), {"train": "all shards"})
+    return division, choose(division, config)
 
 
-def split_rows(
-    shards: Sequence[str], shard_of: np.ndarray[Any, Any], keys: Tensor, config: ShardsConfig
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the images of each split: ``train``, and ``test`` where there are some.
+@dataclass
+class Rows:
+    """The images in shards, in the order of these.
+
+    Attributes:
+        shard: int ``[N]``, the shard of each.
+        keys: int64 ``[N]``, which image each is (``selfsup.data.membership``).
+        values: Of each its label, as ``classes_of`` takes them; empty where there are none.
+        class_names: Names of class numbers, where the source has them.
+        labels_from: Where the labels come from, in words.
+        notes: What a person should know.
+    """
+
+    shard: np.ndarray[Any, Any]
+    keys: Tensor
+    values: Sequence[Any]
+    class_names: Sequence[str] | None
+    labels_from: str
+    notes: list[str]
+
+
+def load_shards(
+    config: ShardsConfig,
+    root: Path,
+    shards: Sequence[str],
+    rows: Rows,
+    build: Callable[[np.ndarray[Any, Any], Tensor | None, ImageFacts], EncodedDataset],
+) -> SourceSplits:
+    """Return the splits of a source in shards.
 
     Args:
-        shards: Names of the shards.
-        shard_of: int ``[N]``, the shard of each image.
-        keys: int64 ``[N]``, which image each is.
-        config: The settings.
+        config, root, shards: The settings, the folder, and the shards below it.
+        rows: The images in them.
+        build: Returns the dataset of the rows ``[n]`` with their labels and what is known of them.
+
+    Raises:
+        UserError: A split has no images, or labels are impossible.
     """
-    train, test = split_shards(shards, config)
-    rows = np.flatnonzero(np.isin(shard_of, train))
-    if test is None:
-        kept, drawn = draw_test(keys[rows], config.test_fraction, config.membership)
-        found = {"train": rows[kept], "test": rows[drawn]}
-    else:
-        found = {"train": rows, "test": np.flatnonzero(np.isin(shard_of, test))}
-    if not len(found["train"]):
-        raise UserError(f"data.root: the shards in {config.root} hold no training images; set data.root to others.")
-    return {split: part for split, part in found.items() if len(part)}
+    found = Found(str(root), "images", notes=list(rows.notes))
+    labels, classes = (None, None) if config.labelled is False else classes_of(rows.values, rows.class_names)
+    division, places = divide_shards(shards, config)
+    chosen = {split: np.flatnonzero(np.isin(rows.shard, some)) for split, some in places.items()}
+    for split, some in chosen.items():
+        if not len(some):
+            raise UserError(f"data.root: the {division.said[split]} ({split}) in {root} hold no images; remove them.")
+    for shard, count in enumerate(np.bincount(rows.shard, minlength=len(shards)).tolist()):
+        if count and division.split[shard] is None:
+            found.leave_out(NO_SPLIT, shards[shard], count)
+    found.notes += division.notes
+    found.read = sum(map(len, chosen.values()))
+    if "test" not in chosen and config.test_fraction:
+        train, test = draw_test(rows.keys[chosen["train"]], config.test_fraction, config.membership)
+        division.said["test"] = f"drawn from all, data.test_fraction={config.test_fraction:g}"
+        chosen |= {"train": chosen["train"][train], "test": chosen["train"][test]}
+    parts = {
+        split: build(some, None if labels is None else labels[some], config.facts(CALLED[split], classes=classes))
+        for split, some in chosen.items()
+        if len(some)
+    }
+    ready = prepared(parts, config, config.cache)
+    for split, part in parts.items():
+        found.undecodable(part.undecodable())
+        found.splits[split] = (len(ready[split]), division.said[split])
+    if labels is not None and classes is not None:
+        found.labels, found.classes = rows.labels_from, classes
+        found.without_label = sum(int((labels[some] < 0).sum()) for some in chosen.values())
+    return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
 
 
 def classes_of(values: Sequence[Any], names: Sequence[str] | None) -> tuple[Tensor | None, tuple[str, ...] | None]:

@@ -229,6 +229,34 @@ def test_the_test_split_can_be_chosen(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_every_image_is_counted_and_what_is_called_val_is_for_choices_beside_a_test_split(tmp_path, kind):
+    for name, size in (("train", 4), ("test", 3), ("validation", 2), ("extra", 6)):
+        _shards(kind, tmp_path, (size,), name)
+    splits = _load(kind, tmp_path, holdout=0.5)
+    assert (len(splits.train), len(splits.holdout), len(splits.test)) == (4, 2, 3)
+    found = splits.found
+    assert (found.read, found.total, found.unit) == (9, 15, "images")
+    assert {reason: dict(counts) for reason, counts in found.left_out.items()} == {
+        "in shards of no split": {next(path.name for path in tmp_path.iterdir() if path.name.startswith("extra")): 6}
+    }
+    assert {split: count for split, (count, _) in found.splits.items()} == {"train": 4, "holdout": 2, "test": 3}
+    # asked for, val is tested on, and by position the hold-out is drawn as it was before
+    assert len(_load(kind, tmp_path, test_split="val").test) == 2
+    before = _load(kind, tmp_path, holdout=0.5, membership="position")
+    assert (len(before.train), len(before.holdout), before.found.total) == (2, 2, 15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_splits_can_be_said(tmp_path, kind):
+    for name, size in (("a", 4), ("b", 3), ("c", 2), ("d/x", 6)):
+        _shards(kind, tmp_path, (size,), name)
+    splits = _load(kind, tmp_path, splits={"train": ["a-*", "b-*"], "test": ["d"]})
+    assert (len(splits.train), len(splits.test), splits.found.total) == (7, 6, 15)
+    with pytest.raises(UserError, match=r"data.splits.test: nowhere is no folder"):
+        _load(kind, tmp_path, splits={"train": ["a-*"], "test": ["nowhere"]})
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_drawn_test_split_is_that_of_a_folder(tmp_path, kind):
     count = _shards(kind, tmp_path / "shards")
     first, second = (_load(kind, tmp_path / "shards", test_fraction=0.25, subset_seed=seed) for seed in (0, 1))
@@ -278,6 +306,46 @@ def test_labels_of_parquet(tmp_path):
     hub = _load("parquet", tmp_path / "b", label_column="fine").train
     assert (hub.labels.tolist(), hub.classes) == ([2, 0, -1], ("cat", "dog", "emu"))
     assert torch.equal(hub.read(torch.arange(3)), named.read(torch.arange(3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [[1, 3], 0.25])
+def test_labels_that_are_no_classes_are_left_out_with_a_note_or_refused_where_they_are_asked_for(tmp_path, kind, value):
+    def member(number):
+        return {"png": _encoded(number), "json": json.dumps({"label": value, "own": value}).encode()}
+
+    if kind == "webdataset":
+        _write_tar(tmp_path / "a.tar", range(6), member)
+        said, asked = "labels that are no classes are left out: 6 ", {"label_field": "own"}
+    else:
+        _write_parquet(tmp_path / "a.parquet", range(6), label=[value] * 6, own=[value] * 6)
+        said, asked = "the column label holds no classes but ", {"label_column": "own"}
+    splits = _load(kind, tmp_path)
+    assert (splits.train.labels, splits.train.classes, splits.found.labels) == (None, None, None)
+    assert [note for note in splits.found.notes if said in note]
+    with pytest.raises(UserError, match=r"^data.label_\w+: own holds no classes"):
+        _load(kind, tmp_path, **asked)
+
+
+def test_real_numbers_in_cls_are_no_classes(tmp_path):
+    _write_tar(tmp_path / "a.tar", range(4), lambda n: {"png": _encoded(n), "cls": f"{n / 4 + 1e-3}".encode()})
+    splits = _load("webdataset", tmp_path)
+    assert splits.train.labels is None
+    assert splits.found.notes == ["labels that are no classes are left out: 4 real numbers"]
+
+
+def test_the_next_column_that_holds_classes_is_taken(tmp_path):
+    _write_parquet(tmp_path / "a.parquet", range(4), label=[[1]] * 4, cls=["x", "y", "x", "x"])
+    splits = _load("parquet", tmp_path)
+    assert (splits.train.labels.tolist(), splits.found.labels) == ([0, 1, 0, 0], "the column cls")
+
+
+def test_rows_that_hold_only_paths_are_told_from_damaged_images(tmp_path):
+    images = [{"bytes": None, "path": f"photos/{n}.jpg"} for n in range(5)]
+    schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()})})
+    pq.write_table(pa.table({"image": images}, schema=schema), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"5 of the 5 rows .* only its path.*embed_table_storage.*data=image_folder"):
+        _load("parquet", tmp_path)
 
 
 def test_the_image_of_a_sample_can_be_chosen(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfsup.data.base import SourceSplits
-from selfsup.data.divide import DividedConfig, Division, choose, divide_by_choice, divide_by_name
+from selfsup.data.divide import CALLED, DividedConfig, Division, choose, divide_by_choice, divide_by_name
 from selfsup.data.encoded import prepared
 from selfsup.data.files import FileDataset, kept_by_the_square
 from selfsup.data.found import NOT_TAKEN, Found
@@ -77,7 +77,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
                 f"data.root: {division.said[split]}, which says what {split} is, holds no images that can be read"
                 f"{found.why_nothing()}; fill or remove it, or set data.splits."
             )
-    keys = name_keys(listing.names)
+    keys = name_keys(_own_names(listing.names, prefixes))
     if "test" not in places and config.test_fraction:
         train, test = draw_test(keys[places["train"]], config.test_fraction, config.membership)
         division.said["test"] = f"drawn from all, data.test_fraction={config.test_fraction:g}"
@@ -93,7 +93,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
                 folder,
                 [listing.names[place] for place in chosen],
                 None if labels is None else labels[chosen],
-                config.facts(_SPLITS[split], classes=classes),
+                config.facts(CALLED[split], classes=classes),
                 keys=keys[chosen],
                 **config.decoding(),
             )
@@ -110,9 +110,6 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
             found.notes.append(f"{len(new):,} classes have no training image, {new[0]} for one")
         found.without_label = int((labels[used] < 0).sum())
     return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
-
-
-_SPLITS = {"train": "train", "holdout": "val", "test": "test"}  # what records call them
 
 
 def _listed(config: ImageFolderConfig) -> tuple[Path, list[str], Listing]:
@@ -148,6 +145,17 @@ def _listed(config: ImageFolderConfig) -> tuple[Path, list[str], Listing]:
         listing.left_out += part.left_out
     listing.names.sort()
     return base, prefixes, listing
+
+
+def _own_names(names: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
+    """Return by what name each image is known: its path below its root, and of further roots also what they are called.
+
+    So another root moves no image of those before it to another part.
+    """
+    for name in names:
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        below = name[len(prefix) :]
+        yield below if prefix == prefixes[0] else f"{Path(prefix).name}/{below}"
 
 
 def _divided(

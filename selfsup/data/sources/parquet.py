@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import math
 import os
 import threading
@@ -22,10 +21,10 @@ from tqdm import tqdm
 
 from selfsup.data.base import SourceSplits
 from selfsup.data.decode import UndecodableError
-from selfsup.data.encoded import EncodedDataset, prepared
+from selfsup.data.encoded import EncodedDataset
 from selfsup.data.files import file_stamp
 from selfsup.data.membership import as_keys, content_key
-from selfsup.data.shards import ShardsConfig, classes_of, find_shards, kept_index, open_root, split_rows
+from selfsup.data.shards import Rows, ShardsConfig, find_shards, kept_index, load_shards, open_root
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.registry import sources
@@ -34,8 +33,6 @@ from selfsup.types import ImageFacts
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 INDEX_VERSION = 1
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -200,7 +197,7 @@ def parquet(config: ParquetConfig) -> SourceSplits:
     try:
         schema = reader.read_schema(root / shards[0])
         column, fields = _image_column(arrow, schema, config.image_column)
-        label = _label_column(arrow, schema, config.label_column)
+        label, notes = _label_column(arrow, schema, config.label_column)
         groups = Groups([root / shard for shard in shards], column, fields, config.shuffle_window or 0)
         index = kept_index(root, shards, config, f"{INDEX_VERSION} {fields}", groups.index)
         values: list[Any] = []
@@ -213,24 +210,14 @@ def parquet(config: ParquetConfig) -> SourceSplits:
         ) from error
     _check_filled(root, index["filled"], column, config.max_undecodable)
     keys = torch.from_numpy(index["keys"])
-    labels, classes = classes_of(values, _class_names(schema, label))
     shard_of = groups.places[groups.group_of(np.arange(groups.begins[-1])), 0]
-    parts = {
-        split: ParquetDataset(
-            root,
-            shards,
-            groups,
-            rows,
-            None if labels is None else labels[torch.from_numpy(rows)],
-            config.facts(split, classes=classes),
-            window=config.shuffle_window,
-            keys=keys[rows],
-            **config.decoding(),
-        )
-        for split, rows in split_rows(shards, shard_of, keys, config).items()
-    }
-    found = prepared(parts, config, config.cache)
-    return SourceSplits(found["train"], found.get("test"))
+
+    def build(rows: np.ndarray[Any, Any], labels: Tensor | None, facts: ImageFacts) -> ParquetDataset:
+        window, decoding = config.shuffle_window, config.decoding()
+        return ParquetDataset(root, shards, groups, rows, labels, facts, window=window, keys=keys[rows], **decoding)
+
+    images = Rows(shard_of, keys, values, _class_names(schema, label), f"the column {label}", notes)
+    return load_shards(config, root, shards, images, build)
 
 
 def _image_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str, str]:
@@ -258,8 +245,9 @@ def _image_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str, str
     return column, found[column]
 
 
-def _label_column(arrow: Any, schema: Any, wanted: str | None) -> str | None:
-    """Return the column of classes, or None; a column that is named as if it were one is left out with a note."""
+def _label_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str | None, list[str]]:
+    """Return the column of classes, or None, and notes on columns that are named as if they were one and are not."""
+    notes: list[str] = []
     if wanted is not None and wanted not in schema.names:
         raise UserError(f"data.label_column: there is no {wanted}; the columns are {', '.join(schema.names)}.")
     for name in (wanted,) if wanted is not None else LABEL_COLUMNS:
@@ -267,14 +255,14 @@ def _label_column(arrow: Any, schema: Any, wanted: str | None) -> str | None:
             continue
         kind = schema.field(name).type
         if _holds_classes(arrow.types, kind):
-            return name
+            return name, notes
         if wanted is not None:
             raise UserError(
                 f"data.label_column: {name} holds no classes but {kind}; set it to a column of whole numbers or text, "
                 "or to null."
             )
-        logger.warning("the column %s holds no classes but %s, so it is left out", name, kind)
-    return None
+        notes.append(f"the column {name} holds no classes but {kind}, so it is left out")
+    return None, notes
 
 
 def _holds_classes(types: Any, kind: Any) -> bool:

@@ -7,7 +7,6 @@ folder: any order, and resuming at any batch. The index is built once, by readin
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import tarfile
@@ -25,17 +24,17 @@ from tqdm import tqdm
 
 from selfsup.data.base import SourceSplits
 from selfsup.data.decode import UndecodableError, is_readable
-from selfsup.data.encoded import EncodedDataset, prepared
+from selfsup.data.encoded import EncodedDataset
 from selfsup.data.files import file_stamp
 from selfsup.data.membership import name_keys
 from selfsup.data.shards import (
+    Rows,
     ShardsConfig,
-    classes_of,
     find_shards,
     kept_index,
+    load_shards,
     open_root,
     split_of_shard,
-    split_rows,
 )
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
@@ -45,9 +44,6 @@ from selfsup.types import ImageFacts
 INDEX_VERSION = 2
 NO_CLASS = b"\0"  # what the index holds in place of a label that is no class, before what it is
 REAL = re.compile(r"[-+]?(\d*\.\d+|\d+\.)(e[-+]?\d+)?", re.IGNORECASE)
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -159,29 +155,19 @@ def webdataset(config: WebDatasetConfig) -> SourceSplits:
     index = _index(root, shards, config)
     if not len(index.shard):
         raise UserError(f"data.root: the shards in {root} hold no images; set data.image to the ending of theirs.")
-    values = _values(index.label, config.label_field)
-    labels, classes = classes_of(values, _class_names(root))
+    values, notes = _values(index.label, config.label_field)
     keys = _keys(shards, index)
-    parts = {
-        split: TarDataset(
-            root,
-            shards,
-            index,
-            rows,
-            None if labels is None else labels[torch.from_numpy(rows)],
-            config.facts(split, classes=classes),
-            window=config.shuffle_window,
-            keys=keys[rows],
-            **config.decoding(),
-        )
-        for split, rows in split_rows(shards, index.shard, keys, config).items()
-    }
-    found = prepared(parts, config, config.cache)
-    return SourceSplits(found["train"], found.get("test"))
+
+    def build(rows: np.ndarray[Any, Any], labels: Tensor | None, facts: ImageFacts) -> TarDataset:
+        window, decoding = config.shuffle_window, config.decoding()
+        return TarDataset(root, shards, index, rows, labels, facts, window=window, keys=keys[rows], **decoding)
+
+    images = Rows(index.shard, keys, values, _class_names(root), f".cls, or {config.label_field} of .json", notes)
+    return load_shards(config, root, shards, images, build)
 
 
-def _values(found: np.ndarray[Any, Any], label_field: str) -> list[str | None]:
-    """Return the class of each sample as text, or None; what is no class is left out with a note.
+def _values(found: np.ndarray[Any, Any], label_field: str) -> tuple[list[str | None], list[str]]:
+    """Return the class of each sample as text, or None, and a note on what is no class.
 
     Raises:
         UserError: A field that was chosen holds no class at all.
@@ -195,8 +181,8 @@ def _values(found: np.ndarray[Any, Any], label_field: str) -> list[str | None]:
                 f"data.label_field: {label_field} holds no classes but {said}; set it to a field of whole numbers or "
                 "text."
             )
-        logger.warning("labels that are no classes are left out: %s", said)
-    return values
+        return values, [f"labels that are no classes are left out: {said}"]
+    return values, []
 
 
 def _keys(shards: list[str], index: Index) -> Tensor:
