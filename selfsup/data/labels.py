@@ -50,7 +50,7 @@ def why_no_classes(values: Sequence[Any], counted: bool = True) -> str | None:
     known = [value for value in map(tidy, values) if value is not None]
     for value in known:
         text = value.strip() if isinstance(value, str) else ""
-        several = isinstance(value, (list, tuple, dict, set)) or (text[:1] + text[-1:] in ("[]", "()"))
+        several = isinstance(value, (list, tuple, dict, set)) or (text[:1] + text[-1:] in ("[]", "()", "{}"))
         if several or "|" in text or ";" in text:
             return f"an image has several ({value})"
     numbers = [_number(value) for value in known]

@@ -21,6 +21,7 @@ from selfsup.data.divide import CALLED, DividedConfig, Division, choose, divide_
 from selfsup.data.encoded import EncodedDataset, prepared
 from selfsup.data.files import file_stamp
 from selfsup.data.found import NO_SPLIT, Found
+from selfsup.data.labels import tidy, why_no_classes
 from selfsup.data.location import one_root
 from selfsup.data.splits import draw_test, split_of
 from selfsup.errors import UserError
@@ -157,6 +158,41 @@ def divide_shards(shards: Sequence[str], config: ShardsConfig) -> tuple[Division
     return division, choose(division, config)
 
 
+@dataclass(frozen=True)
+class Labelling:
+    """Labels of images as a source says them.
+
+    Attributes:
+        values: Of each image its label, as ``classes_of`` takes them; empty where there are none.
+        class_names: Names of class numbers, where the source has them.
+        notes: What a person should know.
+    """
+
+    values: Sequence[Any]
+    class_names: Sequence[str] | None
+    notes: list[str]
+
+
+def labelling(values: Sequence[Any], name: str, setting: str | None, class_names: Sequence[str] | None) -> Labelling:
+    """Return what a column or a field holds, and nothing but a note where that is no class.
+
+    Args:
+        values: Of each image a number, a name, None or anything else.
+        name: The column or the field.
+        setting: The setting of ``data`` that asked for it; None where it was only found.
+        class_names: Names of class numbers, where the source has them.
+
+    Raises:
+        UserError: It was asked for and holds no classes.
+    """
+    reason = why_no_classes(values, counted=setting is None and class_names is None)
+    if reason is None:
+        return Labelling(list(map(tidy, values)), class_names, [])
+    if setting is not None:
+        raise UserError(f"data.{setting}: {name} holds no classes: {reason}; set it to one that does, or leave it out.")
+    return Labelling([], None, [f"{name} holds no classes and is left out: {reason}"])
+
+
 @dataclass
 class Rows:
     """The images in shards, in the order of these.
@@ -164,18 +200,14 @@ class Rows:
     Attributes:
         shard: int ``[N]``, the shard of each.
         keys: int64 ``[N]``, which image each is (``selfsup.data.membership``).
-        values: Of each its label, as ``classes_of`` takes them; empty where there are none.
-        class_names: Names of class numbers, where the source has them.
+        labels: Their labels.
         labels_from: Where the labels come from, in words.
-        notes: What a person should know.
     """
 
     shard: np.ndarray[Any, Any]
     keys: Tensor
-    values: Sequence[Any]
-    class_names: Sequence[str] | None
+    labels: Labelling
     labels_from: str
-    notes: list[str]
 
 
 def load_shards(
@@ -195,8 +227,8 @@ def load_shards(
     Raises:
         UserError: A split has no images, or labels are impossible.
     """
-    found = Found(str(root), "images", notes=list(rows.notes))
-    labels, classes = (None, None) if config.labelled is False else classes_of(rows.values, rows.class_names)
+    found = Found(str(root), "images", notes=list(rows.labels.notes))
+    labels, classes = classes_of(rows.labels.values, rows.labels.class_names)
     division, places = divide_shards(shards, config)
     chosen = {split: np.flatnonzero(np.isin(rows.shard, some)) for split, some in places.items()}
     for split, some in chosen.items():

@@ -23,6 +23,7 @@ BESIDE = frozenset(
 )
 #: Those that say which images are drawn, and no more.
 DRAWS = frozenset(("limit", "holdout", "membership", "subset_seed"))
+NOT_RECORDED = "which images this run was trained on was not recorded, or they have changed since"
 
 
 def go_on(run_dir: Path, now: Membership, digest: str | None) -> str | None:
@@ -145,7 +146,7 @@ def _images_trained_on(run: Path) -> int | None:
     return int(found[-1]["images"]) if found and "images" in found[-1] else None
 
 
-def _unknown(why: str = "which images this run was trained on was not recorded, or they have changed since") -> dict[str, Any]:
+def _unknown(why: str = NOT_RECORDED) -> dict[str, Any]:
     warnings.warn(
         f"{why}, so some of the test images may have been trained on; judge it on a folder of images of their own "
         "(data=…) where the number matters.",

@@ -316,13 +316,13 @@ def test_labels_that_are_no_classes_are_left_out_with_a_note_or_refused_where_th
 
     if kind == "webdataset":
         _write_tar(tmp_path / "a.tar", range(6), member)
-        said, asked = "labels that are no classes are left out: 6 ", {"label_field": "own"}
+        asked = {"label_field": "own"}
     else:
         _write_parquet(tmp_path / "a.parquet", range(6), label=[value] * 6, own=[value] * 6)
-        said, asked = "the column label holds no classes but ", {"label_column": "own"}
+        asked = {"label_column": "own"}
     splits = _load(kind, tmp_path)
     assert (splits.train.labels, splits.train.classes, splits.found.labels) == (None, None, None)
-    assert [note for note in splits.found.notes if said in note]
+    assert [note for note in splits.found.notes if note.startswith("label holds no classes and is left out: ")]
     with pytest.raises(UserError, match=r"^data.label_\w+: own holds no classes"):
         _load(kind, tmp_path, **asked)
 
@@ -331,7 +331,7 @@ def test_real_numbers_in_cls_are_no_classes(tmp_path):
     _write_tar(tmp_path / "a.tar", range(4), lambda n: {"png": _encoded(n), "cls": f"{n / 4 + 1e-3}".encode()})
     splits = _load("webdataset", tmp_path)
     assert splits.train.labels is None
-    assert splits.found.notes == ["labels that are no classes are left out: 4 real numbers"]
+    assert "it holds real numbers" in splits.found.notes[0]
 
 
 def test_the_next_column_that_holds_classes_is_taken(tmp_path):

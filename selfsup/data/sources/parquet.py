@@ -8,9 +8,9 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,16 @@ from selfsup.data.decode import UndecodableError
 from selfsup.data.encoded import EncodedDataset
 from selfsup.data.files import file_stamp
 from selfsup.data.membership import as_keys, content_key
-from selfsup.data.shards import Rows, ShardsConfig, find_shards, kept_index, load_shards, open_root
+from selfsup.data.shards import (
+    Labelling,
+    Rows,
+    ShardsConfig,
+    find_shards,
+    kept_index,
+    labelling,
+    load_shards,
+    open_root,
+)
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.registry import sources
@@ -194,15 +203,17 @@ def parquet(config: ParquetConfig) -> SourceSplits:
         ".parquet",
         "set data.root to a folder of Parquet files (what save_to_disk wrote becomes one by to_parquet).",
     )
+
+    def read(name: str) -> list[Any]:
+        tables = (reader.read_table(root / shard, columns=[name], partitioning=None) for shard in shards)
+        return [value for table in tables for value in table[name].to_pylist()]
+
     try:
         schema = reader.read_schema(root / shards[0])
         column, fields = _image_column(arrow, schema, config.image_column)
-        label, notes = _label_column(arrow, schema, config.label_column)
         groups = Groups([root / shard for shard in shards], column, fields, config.shuffle_window or 0)
         index = kept_index(root, shards, config, f"{INDEX_VERSION} {fields}", groups.index)
-        values: list[Any] = []
-        for shard in shards if label is not None else ():
-            values += reader.read_table(root / shard, columns=[label], partitioning=None)[label].to_pylist()
+        label, labels = _labels(schema, config, read)
     except (arrow.ArrowException, OSError, KeyError) as error:
         raise UserError(
             f"data.root: a file in {root} is no Parquet file, is damaged, or has other columns than {shards[0]} "
@@ -212,11 +223,11 @@ def parquet(config: ParquetConfig) -> SourceSplits:
     keys = torch.from_numpy(index["keys"])
     shard_of = groups.places[groups.group_of(np.arange(groups.begins[-1])), 0]
 
-    def build(rows: np.ndarray[Any, Any], labels: Tensor | None, facts: ImageFacts) -> ParquetDataset:
+    def build(rows: np.ndarray[Any, Any], classes: Tensor | None, facts: ImageFacts) -> ParquetDataset:
         window, decoding = config.shuffle_window, config.decoding()
-        return ParquetDataset(root, shards, groups, rows, labels, facts, window=window, keys=keys[rows], **decoding)
+        return ParquetDataset(root, shards, groups, rows, classes, facts, window=window, keys=keys[rows], **decoding)
 
-    images = Rows(shard_of, keys, values, _class_names(schema, label), f"the column {label}", notes)
+    images = Rows(shard_of, keys, labels, f"the column {label}")
     return load_shards(config, root, shards, images, build)
 
 
@@ -245,32 +256,20 @@ def _image_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str, str
     return column, found[column]
 
 
-def _label_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str | None, list[str]]:
-    """Return the column of classes, or None, and notes on columns that are named as if they were one and are not."""
-    notes: list[str] = []
+def _labels(schema: Any, config: ParquetConfig, read: Callable[[str], list[Any]]) -> tuple[str | None, Labelling]:
+    """Return the column of classes, or None, and what it holds; what is only called as one is left out with a note."""
+    wanted = config.label_column
     if wanted is not None and wanted not in schema.names:
         raise UserError(f"data.label_column: there is no {wanted}; the columns are {', '.join(schema.names)}.")
+    notes: list[str] = []
     for name in (wanted,) if wanted is not None else LABEL_COLUMNS:
-        if name not in schema.names:
-            continue
-        kind = schema.field(name).type
-        if _holds_classes(arrow.types, kind):
-            return name, notes
-        if wanted is not None:
-            raise UserError(
-                f"data.label_column: {name} holds no classes but {kind}; set it to a column of whole numbers or text, "
-                "or to null."
-            )
-        notes.append(f"the column {name} holds no classes but {kind}, so it is left out")
-    return None, notes
-
-
-def _holds_classes(types: Any, kind: Any) -> bool:
-    """Whether a type of Arrow's can say a class: a whole number or text, not a real number, a list or a struct."""
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    tests = (types.is_integer, types.is_boolean, types.is_string, types.is_large_string, types.is_null)
-    return any(test(kind) for test in tests)
+        if name in schema.names and config.labelled is not False:
+            names = _class_names(schema, name)
+            found = labelling(read(name), name, "label_column" if wanted is not None else None, names)
+            if found.values:
+                return name, replace(found, notes=notes)
+            notes += found.notes
+    return None, Labelling([], None, notes)
 
 
 def _check_filled(root: Path, filled: np.ndarray[Any, Any], column: str, allowed: float) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +30,7 @@ from selfsup.data.shards import (
     ShardsConfig,
     find_shards,
     kept_index,
+    labelling,
     load_shards,
     open_root,
     split_of_shard,
@@ -41,9 +40,7 @@ from selfsup.errors import UserError
 from selfsup.registry import sources
 from selfsup.types import ImageFacts
 
-INDEX_VERSION = 2
-NO_CLASS = b"\0"  # what the index holds in place of a label that is no class, before what it is
-REAL = re.compile(r"[-+]?(\d*\.\d+|\d+\.)(e[-+]?\d+)?", re.IGNORECASE)
+INDEX_VERSION = 3
 
 
 @dataclass
@@ -155,34 +152,18 @@ def webdataset(config: WebDatasetConfig) -> SourceSplits:
     index = _index(root, shards, config)
     if not len(index.shard):
         raise UserError(f"data.root: the shards in {root} hold no images; set data.image to the ending of theirs.")
-    values, notes = _values(index.label, config.label_field)
+    field = config.label_field
+    values = [os.fsdecode(label) if label else None for label in index.label.tolist()]
+    asked = "label_field" if field != WebDatasetConfig.label_field else None
+    labels = labelling([] if config.labelled is False else values, field, asked, _class_names(root))
     keys = _keys(shards, index)
 
-    def build(rows: np.ndarray[Any, Any], labels: Tensor | None, facts: ImageFacts) -> TarDataset:
+    def build(rows: np.ndarray[Any, Any], classes: Tensor | None, facts: ImageFacts) -> TarDataset:
         window, decoding = config.shuffle_window, config.decoding()
-        return TarDataset(root, shards, index, rows, labels, facts, window=window, keys=keys[rows], **decoding)
+        return TarDataset(root, shards, index, rows, classes, facts, window=window, keys=keys[rows], **decoding)
 
-    images = Rows(index.shard, keys, values, _class_names(root), f".cls, or {config.label_field} of .json", notes)
+    images = Rows(index.shard, keys, labels, f".cls, or {field} of .json")
     return load_shards(config, root, shards, images, build)
-
-
-def _values(found: np.ndarray[Any, Any], label_field: str) -> tuple[list[str | None], list[str]]:
-    """Return the class of each sample as text, or None, and a note on what is no class.
-
-    Raises:
-        UserError: A field that was chosen holds no class at all.
-    """
-    values = [os.fsdecode(label) if label and not label.startswith(NO_CLASS) else None for label in found.tolist()]
-    kinds = Counter(os.fsdecode(label[1:]) for label in found.tolist() if label.startswith(NO_CLASS))
-    if kinds:
-        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        if label_field != WebDatasetConfig.label_field and not any(values):
-            raise UserError(
-                f"data.label_field: {label_field} holds no classes but {said}; set it to a field of whole numbers or "
-                "text."
-            )
-        return values, [f"labels that are no classes are left out: {said}"]
-    return values, []
 
 
 def _keys(shards: list[str], index: Index) -> Tensor:
@@ -257,21 +238,18 @@ def _samples(tar: tarfile.TarFile) -> Iterator[_Sample]:
 
 
 def _label(tar: tarfile.TarFile, sample: _Sample, label_field: str) -> str:
-    """Return the class number or name of a sample, "" where it has none, or ``NO_CLASS`` and what it has instead."""
+    """Return the label of a sample as text, "" where it has none."""
     for ending in ("cls", "json"):
         if ending in sample.members:
             file = tar.extractfile(sample.members[ending])
             assert file is not None  # a regular member
             text = file.read().decode("utf-8", "replace").strip()
             if ending == "cls":
-                return f"{NO_CLASS.decode()}real numbers" if REAL.fullmatch(text) else text
+                return text
             try:
                 value = json.loads(text).get(label_field)
             except (ValueError, AttributeError):
                 return ""
-            if isinstance(value, float | list | dict):
-                kind = {float: "real numbers", list: "lists", dict: "objects"}[type(value)]
-                return f"{NO_CLASS.decode()}{kind}"
             return "" if value is None else str(value)
     return ""
 
