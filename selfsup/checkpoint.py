@@ -138,6 +138,12 @@ def is_checkpoint(content: Any, file: Path) -> bool:
     return True
 
 
+def start_facts(info: Mapping[str, Any]) -> dict[str, str]:
+    """Return what records say of the weights that a training started from, by what its checkpoint keeps of it."""
+    start = info.get("start")
+    return {} if start is None else {"started_from": start["name"], "started_from_digest": start["digest"]}
+
+
 def weights_of(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
     """Return the weights of one module out of those of a whole method."""
     prefix = f"{module}."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,14 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from selfsup.augment.config import AugmentConfig
 from selfsup.catalog import GROUPS, name_choice, no_setting
+from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensors
 from selfsup.data import DataConfig
 from selfsup.errors import UserError
 from selfsup.eval.config import EvalConfig, eval_config, renamed
+from selfsup.external import MODULE, TIMM
 from selfsup.methods import MethodConfig
-from selfsup.nn import BackboneConfig
+from selfsup.nn import BackboneConfig, idle_settings
 from selfsup.optimization import OptimizerConfig
 from selfsup.overrides import Change, Schema, read_change
 from selfsup.registry import REGISTRIES
+from selfsup.settings import key_of
 from selfsup.values import read_yaml, write_yaml
 
 
@@ -201,7 +205,7 @@ def load_config(overrides: Sequence[str] = (), *, file: str | Path | None = None
         return from_values(_read_saved(Path(file).expanduser()), words)
     groups = [word for word in words if is_choice(word, kind)]
     changes = [_read_change(word) for word in words if word not in groups]
-    return build(kind, compose_choices(groups, kind), changes)
+    return build(kind, start_network(compose_choices(groups, kind), changes, groups), changes)
 
 
 def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: str = "train") -> Any:
@@ -223,7 +227,8 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
     if isinstance(values.get("data"), dict):
         # a configuration that was saved without this setting is of a time when parts were drawn by position
         values = {**values, "data": {"membership": "position", **values["data"]}}
-    return build(kind, values, [_read_change(word) for word in overrides])
+    changes = [_read_change(word) for word in overrides]
+    return build(kind, start_network(values, changes), changes)
 
 
 def words_of(settings: Mapping[str, Any], key: str = "") -> list[str]:
@@ -278,8 +283,16 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
     Raises:
         UserError: As :func:`load_config`.
     """
-    schema = schema_of(kind, values)
+    schema, changes = schema_of(kind, values), list(changes)
     composed = schema.build(values, changes)
+    keys = {change.key for change in changes}
+    if kind == "evaluate" and "backbone.from" in keys:
+        raise UserError("backbone.from is for training; what it names is evaluated with checkpoint=.")
+    if idle := idle_keys(composed.backbone, keys):
+        warnings.warn(
+            f"{' and '.join(idle)} do{'es' * (len(idle) == 1)} nothing for the network '{composed.backbone.name}'.",
+            stacklevel=3,
+        )
     for group in REGISTRIES.keys() & schema.sections:
         name = getattr(composed, group).name
         if REGISTRIES[group][name].config is not schema.sections[group]:
@@ -287,6 +300,51 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
     if kind == "evaluate" and composed.checkpoint == "???":
         raise UserError("checkpoint is not set; write checkpoint=RUN.")
     return composed
+
+
+def idle_keys(backbone: BackboneConfig, keys: Collection[str]) -> list[str]:
+    """Return those keys of a backbone that its network has no use for; keys that were not set are none of them."""
+    asked = {key.split(".")[1] for key in keys if key.startswith("backbone.")} - {"name", "from"}
+    if not asked:
+        return []
+    with contextlib.suppress(TypeError, ValueError, AssertionError, RuntimeError):  # building it says what is wrong
+        return [f"backbone.{name}" for name in sorted(asked & idle_settings(backbone))]
+    return []
+
+
+def start_network(values: dict[str, Any], changes: Sequence[Change], groups: Sequence[str] = ()) -> dict[str, Any]:
+    """Return values with the network that ``backbone.from`` names, unless ``backbone`` or ``backbone.name`` is written.
+
+    Args:
+        values: Of the configuration.
+        changes: Of these values.
+        groups: Choices of groups that were written out.
+
+    Raises:
+        UserError: It names no network, such as a file of weights, or there is no such thing.
+    """
+    said = [change.value for change in changes if change.key == "backbone.from"]
+    chosen = any(word.startswith("backbone=") for word in groups)
+    if not said or said[-1] in (None, "null") or chosen or any(c.key == "backbone.name" for c in changes):
+        return values
+    name = str(said[-1])
+    network: dict[str, Any] = {}
+    if name.startswith(TIMM):
+        import timm
+
+        known = name.removeprefix(TIMM)
+        network = {"name": known, "small_stem": False} if timm.is_model(known) else {}
+    elif not name.startswith(MODULE):
+        file = find_checkpoint(name)
+        content = read_tensors(file)
+        if is_checkpoint(content, file):
+            network = {**content[INFO]["config"]["backbone"], "from_": None}
+    if not network:
+        raise UserError(
+            f"backbone.from={name} does not say which network its weights are of; say it with backbone=… or "
+            "backbone.name=…."
+        )
+    return {**values, "backbone": network}
 
 
 def schema_of(kind: str, values: dict[str, Any]) -> Schema:
@@ -313,7 +371,9 @@ def _read_change(word: str) -> Change:
 
 def to_yaml(config: Any) -> str:
     """Return a configuration dataclass as YAML, which ``load_config(file=…)`` reads back as it was."""
-    return write_yaml(dataclasses.asdict(config))
+    return write_yaml(
+        dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
+    )
 
 
 def explain(error: Exception) -> str:

@@ -209,7 +209,9 @@ def _safetensors(run: _Run, draft: Path, target: Path) -> tuple[Features, str]:
             head = ["import timm", "import torch", "from safetensors.torch import load_file", ""]
             return "\n".join([*head, *_timm_network(run), *_filled(read)])
         usual = vars(BackboneConfig())
-        settings = ", ".join(f"{key}={value!r}" for key, value in vars(run.config).items() if value != usual[key])
+        settings = ", ".join(
+            f"{key}={value!r}" for key, value in vars(run.config).items() if value != usual[key] and key != "from_"
+        )
         head = ["from safetensors.torch import load_file", "from selfsup.nn import BackboneConfig, build_backbone", ""]
         network = f"network = build_backbone(BackboneConfig({settings}), {run.channels}).network"
         return "\n".join([*head, network, *_filled(read)])

@@ -11,6 +11,7 @@ from typing import Any, get_origin, get_type_hints
 
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES, nearest
+from selfsup.settings import key_of
 from selfsup.values import from_text, from_value
 
 #: What people call a setting elsewhere, and the last part of its key here.
@@ -136,6 +137,9 @@ class Schema:
             UserError: A key that there is not, a value of another type or out of its range.
         """
         values = copy.deepcopy(values)
+        for name, hint in self.fields(self.root).items():
+            if dataclasses.is_dataclass(hint) and isinstance(values.get(name), dict):
+                values[name] = {key_of(inner): value for inner, value in values[name].items()}
         for change in changes:
             self._apply(change, values)
         return self._make(self.root, values)
@@ -175,6 +179,7 @@ class Schema:
 
     def _make(self, section: type[Any], values: Any, key: str = "") -> Any:
         fields = self.fields(section, key)
+        names = {key_of(f.name): f.name for f in dataclasses.fields(section)}
         if not isinstance(values, dict):
             raise UserError(f"{key} is {values!r}; it holds settings by name, such as {next(iter(fields))}.")
         given = {}
@@ -184,13 +189,13 @@ class Schema:
                 raise UserError(unknown_key(full, self))
             hint = fields[name]
             nested = dataclasses.is_dataclass(hint)
-            given[name] = self._make(hint, value, full) if nested else from_value(value, hint, full)
+            given[names[name]] = self._make(hint, value, full) if nested else from_value(value, hint, full)
         return section(**given)
 
 
 def _hints(section: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(section, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(section) if f.init}
+    return {key_of(f.name): hints[f.name] for f in dataclasses.fields(section) if f.init}
 
 
 def _merge(old: Any, new: Any) -> Any:

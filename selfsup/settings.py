@@ -109,6 +109,11 @@ def check(config: Any, key: str = "") -> None:
                 raise UserError(f"{what}; it must be {allowed}.{hint if hint.startswith(' Did') else ''}")
 
 
+def key_of(name: str) -> str:
+    """Return what a field of a section is called as a setting: where that is a word of Python, the field ends in _."""
+    return name.removesuffix("_")
+
+
 def range_of(f: dataclasses.Field[Any]) -> Range | None:
     """Return the range of a dataclass field, whose ``str`` describes it; None where any value of its type will do."""
     found: Range | None = f.metadata.get("range")

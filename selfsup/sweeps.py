@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import keyword
 import re
 from collections.abc import Sequence
 from typing import Any, cast, get_origin
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from selfsup.catalog import name_choice
-from selfsup.config import TrainConfig, build, compose_choices, is_choice, schema_of
+from selfsup.config import TrainConfig, build, compose_choices, is_choice, schema_of, start_network
 from selfsup.errors import UserError
 from selfsup.overrides import Change, Schema, read_change, unknown_key
 from selfsup.registry import REGISTRIES
@@ -62,7 +63,8 @@ def sweep_words(overrides: Sequence[str]) -> list[str]:
             swept.append([dataclasses.replace(change, value=value, is_text=False) for value in values])
     for base in bases:
         for row in range(max(map(len, swept), default=1)):
-            build("train", base, [values[min(row, len(values) - 1)] for values in swept])
+            changes = [values[min(row, len(values) - 1)] for values in swept]
+            build("train", start_network(base, changes, groups), changes)
     return words
 
 
@@ -89,7 +91,8 @@ def _values(change: Change, schemas: Sequence[Schema]) -> tuple[list[Any], bool]
     if dataclasses.is_dataclass(hint):
         hint = dict[str, Any]
     values = [from_text(part, hint, change.key) for part in parts]
-    return values, change.forced or in_dictionary or get_origin(kind) is dict
+    renamed = keyword.iskeyword(change.key.rpartition(".")[2])  # Hydra knows it with a _ behind, see settings.key_of
+    return values, change.forced or in_dictionary or get_origin(kind) is dict or renamed
 
 
 def job_config(composed: DictConfig) -> TrainConfig:
@@ -100,4 +103,5 @@ def job_config(composed: DictConfig) -> TrainConfig:
         for word in map(parse, words)
     ]
     values = cast(dict[str, Any], OmegaConf.to_container(composed))
-    return cast(TrainConfig, build("train", values, changes))
+    groups = [word for word in HydraConfig.get().overrides.task if is_choice(word, "train")]
+    return cast(TrainConfig, build("train", start_network(values, changes, groups), changes))

@@ -252,5 +252,6 @@ def test_a_setting_that_not_every_method_has_is_forced() -> None:
 
 
 def test_an_entry_of_a_preset_is_taken_out() -> None:
-    assert "zero_init_last" in load_config().backbone.kwargs
-    assert load_config(["~backbone.kwargs.zero_init_last"]).backbone.kwargs == {}
+    vit = ["experiment=imagenet/moco_v3_vit"]
+    assert load_config(vit).backbone.kwargs == {"num_heads": 12}
+    assert load_config([*vit, "~backbone.kwargs.num_heads"]).backbone.kwargs == {}

@@ -152,7 +152,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
         return
     for name, inner in value.items():
-        key = f"{prefix}.{name}" if prefix else str(name)
+        key = f"{prefix}.{name}".strip("._")  # a setting that is called as a word of Python has a _ behind it there
         if key not in NOT_COMPARED:
             yield from _leaves(inner, key)
 

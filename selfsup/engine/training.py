@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from selfsup.augment import build_views
-from selfsup.checkpoint import INFO, find_checkpoint, read_checkpoint, run_of
+from selfsup.checkpoint import INFO, find_checkpoint, read_checkpoint, run_of, start_facts
 from selfsup.config import TrainConfig, from_values
 from selfsup.data import Splits, load_splits
 from selfsup.engine.callbacks import StopSignal, Stopwatch
@@ -32,6 +32,7 @@ from selfsup.engine.run_folder import (
     note_imports,
 )
 from selfsup.engine.sharding import ShardedStrategy, check_shardable
+from selfsup.engine.start import start_from
 from selfsup.engine.trained_images import go_on
 from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.errors import UserError
@@ -149,7 +150,9 @@ def _train(
     trainer = build_trainer(config, splits, run_dir, step, stopwatch, stop, callbacks)
     data = TrainData(splits, config)
     data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
-    method = build_method(config, splits, trainer.world_size)
+    method = build_method(config, splits, trainer.world_size, starts=resumed is None)
+    if resumed is not None:
+        method.checkpoint_info["start"] = resumed.content[INFO].get("start")
     check_batch(config, method, trainer.world_size)
     if config.trainer.precision.startswith("64"):
         method.double()  # Lightning does it after it has read a checkpoint, which would be rounded
@@ -171,7 +174,7 @@ def _train(
         else:
             note_changes(run_dir, config, step, epochs, resumed.changed)
             note_imports(run_dir)
-        _announce(config, splits, run_dir, method, [] if resumed is None else resumed.changed)
+        _announce(config, splits, run_dir, method, None if resumed is None else resumed.changed)
         if resumed is not None and splits.membership is not None:
             note = go_on(run_dir, splits.membership, known and known["digest"])
             if note is not None:
@@ -180,8 +183,8 @@ def _train(
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         record = _training_record(config, len(splits.pretrain), trainer.current_epoch, stopwatch.seconds)
-        memory = {"peak_memory_mb": round(peak_memory_mb(), 1)}
-        add_results(run_dir, [dataclasses.replace(record, found=memory)])
+        found = {"peak_memory_mb": round(peak_memory_mb(), 1), **start_facts(method.checkpoint_info)}
+        add_results(run_dir, [dataclasses.replace(record, found=found)])
         if (run_dir / "metrics.csv").exists():  # a short run may end before the first row
             save(training_curves(run_dir / "metrics.csv"), run_dir / "figures" / "training.png")
     return run_dir
@@ -199,6 +202,7 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
         info, watched = resumed.content[INFO], resumed.content["callbacks"].get("Stopwatch", {})
         images = info.get("images") or len(load_splits(config.data).pretrain)  # an earlier version did not keep it
         record = _training_record(config, images, resumed.epochs, float(watched.get("seconds", 0.0)))
+        record = dataclasses.replace(record, found=start_facts(info))
         written.append(add_results(run_dir, [record]).name)
     metrics, curves = run_dir / "metrics.csv", run_dir / "figures" / "training.png"
     if metrics.exists() and read_metrics(metrics).notes:
@@ -218,8 +222,15 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
         print(f"note: nothing was trained, so this counts for nothing: {'; '.join(changed)}.", flush=True)
 
 
-def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Method:
-    """Build the method of a configuration with random weights.
+def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, starts: bool = False) -> Method:
+    """Build the method of a configuration.
+
+    Args:
+        config: The run.
+        splits: Its data.
+        world_size: Number of ranks.
+        starts: Give the backbone, and with it a momentum encoder, the weights of ``backbone.from``; else all weights
+            are random.
 
     Raises:
         UserError: Settings that do not fit together.
@@ -238,6 +249,7 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
     )
     image_sizes = [*views.sizes, config.data.image_size]
     backbone = build_backbone(config.backbone, data.channels, data.normalization, image_sizes)
+    start = start_from(backbone, config.backbone) if starts and config.backbone.from_ is not None else None
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
     backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
@@ -252,6 +264,7 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1) -> Me
         "image_sizes": image_sizes,
         "mean": list(data.normalization.mean),
         "std": list(data.normalization.std),
+        "start": None if start is None else dataclasses.asdict(start),
     }
     return method
 
@@ -271,8 +284,9 @@ def _training_record(config: TrainConfig, images: int, epochs: int, seconds: flo
 
 
 def _announce(
-    config: TrainConfig, splits: Splits, run_dir: Path, method: Method, changed: Sequence[Change] = ()
+    config: TrainConfig, splits: Splits, run_dir: Path, method: Method, changed: Sequence[Change] | None
 ) -> None:
+    first = changed is None
     weights = sum(p.numel() for p in method.backbone.parameters())
     effective = config.batch_size * config.trainer.accumulate
     sizes = ", ".join(map(str, dict.fromkeys(method.views.sizes)))
@@ -287,8 +301,12 @@ def _announce(
         sep="\n",
         flush=True,
     )
-    for change in changed:
+    for change in changed or ():
         print(change, flush=True)
+    if start := method.checkpoint_info["start"] if first else None:
+        print(f"starts from {start['name']}: {start['taken']} tensors (SHA-256 {start['digest'][:12]})", flush=True)
+        for note in start["notes"]:
+            print(f"note: backbone.from: {note}.", flush=True)
     if config.trainer.accumulate > 1 and method.couples_images:
         print(
             f"note: trainer.accumulate={config.trainer.accumulate} adds up gradients of batches that never meet: "

@@ -1,6 +1,14 @@
 """Parts of methods: backbones, heads, momentum encoder, queue, split BatchNorm."""
 
-from selfsup.nn.backbone import Backbone, BackboneConfig, any_size, build_backbone, give_backbone, side_step
+from selfsup.nn.backbone import (
+    Backbone,
+    BackboneConfig,
+    any_size,
+    build_backbone,
+    give_backbone,
+    idle_settings,
+    side_step,
+)
 from selfsup.nn.batch_norm import SplitBatchNorm2d, batch_statistics, shuffle, split_batch_norm, unshuffle
 from selfsup.nn.dense import DenseEncoder, PixelPropagation, check_dense, dense_head
 from selfsup.nn.dino_head import DINOHead
@@ -27,6 +35,7 @@ __all__ = [
     "check_dense",
     "dense_head",
     "give_backbone",
+    "idle_settings",
     "in_chunks",
     "projection_head",
     "shuffle",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import timm
@@ -36,6 +36,9 @@ class BackboneConfig:
             to timm. Networks without it draw their weights as they always do.
         kwargs: Further arguments of ``timm.create_model``. What depends on the size of the images (``img_size``,
             ``dynamic_img_size``) follows from ``data.image_size`` and ``augment.sizes`` unless it is given here.
+        from_: ``backbone.from``: the weights that training starts from, named as for ``checkpoint``: a run, a file,
+            ``timm:NAME``, ``module:…``. The network is that of the run, or timm's, unless ``backbone.name`` is given.
+            None is random weights.
 
     Raises:
         UserError: ``kwargs.zero_init_last``, where it stood in earlier versions, contradicts ``zero_init_last``.
@@ -48,6 +51,7 @@ class BackboneConfig:
     blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     zero_init_last: bool | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    from_: str | None = None
 
     def __post_init__(self) -> None:
         if "zero_init_last" not in self.kwargs:
@@ -277,6 +281,24 @@ def side_step(config: BackboneConfig, in_channels: int) -> int:
             return _patch(_create(config, in_channels, config.kwargs))
     except (TypeError, ValueError, AssertionError):  # build_backbone says what is wrong
         return 1
+
+
+def idle_settings(config: BackboneConfig) -> set[str]:
+    """Return the settings of a backbone that its network has no use for."""
+    idle = set() if config.small_stem else {"stem_stride"}
+    if config.name == "convnet":
+        return {"small_stem", "stem_stride", "zero_init_last", "kwargs"}
+    if config.name == "resnet":
+        return idle | {"zero_init_last", "kwargs"}
+    with torch.device("meta"):
+        network = _create(replace(config, zero_init_last=None), 3, config.kwargs)
+        if not isinstance(network, ResNet):
+            idle |= {"small_stem", "stem_stride"}
+        try:
+            timm.create_model(config.name, zero_init_last=True, **config.kwargs)
+        except TypeError:
+            idle.add("zero_init_last")
+    return idle | {"width", "blocks"}
 
 
 def any_size(name: str) -> dict[str, Any]:
