@@ -26,8 +26,12 @@ GROUPS = {
     "evaluate": ("data", "backbone"),
 }
 
-#: Groups whose choices register themselves: the registry's name, and the folder with a file for each.
-REGISTERED = {"method": ("methods", PACKAGE / "methods"), "data": ("sources", PACKAGE / "data" / "sources")}
+#: What registers itself: how its decorator is called, and the folder with a file for each.
+REGISTERED = {
+    "method": ("methods.register", PACKAGE / "methods"),
+    "data": ("sources.register", PACKAGE / "data" / "sources"),
+    "protocol": ("protocol", PACKAGE / "eval" / "protocols"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Listed:
     Attributes:
         name: What follows ``group=``.
         summary: First line of its documentation.
-        settings: Name of the dataclass of its settings.
+        settings: Name of the dataclass of its settings, "" where it has none.
         also: Other names that it is known by.
     """
 
@@ -57,13 +61,13 @@ def summaries(group: str) -> dict[str, str]:
     if group not in REGISTERED:
         return {}
     found = {name: entry.summary for name, entry in listed(group).items()}
-    registry = REGISTRIES[group]
-    return found | {name: registry[name].summary for name in registry}
+    registry = REGISTRIES.get(group)
+    return found if registry is None else found | {name: registry[name].summary for name in registry}
 
 
 def other_names(group: str) -> dict[str, str]:
     """Return what else choices of a group are known by, to their names."""
-    if group not in REGISTERED:
+    if group not in REGISTRIES:
         return {}
     found = {other: entry.name for entry in listed(group).values() for other in entry.also}
     return found | REGISTRIES[group].other_names
@@ -115,22 +119,22 @@ def no_setting(word: str) -> str:
 @cache
 def listed(group: str) -> dict[str, Listed]:
     """Return what the files of a group register."""
-    variable, folder = REGISTERED[group]
+    decorator, folder = REGISTERED[group]
     trees = (ast.parse(file.read_text("utf-8")) for file in folder.glob("*.py"))
-    found = {entry.name: entry for tree in trees for entry in _registered(tree, variable)}
+    found = {entry.name: entry for tree in trees for entry in _registered(tree, decorator)}
     return dict(sorted(found.items()))
 
 
-def _registered(tree: ast.Module, variable: str) -> Iterator[Listed]:
+def _registered(tree: ast.Module, decorator: str) -> Iterator[Listed]:
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
         for call in node.decorator_list:
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{variable}.register":
-                name, settings, *_ = call.args
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator:
+                name, *settings = call.args
                 also = next((ast.literal_eval(word.value) for word in call.keywords if word.arg == "also"), ())
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                yield Listed(ast.literal_eval(name), summary, ast.unparse(settings), also)
+                yield Listed(ast.literal_eval(name), summary, "".join(map(ast.unparse, settings)), also)
 
 
 def _yaml_names(folder: Traversable, prefix: str = "") -> set[str]:

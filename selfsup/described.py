@@ -9,12 +9,14 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from selfsup.settings import range_of
+
 #: ``name: what it means`` among the attributes of a docstring, or ``name, other: what they mean``.
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)", re.DOTALL)
 
 
 def settings(config: Any, key: str = "", nested: bool = True) -> Iterator[tuple[str, Any, str]]:
-    """Yield key, value and sentence of every setting of a configuration; the sentence is "" where there is none.
+    """Yield key, value and meaning of every setting of a configuration; the meaning is "" where nothing says it.
 
     Args:
         config: A configuration, or a section of one.
@@ -27,7 +29,9 @@ def settings(config: Any, key: str = "", nested: bool = True) -> Iterator[tuple[
         if dataclasses.is_dataclass(value):
             yield from settings(value, full) if nested else ()
         else:
-            yield full, value, said.get(field.name, "")
+            allowed = range_of(field)
+            sentence = said.get(field.name, "")
+            yield full, value, sentence if allowed is None else f"{sentence} Allowed: {allowed}.".strip()
 
 
 def sentences(config: type[Any]) -> dict[str, str]:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from selfsup.catalog import GROUPS, PACKAGE, REGISTERED, listed, name_choice
+from selfsup.catalog import GROUPS, PACKAGE, listed, name_choice
 from selfsup.errors import UserError
+from selfsup.registry import REGISTRIES
 
 ROOT = "TrainConfig"
 
@@ -36,7 +37,7 @@ def refuse_mistakes(words: Sequence[str]) -> None:
         group: {names[group]: listed(group)[names[group]].settings}
         if group in names and not open_ended
         else {name: entry.settings for name, entry in listed(group).items()}
-        for group in REGISTERED
+        for group in REGISTRIES
     }
     keys = dict(settings(ROOT, {group: set(classes.values()) for group, classes in sections.items()}))
     for word in words:

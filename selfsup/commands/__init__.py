@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import re
 import shutil
@@ -20,8 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from selfsup.catalog import GROUPS, choices, no_setting, summaries
+from selfsup.catalog import GROUPS, choices, listed, no_setting, summaries
 from selfsup.errors import UserError
+from selfsup.registry import find, nearest
 
 #: Groups whose choices the help of commands that train, and of commands that evaluate, lists.
 TRAINING, EVALUATION = GROUPS["train"], GROUPS["evaluate"]
@@ -174,13 +176,15 @@ def chosen_protocols(arguments: argparse.Namespace) -> tuple[str, ...] | None:
     """
     if arguments.only is None:
         return None
-    from selfsup.eval import PROTOCOLS
-    from selfsup.registry import nearest
+    known = set(listed("protocol"))
+    if arguments.own_files:
+        from selfsup.eval import PROTOCOLS
 
+        known |= set(PROTOCOLS)
     names = tuple(arguments.only.split(","))
     for name in names:
-        if name not in PROTOCOLS:
-            raise UserError(f"--only: there is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+        if name not in known:
+            raise UserError(f"--only: there is no protocol '{name}'.{nearest(name, known)}")
     return names
 
 
@@ -197,8 +201,16 @@ def run_protocols(arguments: argparse.Namespace, protocols: tuple[str, ...] | No
     return 2 if set(protocols or ()) - {record["protocol"] for record in records} else 0
 
 
+#: How a name of each kind is given.
+_TAKEN = {
+    "method": "selfsup methods NAME tells the settings; selfsup train method=NAME trains it.",
+    "data": "selfsup data NAME tells the settings; selfsup train data=NAME takes it.",
+    "protocol": "selfsup protocols NAME tells the settings; selfsup evaluate RUN --only NAME runs it.",
+}
+
+
 def explain_choices(group: str, arguments: argparse.Namespace) -> str | None:
-    """Print the names of a group, or the one that is named with its settings, and return that one's name.
+    """Print the names of a kind, or the one that is named with its settings, and return that one's name.
 
     Raises:
         UserError: There is no such name.
@@ -208,19 +220,30 @@ def explain_choices(group: str, arguments: argparse.Namespace) -> str | None:
         raise UserError(f"One name at a time, not {' and '.join(arguments.words)}.")
     if not arguments.words:
         for name, summary in sorted(summaries(group).items()):
-            print(f"{name:14s} {summary}")
-        kind = "methods" if group == "method" else group
-        print(f"\nselfsup {kind} NAME tells the settings; selfsup train {group}=NAME takes it.")
+            print(f"{name:16s} {summary}")
+        print(f"\n{_TAKEN[group]}")
         return None
     import selfsup.data
     import selfsup.methods  # noqa: F401 - fills the registries
-    from selfsup.registry import methods, sources
+    from selfsup.eval import PROTOCOLS
+    from selfsup.registry import REGISTRIES
 
-    entry = {"method": methods, "data": sources}[group][arguments.words[0]]
-    print(textwrap.dedent(sys.modules[entry.target.__module__].__doc__ or "").strip())
-    print(f"\n{group}={entry.name}: {entry.summary}\n\nSettings:\n")
-    _print_described(entry.config(), group)
-    return entry.name
+    word = arguments.words[0]
+    if group == "protocol":
+        name = find(word, PROTOCOLS)
+        if name not in PROTOCOLS:
+            raise UserError(f"There is no protocol '{word}'.{nearest(word, PROTOCOLS)}")
+        target: Any = PROTOCOLS[name].run
+        config, key = PROTOCOLS[name].settings, f"eval.{PROTOCOLS[name].key}"
+        print(f"{name}: {inspect.getdoc(target)}")
+    else:
+        entry = REGISTRIES[group][word]
+        name, target, config, key = entry.name, entry.target, entry.config, group
+        print(f"{inspect.getdoc(sys.modules[target.__module__])}\n\n{group}={name}: {entry.summary}")
+    if config is not None:
+        print("\nSettings:\n")
+        _print_described(config(), key)
+    return name
 
 
 def _print_settings(given: Sequence[str], kind: str) -> None:

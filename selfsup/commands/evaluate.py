@@ -18,10 +18,8 @@ def add_arguments(parser: Parser) -> None:
     parser.groups = EVALUATION
     add_only(
         parser,
-        "run these protocols alone: diagnostics, knn, knn_loo (leave one out), retrieval, clustering, ridge, few_shot, "
-        "linear_probe, logistic, fine_tune, segmentation, segmentation_knn (by neighbouring cells), layers (where "
-        "information is lost), invariance (to each augmentation), attention (vision transformers). What cannot run is "
-        "named, the rest goes on, and the exit code is 2.",
+        "run these protocols alone; selfsup protocols lists them. What cannot run is named, the rest goes on, and the "
+        "exit code is 2.",
     )
 
 

@@ -173,7 +173,7 @@ class Mine(Method):
 
 def test_one_s_own_folder_of_images(run: Run, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    for name in range(24):
+    for name in range(48):
         pixels = torch.randint(0, 256, (40, 30, 3), generator=generator, dtype=torch.uint8).numpy()
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")

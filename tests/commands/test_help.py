@@ -14,6 +14,7 @@ from selfsup.cli import main
 from selfsup.config import load_config
 from selfsup.described import sentences, settings
 from selfsup.registry import methods, sources
+from selfsup.settings import setting
 
 
 @dataclasses.dataclass
@@ -55,6 +56,21 @@ def test_sentences_are_those_of_the_docstrings() -> None:
     assert sentences(Derived) == sentences(Base) | {"second": "Another meaning.", "own": "Its own."}
 
 
+@dataclasses.dataclass
+class Ranged:
+    """Something.
+
+    Attributes:
+        share: Of something.
+    """
+
+    share: float = setting(0.5, least=0, most=1)
+
+
+def test_a_range_is_told() -> None:
+    assert list(settings(Ranged(), "own")) == [("own.share", 0.5, "Of something. Allowed: at least 0 and at most 1.")]
+
+
 def test_every_setting_has_one() -> None:
     configs = [load_config([f"method={name}"]) for name in methods if not name.startswith("own")]
     configs += [load_config([f"data={name}"]) for name in sources if not name.startswith("own")]
@@ -87,6 +103,11 @@ def test_a_source_is_explained_as_a_method_is(capsys: pytest.CaptureFixture[str]
     assert main(["data", "image_foldr"]) == 2
     assert "Did you mean 'image_folder'" in capsys.readouterr().err
     assert main(["data", "a", "b"]) == 2
+    assert main(["protocols", "Linear-Probe"]) == 0
+    assert "eval.linear_probe.epochs=" in capsys.readouterr().out
+    assert main(["protocols", "diagnostics"]) == 0
+    assert main(["protocols", "knnn"]) == 2
+    assert "Did you mean 'knn'" in capsys.readouterr().err
 
 
 def test_short_forms_and_the_printed_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from selfsup import catalog, early
 from selfsup.cli import main
 from selfsup.config import TrainConfig, load_config
 from selfsup.errors import UserError
+from selfsup.eval import PROTOCOLS
 from selfsup.overrides import Schema
 from selfsup.registry import REGISTRIES, Registry, find, methods, sources
 
@@ -80,6 +81,13 @@ def test_the_settings_read_from_the_files_are_those_that_there_are() -> None:
         live = Schema(TrainConfig, {group: REGISTRIES[group][name].config for group, name in chosen.items()})
         named = {group: {catalog.listed(group)[name].settings} for group, name in chosen.items()}
         assert [key for key, _ in early.settings("TrainConfig", named)] == live.keys()
+
+
+def test_the_protocols_read_from_the_files_are_those_that_there_are() -> None:
+    own = {n: p for n, p in PROTOCOLS.items() if p.run.__module__.startswith("selfsup.")}
+    assert {n: (e.summary, e.settings) for n, e in catalog.listed("protocol").items()} == {
+        n: (p.summary, "" if p.settings is None else p.settings.__name__) for n, p in own.items()
+    }
 
 
 TYPOS = ["trainer.max_epoch=3", "lr=1", "metod=moco", "method=simclrr", "data=shape", "method.queue_sise=9", "epochs=3"]
