@@ -64,9 +64,8 @@ def rule_of_run(config: Mapping[str, Any], data: DataConfig) -> str:
         config: The values of the run's configuration.
         data: Settings of the images that it is evaluated on.
     """
-    saved = from_values(dict(config)).data
-    own = data.name == saved.name and _folders(data) == _folders(saved)
-    return str(saved.membership if own else data.membership)
+    saved = _settings(config, data)
+    return saved.membership if saved is not None and _folders(data) == _folders(saved) else data.membership
 
 
 def leave_out_trained(
@@ -87,14 +86,16 @@ def leave_out_trained(
         The parts, and what every record must say of them.
     """
     now = splits.membership
-    saved = from_values(dict(config)).data
-    if now is None or now.source != saved.name or (now.keyless and _differ(data, saved, BESIDE | DRAWS)):
+    saved = _settings(config, data)
+    if now is None or saved is None or (now.keyless and _differ(data, saved, BESIDE | DRAWS)):
         return splits, {}
     before = read_membership(run)
     if before is None:
         before = _drawn_again(now, data, saved, run, digest)
     if before is None:
         return splits, _unknown() if _folders(data) == _folders(saved) and not now.keyless else {}
+    if now.keyless and len(now.keys) != len(before.keys):  # a dataset from Python that is another one
+        return splits, {}
     trained = before.of(TRAINED)
     there = torch.isin(trained, now.keys)
     same_place = list(before.roots) == list(now.roots)
@@ -169,6 +170,14 @@ def _gone_and_new(before: Membership, now: Membership) -> str:
     gone = int((~torch.isin(trained, now.keys)).sum())
     new = _new(before, now)
     return f"{gone:,} of the {len(trained):,} images this run was trained on are gone, {new:,} images are new"
+
+
+def _settings(config: Mapping[str, Any], data: DataConfig) -> DataConfig | None:
+    """Return the settings of a run's data, where that is the same source; its method need not be known here."""
+    if config["data"]["name"] != data.name:
+        return None
+    found: DataConfig = from_values({"data": config["data"], "checkpoint": "run"}, kind="evaluate").data
+    return found
 
 
 def _differ(data: DataConfig, saved: DataConfig, apart_from: frozenset[str]) -> bool:

@@ -206,6 +206,7 @@ def test_sources_of_fixed_content_have_the_parts_they_had_and_nothing_to_tell(tm
     assert main(["train", f"resume={run}", "trainer.max_epochs=2", "trainer.progress=false"]) == 0
     assert "recorded" not in capsys.readouterr().out
     assert _knn(run)[1] == []
+    assert _knn(run, "data=shapes", "data.train_size=200", "data.test_size=40")[1] == []  # others than the run's
     _, told = _knn(run, "data.subset_seed=1")
     assert "hold-out images were trained on; these are left out" in told[0]
     assert "0 of the 40 test images" in told[0]
