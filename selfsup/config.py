@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -31,12 +31,12 @@ from selfsup.nn import BackboneConfig, idle_settings
 from selfsup.optimization import OptimizerConfig
 from selfsup.overrides import Change, Schema, read_change
 from selfsup.registry import REGISTRIES
-from selfsup.settings import key_of
+from selfsup.settings import Section, key_of, setting
 from selfsup.values import read_yaml, write_yaml
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(Section):
     """How long and on what the training runs; Lightning does it.
 
     Attributes:
@@ -69,28 +69,30 @@ class TrainerConfig:
             rounding. It takes from seconds to minutes, and pays on a GPU, and on a CPU for narrow networks.
     """
 
-    max_epochs: int = 100
+    section: ClassVar[str] = "trainer"
+
+    max_epochs: int = setting(100, least=1)
     accelerator: str = "auto"
     devices: Any = "auto"
-    num_nodes: int = 1
+    num_nodes: int = setting(1, least=1)
     strategy: str = "auto"
     precision: str = "32-true"
     sync_batchnorm: bool | None = None
-    accumulate: int = 1
-    chunk_size: int | None = None
+    accumulate: int = setting(1, least=1)
+    chunk_size: int | None = setting(None, least=1)
     activation_checkpointing: bool = False
-    gradient_clip: float | None = None
-    log_every_steps: int = 10
-    checkpoint_every_epochs: int = 1
-    checkpoint_every_steps: int | None = None
-    keep_every_epochs: int | None = None
+    gradient_clip: float | None = setting(None, least=0)
+    log_every_steps: int = setting(10, least=1)
+    checkpoint_every_epochs: int = setting(1, least=1)
+    checkpoint_every_steps: int | None = setting(None, least=1)
+    keep_every_epochs: int | None = setting(None, least=1)
     keep_best: str | None = None
     progress: bool = True
     compile: bool = False
 
 
 @dataclass
-class OnlineConfig:
+class OnlineConfig(Section):
     """What is watched while training; it changes no weight.
 
     Attributes:
@@ -101,11 +103,13 @@ class OnlineConfig:
             between images, or in one direction only.
     """
 
-    every_epochs: int = 5
-    bank: int = 2000
-    queries: int = 1000
-    k: int = 20
-    temperature: float = 0.07
+    section: ClassVar[str] = "online"
+
+    every_epochs: int = setting(5, least=0)
+    bank: int = setting(2000, least=1)
+    queries: int = setting(1000, least=0)
+    k: int = setting(20, least=1)
+    temperature: float = setting(0.07, above=0)
     stop_on_collapse: bool = True
 
 
@@ -126,7 +130,7 @@ class LoggerConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """Everything that ``selfsup train`` needs.
 
     Attributes:
@@ -144,14 +148,14 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    batch_size: int = 256
-    seed: int = 0
+    batch_size: int = setting(256, least=1)
+    seed: int = setting(0, least=0, below=2**32)
     run_dir: str | None = None
     resume: str | None = None
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """Everything that ``selfsup probe``, ``knn`` and ``evaluate`` need.
 
     Attributes:
@@ -293,9 +297,13 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
             f"{' and '.join(idle)} do{'es' * (len(idle) == 1)} nothing for the network '{composed.backbone.name}'.",
             stacklevel=3,
         )
-    for group in REGISTRIES.keys() & schema.sections:
+    for group, registry in REGISTRIES.items():
+        if not hasattr(composed, group):
+            continue
         name = getattr(composed, group).name
-        if REGISTRIES[group][name].config is not schema.sections[group]:
+        if name == "???":
+            raise UserError(f"{group} is not chosen; write {group}=NAME.")
+        if registry[name].config is not schema.sections[group]:
             raise UserError(f"{group}.name={name} does not change the {group}; choose it by {group}={name}.")
     if kind == "evaluate" and composed.checkpoint == "???":
         raise UserError("checkpoint is not set; write checkpoint=RUN.")
@@ -353,14 +361,15 @@ def schema_of(kind: str, values: dict[str, Any]) -> Schema:
     Raises:
         UserError: They are not registered.
     """
-    sections = {}
+    root = _SCHEMAS[kind]
+    # the defaults know more than their types: every protocol that is registered now has its settings among them
+    defaults = {f.name: f.default_factory() for f in dataclasses.fields(root) if callable(f.default_factory)}
+    sections = {name: type(value) for name, value in defaults.items()}
     for group, registry in REGISTRIES.items():
         chosen = values.get(group)
         if isinstance(chosen, dict):
             sections[group] = registry[str(chosen.get("name"))].config
-    if kind == "evaluate":
-        sections["eval"] = type(eval_config())  # with the settings of every protocol that is registered now
-    return Schema(_SCHEMAS[kind], sections)
+    return Schema(root, sections)
 
 
 def _read_change(word: str) -> Change:

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import timm.optim
 import torch
@@ -14,10 +14,11 @@ from torch import nn
 
 from selfsup.errors import UserError
 from selfsup.registry import nearest
+from selfsup.settings import Section, setting
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """How the weights move.
 
     Attributes:
@@ -40,32 +41,28 @@ class OptimizerConfig:
         kwargs: Further arguments of the timm optimiser.
     """
 
+    section: ClassVar[str] = "optimizer"
+
     name: str = "momentum"
-    lr: float = 0.03
-    scaling: str = "linear"
-    reference_batch: int = 256
-    weight_decay: float = 1e-4
+    lr: float = setting(0.03, least=0)
+    scaling: str = setting("linear", choices=("linear", "sqrt", "none"))
+    reference_batch: int = setting(256, least=1)
+    weight_decay: float = setting(1e-4, least=0)
     exclude_1d: bool = True
-    momentum: float = 0.9
-    warmup_epochs: float = 0.0
-    schedule: str = "cosine"
-    final_lr: float = 0.0
+    momentum: float = setting(0.9, least=0)
+    warmup_epochs: float = setting(0.0, least=0)
+    schedule: str = setting("cosine", choices=("cosine", "steps", "constant"))
+    final_lr: float = setting(0.0, least=0)
     milestones: list[float] = field(default_factory=list)
-    drop: float = 0.1
-    final_weight_decay: float | None = None
+    drop: float = setting(0.1, least=0)
+    final_weight_decay: float | None = setting(None, least=0)
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
-    """Return the learning rate for ``batch_size`` images a step (over all ranks and accumulated batches).
-
-    Raises:
-        UserError: Unknown scaling.
-    """
+    """Return the learning rate for ``batch_size`` images a step (over all ranks and accumulated batches)."""
     ratio = batch_size / config.reference_batch
     factors = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}
-    if config.scaling not in factors:
-        raise UserError(f"optimizer.scaling: there is no '{config.scaling}'.{nearest(config.scaling, factors)}")
     return config.lr * factors[config.scaling]
 
 
@@ -83,9 +80,6 @@ def learning_rate_factors(
         config: The schedule; its epochs become steps here.
         steps, epochs: Length of the training.
         optimizer: Groups that have ``constant_lr`` set keep the factor 1.
-
-    Raises:
-        UserError: Unknown schedule.
     """
     warmup = min(round(config.warmup_epochs * steps / epochs), steps // 2)
     drops = [round(epoch * steps / epochs) for epoch in config.milestones]
@@ -94,8 +88,6 @@ def learning_rate_factors(
         "steps": lambda step: config.drop ** sum(step >= at for at in drops),
         "constant": lambda step: 1.0,
     }
-    if config.schedule not in after:
-        raise UserError(f"optimizer.schedule: there is no '{config.schedule}'.{nearest(config.schedule, after)}")
 
     def factor(step: int) -> float:
         return step / warmup if step < warmup else after[config.schedule](step)

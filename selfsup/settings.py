@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -32,12 +33,12 @@ class Range:
         return " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies in it; no range holds NaN."""
+        """Whether a value lies in it; no range of numbers holds one that is not finite."""
         if self.choices:
             return value in self.choices
         try:
             return (
-                value == value
+                math.isfinite(value)
                 and (self.above is None or value > self.above)
                 and (self.least is None or value >= self.least)
                 and (self.below is None or value < self.below)
@@ -96,17 +97,22 @@ def check(config: Any, key: str = "") -> None:
         UserError: A value is out of its range; the message names both.
     """
     for f in dataclasses.fields(config):
-        value, name = getattr(config, f.name), f"{key}.{f.name}" if key else f.name
+        value, name = getattr(config, f.name), f"{key}.{key_of(f.name)}" if key else f.name
         if dataclasses.is_dataclass(value):
             check(value, name)
-        allowed = range_of(f)
+        allowed = range_of(type(config), f.name)
         if allowed is None or value is None:
             continue
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if not allowed.holds(item):
-                what = f"{name} is {value}" if item is value else f"{name} is {value}, and {item} is out of range"
-                hint = nearest(str(item), allowed.choices) if allowed.choices else ""
-                raise UserError(f"{what}; it must be {allowed}.{hint if hint.startswith(' Did') else ''}")
+        several = isinstance(value, list | tuple)
+        for item in value if several else [value]:
+            if allowed.holds(item):
+                continue
+            infinite = isinstance(item, float) and not math.isfinite(item)
+            hint = nearest(str(item), allowed.choices) if allowed.choices else ""
+            raise UserError(
+                f"{name} is {value!r}; {'each of them' if several else 'it'} must be {allowed}"
+                f"{' and finite' if infinite else ''}.{hint if hint.startswith(' Did') else ''}"
+            )
 
 
 def key_of(name: str) -> str:
@@ -114,7 +120,14 @@ def key_of(name: str) -> str:
     return name.removesuffix("_")
 
 
-def range_of(f: dataclasses.Field[Any]) -> Range | None:
-    """Return the range of a dataclass field, whose ``str`` describes it; None where any value of its type will do."""
-    found: Range | None = f.metadata.get("range")
-    return found
+def range_of(section: type[Any], name: str) -> Range | None:
+    """Return the range of a setting, whose ``str`` describes it; None where any value of its type will do.
+
+    A class that gives a setting another default keeps the range that the class above it declares.
+    """
+    for cls in section.__mro__:
+        found = getattr(cls, "__dataclass_fields__", {}).get(name)
+        if found is not None and "range" in found.metadata:
+            allowed: Range = found.metadata["range"]
+            return allowed
+    return None

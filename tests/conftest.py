@@ -27,3 +27,16 @@ def tiny_config(tmp_path: Path) -> Callable[..., Any]:
         return load_config([*own, *TINY, *overrides])
 
     return build
+
+
+@pytest.fixture
+def tiny_method(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the method of a tiny configuration, which takes what ``tiny_config`` takes."""
+    from selfsup.data import load_splits
+    from selfsup.engine.training import build_method
+
+    def build(*given: str) -> Any:
+        config = tiny_config(*given)
+        return build_method(config, load_splits(config.data))
+
+    return build

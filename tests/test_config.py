@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tiny import TINY
 from selfsup.cli import main
 from selfsup.config import from_values, load_config, to_yaml
 from selfsup.errors import UserError
+from selfsup.methods import BYOLConfig
+from selfsup.settings import Range, check
 from selfsup.sweeps import sweep_words
 from selfsup.values import from_hydra, from_text, hydra_word, parse, read_yaml
 
@@ -255,3 +258,45 @@ def test_an_entry_of_a_preset_is_taken_out() -> None:
     vit = ["experiment=imagenet/moco_v3_vit"]
     assert load_config(vit).backbone.kwargs == {"num_heads": 12}
     assert load_config([*vit, "~backbone.kwargs.num_heads"]).backbone.kwargs == {}
+
+
+OUT_OF_RANGE = {
+    "method.temperature=-1": "method.temperature is -1.0; it must be above 0.",
+    "method.temperature=0": "method.temperature is 0.0; it must be above 0.",
+    "method.temperature=nan": "above 0 and finite",
+    "method.hidden_dim=0": "at least 1",
+    "trainer.max_epochs=0": "trainer.max_epochs is 0; it must be at least 1.",
+    "trainer.accumulate=0": "at least 1",
+    "trainer.checkpoint_every_steps=0": "at least 1",
+    "batch_size=0": "batch_size is 0; it must be at least 1.",
+    "data.workers=-1": "at least 0",
+    "data.image_size=0": "at least 1",
+    "data.holdout=1": "at least 0 and below 1",
+    "augment.counts=[2,0]": "augment.counts is [2, 0]; each of them must be at least 1.",
+    "optimizer.lr=-0.1": "at least 0",
+    "optimizer.lr=inf": "at least 0 and finite",
+    "optimizer.scaling=linaer": "one of linear, sqrt, none. Did you mean 'linear'?",
+}
+
+
+@pytest.mark.parametrize("word", OUT_OF_RANGE)
+def test_a_value_out_of_its_range_is_refused_before_data_is_read(word: str) -> None:
+    with pytest.raises(UserError) as error:
+        from_values(BASE, [word])
+    assert word.partition("=")[0] in str(error.value)
+    assert OUT_OF_RANGE[word] in str(error.value)
+
+
+def test_ranges_hold_in_python_too() -> None:
+    with pytest.raises(UserError, match=r"method\.momentum is 2; it must be at least 0 and at most 1\."):
+        BYOLConfig(momentum=2)
+    config = from_values(BASE)
+    config.trainer.max_epochs = 0
+    with pytest.raises(UserError, match=r"trainer\.max_epochs is 0"):
+        check(config)
+
+
+def test_bounds_themselves() -> None:
+    inside = Range(least=0, most=1), Range(above=0, below=1)
+    assert [inside[0].holds(value) for value in (0, 1, -0.1, 1.1, math.nan, "a", None)] == [True, True] + [False] * 5
+    assert [inside[1].holds(value) for value in (0, 1, 0.5)] == [False, False, True]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from selfsup.settings import Section, setting
 
 
 @dataclass
-class AugmentConfig:
+class AugmentConfig(Section):
     """Which views a batch is turned into.
 
     Attributes:
@@ -25,10 +27,12 @@ class AugmentConfig:
             it pays (``COMPILING_PAYS`` pixels of views and more).
     """
 
+    section: ClassVar[str] = "augment"
+
     recipe: str = "simclr"
     small: bool | None = None
-    sizes: list[int] | None = None
-    counts: list[int] = field(default_factory=lambda: [2])
+    sizes: list[int] | None = setting(None, least=2)
+    counts: list[int] = setting([2], least=1)
     override: dict[str, Any] = field(default_factory=dict)
     local_override: dict[str, Any] = field(default_factory=dict)
     extra: list[dict[str, Any]] = field(default_factory=list)

@@ -7,19 +7,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from selfsup.data.found import Found
 from selfsup.data.membership import Membership
-from selfsup.settings import TextOrList
+from selfsup.settings import Section, TextOrList, setting
 from selfsup.types import ImageFacts, Normalization
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """Settings that every source has; a source's own dataclass adds to them.
 
     Attributes:
@@ -45,16 +45,18 @@ class DataConfig:
         mean, std: Per-channel statistics of images scaled to [0, 1], used to normalise views and evaluation images.
     """
 
+    section: ClassVar[str] = "data"
+
     name: str = "???"
     root: Annotated[Any, TextOrList] = None
     download: bool = False
-    image_size: int = 32
-    limit: int | None = None
-    holdout: float = 0.1
-    membership: str = "image"
+    image_size: int = setting(32, least=1)
+    limit: int | None = setting(None, least=1)
+    holdout: float = setting(0.1, least=0, below=1)
+    membership: str = setting("image", choices=("image", "position"))
     subset_seed: int = 0
-    workers: int | None = None
-    resident_limit_mb: int = 2048
+    workers: int | None = setting(None, least=0)
+    resident_limit_mb: int = setting(2048, least=0)
     resident_on_device: bool = True
     labelled: bool | None = None
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])

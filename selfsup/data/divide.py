@@ -13,6 +13,7 @@ from typing import Any
 from selfsup.data.encoded import EncodedConfig
 from selfsup.data.splits import choose_test, split_of
 from selfsup.errors import UserError
+from selfsup.settings import setting
 
 SPLITS = ("train", "holdout", "test")
 CALLED = {"train": "train", "holdout": "val", "test": "test"}  # what records call them
@@ -32,12 +33,10 @@ class DividedConfig(EncodedConfig):
 
     splits: dict[str, Any] | None = None
     test_split: str | None = None
-    test_fraction: float = 0.2
+    test_fraction: float = setting(0.2, least=0, below=1)
 
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.test_fraction < 1:
-            raise UserError(f"data.test_fraction is {self.test_fraction}; set a fraction from 0 to below 1.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.splits is not None and self.test_split is not None:
             raise UserError("data.test_split and data.splits both say what to test on; set one of them.")
 

@@ -25,6 +25,7 @@ from selfsup.data.decode import MAX_PIXELS, UndecodableError, decode_image
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
+from selfsup.settings import setting
 from selfsup.types import ImageFacts
 
 logger = logging.getLogger(__name__)
@@ -48,22 +49,14 @@ class EncodedConfig(DataConfig):
     """
 
     image_size: int = 224
-    source_size: int | None = None
-    max_undecodable: float = 0.01
-    max_pixels: int = MAX_PIXELS
+    source_size: int | None = setting(None, least=1)
+    max_undecodable: float = setting(0.01, least=0, below=1)
+    max_pixels: int = setting(MAX_PIXELS, least=1)
     value_range: list[float] | None = None
     cache: str | None = None
 
-    def check(self) -> None:
-        """Check the settings before anything is read.
-
-        Raises:
-            UserError: One of them is impossible.
-        """
-        if not 0 <= self.max_undecodable < 1:
-            raise UserError(f"data.max_undecodable is {self.max_undecodable}; set a fraction from 0 to below 1.")
-        if self.max_pixels < 1:
-            raise UserError(f"data.max_pixels is {self.max_pixels}; set at least 1, or leave it at {MAX_PIXELS}.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.value_range is not None and not (
             len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
         ):

@@ -25,6 +25,7 @@ from selfsup.data.labels import tidy, why_no_classes
 from selfsup.data.location import one_root
 from selfsup.data.splits import draw_test, split_of
 from selfsup.errors import UserError
+from selfsup.settings import setting
 from selfsup.types import ImageFacts
 
 WORD = re.compile(r"(?:^|[-_.])([a-z]+)(?=[-_.\d]|$)", re.IGNORECASE)
@@ -47,7 +48,7 @@ class ShardsConfig(DividedConfig):
             of rows) and then the images of as many of them as hold so many images, which the disk reads in long runs.
     """
 
-    shuffle_window: int | None = None
+    shuffle_window: int | None = setting(None, least=1)
 
 
 def open_root(config: ShardsConfig) -> Path:
@@ -56,9 +57,6 @@ def open_root(config: ShardsConfig) -> Path:
     Raises:
         UserError: It is no folder, or another setting is impossible.
     """
-    config.check()
-    if config.shuffle_window is not None and config.shuffle_window < 1:
-        raise UserError(f"data.shuffle_window is {config.shuffle_window}; set at least 1 image, or null for all.")
     root = one_root(config)
     if root is None:
         raise UserError("data.root is not set; set it to the folder of the shards.")

@@ -74,10 +74,6 @@ def load_splits(config: DataConfig) -> Splits:
     Raises:
         UserError: ``limit`` or ``holdout`` is outside what the source has, or the source cannot be read.
     """
-    if not 0 <= config.holdout < 1:
-        raise UserError(f"data.holdout is {config.holdout}; set a fraction from 0 (none) to below 1.")
-    if config.membership not in ("image", "position"):
-        raise UserError(f"data.membership is {config.membership}; set it to image or position.")
     source: SourceSplits = _labelled(sources[config.name].target(config), config)
     every = source.train if source.pretrain is None else source.pretrain
     count = len(source.train)
@@ -161,8 +157,6 @@ def _keys(part: ImageDataset, number: int) -> Tensor:
 
 def _limited(dataset: ImageDataset, order: Tensor, limit: int | None) -> ImageDataset:
     if limit is not None:
-        if limit < 1:
-            raise UserError(f"data.limit is {limit}; set it to at least 1, or null for all images.")
         if limit > len(order):
             raise UserError(
                 f"data.limit is {limit} but only {len(order)} training images are left of '{dataset.name}' after the "

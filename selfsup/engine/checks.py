@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,50 +14,16 @@ from selfsup.engine.callbacks import BEST
 from selfsup.errors import UserError
 from selfsup.methods import Method
 from selfsup.registry import nearest
-
-#: Least value of settings that have one; None, where a setting takes it, is always right.
-LEAST = {
-    "batch_size": 1,
-    "seed": 0,
-    "trainer.max_epochs": 1,
-    "trainer.num_nodes": 1,
-    "trainer.accumulate": 1,
-    "trainer.chunk_size": 1,
-    "trainer.log_every_steps": 1,
-    "trainer.checkpoint_every_epochs": 1,
-    "trainer.checkpoint_every_steps": 1,
-    "trainer.keep_every_epochs": 1,
-    "trainer.gradient_clip": 0,
-    "data.workers": 0,
-    "data.limit": 1,
-    "data.image_size": 1,
-    "data.resident_limit_mb": 0,
-    "online.every_epochs": 0,
-    "online.bank": 1,
-    "online.queries": 0,
-    "online.k": 1,
-    "optimizer.reference_batch": 1,
-    "optimizer.lr": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.final_weight_decay": 0,
-    "optimizer.momentum": 0,
-    "optimizer.warmup_epochs": 0,
-    "optimizer.final_lr": 0,
-}
+from selfsup.settings import check
 
 
 def check_settings(config: TrainConfig) -> None:
-    """Refuse numbers that make no sense.
+    """Refuse values that make no sense, also where code has set them after the configuration was made.
 
     Raises:
-        UserError: One of them is too small or not finite, or ``trainer.keep_best`` names no metric.
+        UserError: One is out of its range, or ``trainer.keep_best`` names no metric.
     """
-    for key, least in LEAST.items():
-        value = operator.attrgetter(key)(config)
-        if value is not None and not (least <= value and math.isfinite(value)):
-            raise UserError(f"{key} is {value}; set it to at least {least}.")
-    if config.seed >= 2**32:
-        raise UserError(f"seed is {config.seed}; set it to less than 2**32.")
+    check(config)
     best, online = config.trainer.keep_best, config.online
     if best is not None and best not in BEST:
         raise UserError(f"trainer.keep_best: there is no '{best}' to go by.{nearest(best, BEST)}")

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import barlow_twins_loss
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -40,11 +40,11 @@ class BarlowTwinsConfig(MethodConfig):
     """
 
     name: str = "barlow_twins"
-    redundancy_weight: float = 0.0051
-    hidden_dim: int = 8192
-    output_dim: int = 8192
-    head_layers: int = 3
-    bias_lr_scale: float = 0.024
+    redundancy_weight: float = setting(0.0051, least=0)
+    hidden_dim: int = setting(8192, least=1)
+    output_dim: int = setting(8192, least=1)
+    head_layers: int = setting(3, least=1)
+    bias_lr_scale: float = setting(0.024, least=0)
 
 
 @methods.register("barlow_twins", BarlowTwinsConfig, optimizer="barlow_twins", augment="byol")
@@ -55,13 +55,6 @@ class BarlowTwins(Method):
 
     def __init__(self, config: BarlowTwinsConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.head_layers < 1:
-            raise UserError(f"method.head_layers={config.head_layers} leaves no head; set it to at least 1.")
-        if config.redundancy_weight < 0 or config.bias_lr_scale < 0:
-            raise UserError(
-                f"method.redundancy_weight={config.redundancy_weight} and method.bias_lr_scale={config.bias_lr_scale} "
-                "cannot be negative; set them to at least 0."
-            )
         self.redundancy_weight, self.bias_lr_scale = config.redundancy_weight, config.bias_lr_scale
         hidden = [config.hidden_dim] * (config.head_layers - 1)
         self.head = projection_head([self.backbone.dim, *hidden, config.output_dim], bias=False, batch_norm=True)

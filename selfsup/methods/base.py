@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import pytorch_lightning as pl
 import torch
@@ -29,16 +29,19 @@ from selfsup.optimization import (
     scaled_lr,
 )
 from selfsup.random import fold_in
+from selfsup.settings import Section
 from selfsup.types import Batch, StepOutput, View
 
 
 @dataclass
-class MethodConfig:
+class MethodConfig(Section):
     """Settings that every method has; a method's own dataclass adds to them.
 
     Attributes:
         name: The method, as registered.
     """
+
+    section: ClassVar[str] = "method"
 
     name: str = "???"
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from selfsup.errors import UserError
 from selfsup.functional import negative_cosine
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import MomentumEncoder, projection_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -39,9 +39,9 @@ class BYOLConfig(MethodConfig):
     """
 
     name: str = "byol"
-    momentum: float = 0.996
-    hidden_dim: int = 4096
-    output_dim: int = 256
+    momentum: float = setting(0.996, least=0, most=1)
+    hidden_dim: int = setting(4096, least=1)
+    output_dim: int = setting(256, least=1)
 
 
 @methods.register("byol", BYOLConfig, optimizer="lars", augment="byol")
@@ -50,8 +50,6 @@ class BYOL(Method):
 
     def __init__(self, config: BYOLConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if not 0 <= config.momentum <= 1:
-            raise UserError(f"method.momentum={config.momentum} must be in [0, 1]; the paper has 0.996.")
         self.momentum = config.momentum
         hidden, dim = config.hidden_dim, config.output_dim
         self.projector = projection_head([self.backbone.dim, hidden, dim], batch_norm=True, last_bias=False)

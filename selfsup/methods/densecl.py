@@ -37,6 +37,7 @@ from selfsup.nn import (
     unshuffle,
 )
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -57,14 +58,14 @@ class DenseCLConfig(MethodConfig):
     """
 
     name: str = "densecl"
-    dense_weight: float = 0.5
+    dense_weight: float = setting(0.5, least=0, most=1)
     dense_warmup_steps: int = 0
-    temperature: float = 0.2
-    queue_size: int = 65536
-    momentum: float = 0.999
-    hidden_dim: int | None = None
-    output_dim: int = 128
-    bn_groups: int = 8
+    temperature: float = setting(0.2, above=0)
+    queue_size: int = setting(65536, least=1)
+    momentum: float = setting(0.999, least=0, most=1)
+    hidden_dim: int | None = setting(None, least=1)
+    output_dim: int = setting(128, least=1)
+    bn_groups: int = setting(8, least=1)
 
 
 @methods.register("densecl", DenseCLConfig, optimizer="sgd", augment="moco_v2")
@@ -76,8 +77,6 @@ class DenseCL(Method):
 
     def __init__(self, config: DenseCLConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if not 0 <= config.dense_weight <= 1:
-            raise UserError(f"method.dense_weight={config.dense_weight} must be in [0, 1]; the paper has 0.5.")
         if config.queue_size < parts.batch_size:
             raise UserError(
                 f"method.queue_size={config.queue_size} is smaller than the {parts.batch_size} keys of a step; "

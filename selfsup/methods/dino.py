@@ -31,6 +31,7 @@ from selfsup.methods.parts import Parts
 from selfsup.nn import Backbone, DINOHead, MomentumEncoder
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 GLOBAL_VIEWS = 2
@@ -57,16 +58,16 @@ class DINOConfig(MethodConfig):
     """
 
     name: str = "dino"
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.07
-    warmup_teacher_temperature: float = 0.04
+    student_temperature: float = setting(0.1, above=0)
+    teacher_temperature: float = setting(0.07, above=0)
+    warmup_teacher_temperature: float = setting(0.04, above=0)
     teacher_warmup_epochs: int = 30
-    center_momentum: float = 0.9
-    momentum: float = 0.996
+    center_momentum: float = setting(0.9, least=0, most=1)
+    momentum: float = setting(0.996, least=0, most=1)
     freeze_last_layer_epochs: int = 1
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
-    output_dim: int = 65536
+    hidden_dim: int = setting(2048, least=1)
+    bottleneck_dim: int = setting(256, least=1)
+    output_dim: int = setting(65536, least=1)
     head_batch_norm: bool = False
 
 
@@ -78,12 +79,6 @@ class DINO(Method):
 
     def __init__(self, config: DINOConfig, parts: Parts) -> None:
         super().__init__(parts)
-        for setting in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if getattr(config, setting) <= 0:
-                raise UserError(
-                    f"method.{setting}={getattr(config, setting)} must be above 0; the default is "
-                    f"{getattr(DINOConfig, setting)}."
-                )
         if len(set(parts.views.sizes[:GLOBAL_VIEWS])) > 1:
             raise UserError("DINO's first two views are global ones of one size; let augment.counts begin with 2.")
         self.config = config

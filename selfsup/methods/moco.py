@@ -26,6 +26,7 @@ from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import FeatureQueue, MomentumEncoder, projection_head, shuffle, split_batch_norm, unshuffle
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -46,14 +47,14 @@ class MoCoConfig(MethodConfig):
     """
 
     name: str = "moco"
-    temperature: float = 0.2
-    queue_size: int = 65536
-    momentum: float = 0.999
-    head_layers: int = 2
-    hidden_dim: int | None = None
-    output_dim: int = 128
+    temperature: float = setting(0.2, above=0)
+    queue_size: int = setting(65536, least=1)
+    momentum: float = setting(0.999, least=0, most=1)
+    head_layers: int = setting(2, least=1)
+    hidden_dim: int | None = setting(None, least=1)
+    output_dim: int = setting(128, least=1)
     symmetric: bool = False
-    bn_groups: int = 8
+    bn_groups: int = setting(8, least=1)
 
 
 @dataclass
@@ -61,8 +62,8 @@ class MoCoV1Config(MoCoConfig):
     """The settings of MoCo v1: another temperature and a head of one linear layer; see :class:`MoCoConfig`."""
 
     name: str = "moco_v1"
-    temperature: float = 0.07
-    head_layers: int = 1
+    temperature: float = setting(0.07, above=0)
+    head_layers: int = setting(1, least=1)
 
 
 @methods.register("moco_v1", MoCoV1Config, optimizer="sgd", augment="moco_v1")

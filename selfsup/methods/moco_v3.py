@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import MomentumEncoder, projection_head
 from selfsup.optimization import cosine_schedule
-from selfsup.registry import methods, nearest
+from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 #: Layers of the projector, and whether the predictor ends in BatchNorm.
@@ -46,11 +46,11 @@ class MoCoV3Config(MethodConfig):
     """
 
     name: str = "moco_v3"
-    temperature: float = 1.0
-    momentum: float = 0.99
-    head: str | None = None
-    hidden_dim: int = 4096
-    output_dim: int = 256
+    temperature: float = setting(1.0, above=0)
+    momentum: float = setting(0.99, least=0, most=1)
+    head: str | None = setting(None, choices=tuple(HEADS))
+    hidden_dim: int = setting(4096, least=1)
+    output_dim: int = setting(256, least=1)
     freeze_patch_embed: bool = True
 
 
@@ -64,8 +64,6 @@ class MoCoV3(Method):
         super().__init__(parts)
         patch_embed = getattr(self.backbone.network, "patch_embed", None)
         head = config.head or ("resnet" if patch_embed is None else "vit")
-        if head not in HEADS:
-            raise UserError(f"method.head: there is no '{head}'.{nearest(head, HEADS)}")
         self.temperature, self.momentum = config.temperature, config.momentum
         if config.freeze_patch_embed and isinstance(patch_embed, nn.Module):
             patch_embed.requires_grad_(False)

@@ -24,6 +24,7 @@ from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import FeatureQueue, projection_head
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -40,11 +41,11 @@ class NNCLRConfig(MethodConfig):
     """
 
     name: str = "nnclr"
-    temperature: float = 0.1
-    queue_size: int = 98304
-    hidden_dim: int = 2048
-    output_dim: int = 256
-    predictor_dim: int = 4096
+    temperature: float = setting(0.1, above=0)
+    queue_size: int = setting(98304, least=1)
+    hidden_dim: int = setting(2048, least=1)
+    output_dim: int = setting(256, least=1)
+    predictor_dim: int = setting(4096, least=1)
 
 
 @methods.register("nnclr", NNCLRConfig, optimizer="lars", augment="simclr")

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfsup.errors import UserError
 from selfsup.functional import pixcontrast_loss, pixpro_mask
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import DenseEncoder, MomentumEncoder, check_dense, dense_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -39,11 +39,11 @@ class PixContrastConfig(MethodConfig):
     """
 
     name: str = "pixcontrast"
-    temperature: float = 0.3
-    threshold: float = 0.7
-    momentum: float = 0.99
-    hidden_dim: int = 4096
-    output_dim: int = 256
+    temperature: float = setting(0.3, above=0)
+    threshold: float = setting(0.7, above=0)
+    momentum: float = setting(0.99, least=0, most=1)
+    hidden_dim: int = setting(4096, least=1)
+    output_dim: int = setting(256, least=1)
 
 
 @methods.register("pixcontrast", PixContrastConfig, optimizer="lars", augment="byol")
@@ -54,12 +54,6 @@ class PixContrast(Method):
 
     def __init__(self, config: PixContrastConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.temperature <= 0:
-            raise UserError(f"method.temperature={config.temperature} must be above 0; the paper has 0.3.")
-        if not 0 <= config.momentum <= 1:
-            raise UserError(f"method.momentum={config.momentum} must be in [0, 1]; the paper has 0.99.")
-        if config.threshold <= 0:
-            raise UserError(f"method.threshold={config.threshold} lets no cells match; the paper has 0.7.")
         check_dense(self.backbone, self.views.sizes)
         self.temperature, self.threshold, self.momentum = config.temperature, config.threshold, config.momentum
         self.projector = dense_head([self.backbone.dim, config.hidden_dim, config.output_dim], batch_norm=True)

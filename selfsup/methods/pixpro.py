@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from selfsup.errors import UserError
 from selfsup.functional import negative_cosine, pixpro_loss, pixpro_mask
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import DenseEncoder, MomentumEncoder, PixelPropagation, check_dense, dense_head, projection_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -43,12 +43,12 @@ class PixProConfig(MethodConfig):
     """
 
     name: str = "pixpro"
-    threshold: float = 0.7
-    gamma: float = 2.0
-    momentum: float = 0.99
-    hidden_dim: int = 4096
-    output_dim: int = 256
-    instance_weight: float = 0.0
+    threshold: float = setting(0.7, above=0)
+    gamma: float = setting(2.0, least=1)
+    momentum: float = setting(0.99, least=0, most=1)
+    hidden_dim: int = setting(4096, least=1)
+    output_dim: int = setting(256, least=1)
+    instance_weight: float = setting(0.0, least=0)
 
 
 @methods.register("pixpro", PixProConfig, optimizer="lars", augment="byol")
@@ -59,14 +59,6 @@ class PixPro(Method):
 
     def __init__(self, config: PixProConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if not 0 <= config.momentum <= 1:
-            raise UserError(f"method.momentum={config.momentum} must be in [0, 1]; the paper has 0.99.")
-        if config.threshold <= 0:
-            raise UserError(f"method.threshold={config.threshold} lets no cells match; the paper has 0.7.")
-        if config.gamma < 1:
-            raise UserError(f"method.gamma={config.gamma} has no gradient at 0; give at least 1, the paper has 2.")
-        if config.instance_weight < 0:
-            raise UserError(f"method.instance_weight={config.instance_weight} must not be negative; 0 leaves it out.")
         check_dense(self.backbone, self.views.sizes)
         self.threshold, self.momentum, self.instance_weight = config.threshold, config.momentum, config.instance_weight
         hidden, dim = config.hidden_dim, config.output_dim

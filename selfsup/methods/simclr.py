@@ -17,6 +17,7 @@ from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -32,10 +33,10 @@ class SimCLRConfig(MethodConfig):
     """
 
     name: str = "simclr"
-    temperature: float = 0.1
-    hidden_dim: int | None = None
-    output_dim: int = 128
-    head_layers: int = 3
+    temperature: float = setting(0.1, above=0)
+    hidden_dim: int | None = setting(None, least=1)
+    output_dim: int = setting(128, least=1)
+    head_layers: int = setting(3, least=1)
 
 
 @methods.register("simclr", SimCLRConfig, optimizer="lars", augment="simclr")

@@ -23,6 +23,7 @@ from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.optimization import decay_groups
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -37,9 +38,9 @@ class SimSiamConfig(MethodConfig):
     """
 
     name: str = "simsiam"
-    hidden_dim: int = 2048
-    output_dim: int = 2048
-    predictor_dim: int = 512
+    hidden_dim: int = setting(2048, least=1)
+    output_dim: int = setting(2048, least=1)
+    predictor_dim: int = setting(512, least=1)
 
 
 @methods.register("simsiam", SimSiamConfig, optimizer="sgd", augment="moco_v2")

@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import supervised_contrastive
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -37,10 +37,10 @@ class SupConConfig(MethodConfig):
     """
 
     name: str = "supcon"
-    temperature: float = 0.1
-    base_temperature: float | None = None
-    hidden_dim: int | None = None
-    output_dim: int = 128
+    temperature: float = setting(0.1, above=0)
+    base_temperature: float | None = setting(None, above=0)
+    hidden_dim: int | None = setting(None, least=1)
+    output_dim: int = setting(128, least=1)
 
 
 @methods.register("supcon", SupConConfig, optimizer="lars", augment="simclr")
@@ -53,10 +53,6 @@ class SupCon(Method):
 
     def __init__(self, config: SupConConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.base_temperature is not None and config.base_temperature <= 0:
-            raise UserError(
-                f"method.base_temperature={config.base_temperature} must be above 0; leave it out for no factor."
-            )
         self.temperature, self.base_temperature = config.temperature, config.base_temperature
         dim = self.backbone.dim
         self.head = projection_head([dim, config.hidden_dim or dim, config.output_dim])

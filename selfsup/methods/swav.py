@@ -28,6 +28,7 @@ from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import FeatureQueue, Prototypes, projection_head
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 GLOBAL_VIEWS = 2
@@ -51,15 +52,15 @@ class SwAVConfig(MethodConfig):
     """
 
     name: str = "swav"
-    temperature: float = 0.1
-    epsilon: float = 0.05
-    sinkhorn_iterations: int = 3
-    prototypes: int = 3000
+    temperature: float = setting(0.1, above=0)
+    epsilon: float = setting(0.05, above=0)
+    sinkhorn_iterations: int = setting(3, least=1)
+    prototypes: int = setting(3000, least=1)
     freeze_prototypes_epochs: int = 1
-    queue_size: int = 3840
+    queue_size: int = setting(3840, least=0)
     queue_start_epoch: int = 15
-    hidden_dim: int = 2048
-    output_dim: int = 128
+    hidden_dim: int = setting(2048, least=1)
+    output_dim: int = setting(128, least=1)
 
 
 @methods.register("swav", SwAVConfig, optimizer="swav", augment="swav")
@@ -75,11 +76,6 @@ class SwAV(Method):
             raise UserError(
                 f"method.queue_size={config.queue_size} is smaller than batch_size={parts.batch_size}; raise it, or "
                 "set it to 0 for no queue."
-            )
-        if config.epsilon <= 0 or config.sinkhorn_iterations < 1:
-            raise UserError(
-                f"method.epsilon={config.epsilon} must be above 0 and "
-                f"method.sinkhorn_iterations={config.sinkhorn_iterations} at least 1; the paper has 0.05 and 3."
             )
         if len(set(parts.views.sizes[:GLOBAL_VIEWS])) > 1:
             raise UserError("SwAV's first two views are global ones of one size; let augment.counts begin with 2.")

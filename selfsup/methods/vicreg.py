@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import vicreg_loss
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
 from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -38,12 +38,12 @@ class VICRegConfig(MethodConfig):
     """
 
     name: str = "vicreg"
-    invariance_weight: float = 25.0
-    variance_weight: float = 25.0
-    covariance_weight: float = 1.0
-    hidden_dim: int = 8192
-    output_dim: int = 8192
-    head_layers: int = 3
+    invariance_weight: float = setting(25.0, least=0)
+    variance_weight: float = setting(25.0, least=0)
+    covariance_weight: float = setting(1.0, least=0)
+    hidden_dim: int = setting(8192, least=1)
+    output_dim: int = setting(8192, least=1)
+    head_layers: int = setting(3, least=1)
 
 
 @methods.register("vicreg", VICRegConfig, optimizer="barlow_twins", augment="byol")
@@ -54,14 +54,7 @@ class VICReg(Method):
 
     def __init__(self, config: VICRegConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.head_layers < 1:
-            raise UserError(f"method.head_layers={config.head_layers} leaves no head; set it to at least 1.")
         self.weights = (config.invariance_weight, config.variance_weight, config.covariance_weight)
-        if min(self.weights) < 0:
-            raise UserError(
-                "method.invariance_weight, variance_weight and covariance_weight are "
-                f"{self.weights}; none may be negative."
-            )
         hidden = [config.hidden_dim] * (config.head_layers - 1)
         self.head = projection_head([self.backbone.dim, *hidden, config.output_dim], last_bias=False, batch_norm=True)
 

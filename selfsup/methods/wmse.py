@@ -27,7 +27,8 @@ from selfsup.functional.collectives import gather
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
 from selfsup.nn import projection_head
-from selfsup.registry import methods, nearest
+from selfsup.registry import methods
+from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
 
 JITTER = 1e-4  # of the mean variance
@@ -52,14 +53,14 @@ class WMSEConfig(MethodConfig):
     """
 
     name: str = "wmse"
-    subbatch_size: int = 128
-    iterations: int = 1
-    eps: float = 0.0
+    subbatch_size: int = setting(128, least=1)
+    iterations: int = setting(1, least=1)
+    eps: float = setting(0.0, least=0, below=1)
     normalize: bool = True
-    hidden_dim: int = 1024
-    output_dim: int = 64
-    scope: str = "world"
-    on_singular: str = "error"
+    hidden_dim: int = setting(1024, least=1)
+    output_dim: int = setting(64, least=1)
+    scope: str = setting("world", choices=("world", "rank"))
+    on_singular: str = setting("error", choices=("error", "jitter"))
 
 
 @methods.register("wmse", WMSEConfig, optimizer="adam", augment="wmse")
@@ -115,14 +116,6 @@ class WMSE(Method):
 
 
 def _check(config: WMSEConfig, parts: Parts) -> None:
-    for name, choices in (("scope", ("world", "rank")), ("on_singular", ("error", "jitter"))):
-        value = getattr(config, name)
-        if value not in choices:
-            raise UserError(f"method.{name}: there is no '{value}'.{nearest(value, choices)}")
-    if config.iterations < 1 or not 0 <= config.eps < 1:
-        raise UserError(
-            f"method.iterations={config.iterations} must be at least 1 and method.eps={config.eps} in [0, 1)."
-        )
     if config.subbatch_size <= config.output_dim:
         raise UserError(
             f"method.subbatch_size={config.subbatch_size} must be above method.output_dim={config.output_dim}, better "

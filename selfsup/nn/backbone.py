@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import timm
 import torch
@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from selfsup.errors import UserError
 from selfsup.imports import hint
 from selfsup.nn.recompute import in_chunks
+from selfsup.settings import Section, setting
 from selfsup.types import Normalization
 
 
 @dataclass
-class BackboneConfig:
+class BackboneConfig(Section):
     """Which network is trained.
 
     Attributes:
@@ -44,16 +45,19 @@ class BackboneConfig:
         UserError: ``kwargs.zero_init_last``, where it stood in earlier versions, contradicts ``zero_init_last``.
     """
 
+    section: ClassVar[str] = "backbone"
+
     name: str = "resnet18"
     small_stem: bool = True
-    stem_stride: int = 1
-    width: int = 64
+    stem_stride: int = setting(1, least=1)
+    width: int = setting(64, least=1)
     blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     zero_init_last: bool | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     from_: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if "zero_init_last" not in self.kwargs:
             return
         self.kwargs = dict(self.kwargs)

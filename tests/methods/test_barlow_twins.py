@@ -93,16 +93,15 @@ def test_decay_can_reach_biases_too(tiny_config: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("method.head_layers=0", "method.head_layers=0"),
-        ("method.redundancy_weight=-1", "cannot be negative"),
-        ("method.bias_lr_scale=-1", "cannot be negative"),
+        ("method.head_layers=0", "method.head_layers is 0; it must be at least 1"),
+        ("method.redundancy_weight=-1", "must be at least 0"),
+        ("method.bias_lr_scale=-1", "must be at least 0"),
         ("augment.counts=[3]", "takes 2"),
     ],
 )
-def test_settings_that_cannot_be(setting: str, message: str, tiny_config: Callable[..., Any]) -> None:
-    config = tiny_config("barlow_twins", setting)
+def test_settings_that_cannot_be(setting: str, message: str, tiny_method: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=message):
-        build_method(config, load_splits(config.data))
+        tiny_method("barlow_twins", setting)
 
 
 def test_views_are_byol_s() -> None:

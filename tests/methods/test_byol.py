@@ -125,7 +125,6 @@ def test_the_two_views_are_drawn_from_two_distributions(tiny_config: Callable[..
     assert (first.blur_p, first.solarize_p, second.blur_p, second.solarize_p) == (1.0, 0.0, 0.1, 0.2)
 
 
-def test_a_momentum_out_of_range_is_named(tiny_config: Callable[..., Any]) -> None:
-    config = tiny_config("byol", "method.momentum=1.5")
+def test_a_momentum_out_of_range_is_named(tiny_method: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=r"method\.momentum"):
-        build_method(config, load_splits(config.data))
+        tiny_method("byol", "method.momentum=1.5")

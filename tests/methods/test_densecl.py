@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 import selfsup.methods.densecl as module
 from selfsup.config import load_config
-from selfsup.data import load_splits
-from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.functional import info_nce
 from selfsup.methods import Method
@@ -207,10 +205,9 @@ def test_key_encoder_follows_all_of_the_online_network(tiny_config: Callable[...
         ("backbone.name=mobilenetv3_small_050 data.image_size=64", "channels"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(setting: str, words: str, tiny_config: Callable[..., Any]) -> None:
-    config = tiny_config("densecl", *setting.split())
+def test_settings_that_cannot_work_are_refused(setting: str, words: str, tiny_method: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=words):
-        build_method(config, load_splits(config.data))
+        tiny_method("densecl", *setting.split())
 
 
 def test_defaults_are_the_papers() -> None:

@@ -13,8 +13,7 @@ from test_contract import prepared, twin_seed
 
 from selfsup.checkpoint import read_checkpoint
 from selfsup.config import load_config
-from selfsup.data import load_splits
-from selfsup.engine.training import build_method, train
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.functional import dino_loss
 from selfsup.opened import load_backbone
@@ -155,10 +154,9 @@ def test_defaults_are_the_papers() -> None:
         ("augment.counts=[1,2]", "augment.counts"),
     ],
 )
-def test_mistakes_are_named(override: str, message: str, tiny_config: Callable[..., Any]) -> None:
-    config = tiny_config("dino", override)
+def test_mistakes_are_named(override: str, message: str, tiny_method: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=message):
-        build_method(config, load_splits(config.data))
+        tiny_method("dino", override)
 
 
 def test_the_teacher_is_what_is_evaluated_and_loaded(tiny_config: Callable[..., Any]) -> None:

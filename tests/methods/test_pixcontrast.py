@@ -13,8 +13,6 @@ import torch
 from test_contract import prepared, twin_seed
 from torch import Tensor, nn
 
-from selfsup.data import load_splits
-from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.functional import location_grid
 from selfsup.types import View
@@ -130,7 +128,6 @@ def test_key_encoder_follows(step: int, momentum: float, tiny_config: Callable[.
         ("augment.sizes=[16]", "1×1"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(setting: str, words: str, tiny_config: Callable[..., Any]) -> None:
-    config = tiny_config("pixcontrast", setting)
+def test_settings_that_cannot_work_are_refused(setting: str, words: str, tiny_method: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=words):
-        build_method(config, load_splits(config.data))
+        tiny_method("pixcontrast", setting)

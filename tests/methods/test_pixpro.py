@@ -13,8 +13,7 @@ from test_contract import prepared, twin_seed
 from torch import Tensor, nn
 
 from selfsup.config import load_config
-from selfsup.data import load_splits
-from selfsup.engine.training import build_method, train
+from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.functional import location_grid
 from selfsup.methods import Method
@@ -181,10 +180,9 @@ def test_target_follows_all_that_it_copies(step: int, momentum: float, tiny_conf
         ("augment.sizes=[32,64] augment.counts=[1,1] augment.recipe=swav", "one size"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(setting: str, words: str, tiny_config: Callable[..., Any]) -> None:
-    config = tiny_config("pixpro", *setting.split())
+def test_settings_that_cannot_work_are_refused(setting: str, words: str, tiny_method: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=words):
-        build_method(config, load_splits(config.data))
+        tiny_method("pixpro", *setting.split())
 
 
 def test_defaults_are_the_authors() -> None:

@@ -69,12 +69,11 @@ def test_the_default_head_and_optimiser_are_the_authors() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("method.head_layers=0", "method.head_layers=0"),
-        ("method.variance_weight=-1", "none may be negative"),
+        ("method.head_layers=0", "method.head_layers is 0; it must be at least 1"),
+        ("method.variance_weight=-1", "must be at least 0"),
         ("augment.counts=[3]", "takes 2"),
     ],
 )
-def test_settings_that_cannot_be(setting: str, message: str, tiny_config: Callable[..., Any]) -> None:
-    config = tiny_config("vicreg", setting)
+def test_settings_that_cannot_be(setting: str, message: str, tiny_method: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=message):
-        build_method(config, load_splits(config.data))
+        tiny_method("vicreg", setting)

@@ -57,7 +57,6 @@ class ImageFolderConfig(DividedConfig):
 @sources.register("image_folder", ImageFolderConfig)
 def image_folder(config: ImageFolderConfig) -> SourceSplits:
     """Your own images: set data.root; a folder for each class, a table of labels, or none."""
-    config.check()
     folder, prefixes, listing = _listed(config)
     found = Found(" and ".join(map(str, roots(config))) or str(folder))
     for (reason, detail), count in listing.left_out.items():

@@ -37,6 +37,7 @@ from selfsup.data.shards import (
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.registry import sources
+from selfsup.settings import setting
 from selfsup.types import ImageFacts
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -59,7 +60,7 @@ class ParquetConfig(ShardsConfig):
     """
 
     name: str = "parquet"
-    shuffle_window: int | None = 1024
+    shuffle_window: int | None = setting(1024, least=1)
     image_column: str | None = None
     label_column: str | None = None
 

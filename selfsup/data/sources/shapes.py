@@ -26,6 +26,7 @@ from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.random import fold_in, uniform
 from selfsup.registry import sources
+from selfsup.settings import setting
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "arrow", "crescent", "corner")
 SMALLEST = 32  # below this side the outlines are no longer told apart
@@ -44,10 +45,10 @@ class ShapesConfig(DataConfig):
     """
 
     name: str = "shapes"
-    train_size: int = 10000
-    test_size: int = 2000
+    train_size: int = setting(10000, least=1)
+    test_size: int = setting(2000, least=1)
     seed: int = 0
-    objects: int = 1
+    objects: int = setting(1, least=1)
     mean: list[float] = field(default_factory=lambda: [0.455, 0.455, 0.455])
     std: list[float] = field(default_factory=lambda: [0.2, 0.2, 0.2])
 
@@ -57,16 +58,12 @@ def shapes(config: ShapesConfig) -> SourceSplits:
     """Ten drawn shapes over clutter, with masks; any size from 32 pixels, nothing to download."""
 
     def split(name: str, start: int, count: int) -> ResidentDataset:
-        if count < 1:
-            raise UserError(f"data.{name}_size is {count}; set it to at least 1.")
         index = torch.arange(start, start + count)
         images, labels, masks = draw_scenes(index, config.seed, config.image_size, config.objects)
         return ResidentDataset(images, labels, config.facts(name, classes=CLASSES), masks=masks)
 
     if config.image_size < SMALLEST:
         raise UserError(f"data.image_size is {config.image_size}; shapes are drawn from {SMALLEST} pixels on.")
-    if config.objects < 1:
-        raise UserError(f"data.objects is {config.objects}; a scene has at least 1.")
     return SourceSplits(
         train=split("train", 0, config.train_size),
         test=split("test", TEST_START, config.test_size),

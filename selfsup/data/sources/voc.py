@@ -116,7 +116,6 @@ class VocDataset(FileDataset):
 @sources.register("voc", VocConfig)
 def voc(config: VocConfig) -> SourceSplits:
     """PASCAL VOC's segmentation images, or a folder laid out like it: images with masks, no labels."""
-    config.check()
     folder = _folder(config)
     lists = {"train": config.train_list} | ({} if config.test_list is None else {"test": config.test_list})
     listing = list_images(folder / "JPEGImages")
