@@ -90,7 +90,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         UserError: There is none.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         last = path / "checkpoints" / "last.ckpt"
         if not last.is_file():

@@ -29,7 +29,7 @@ def settings(config: Any, key: str = "", nested: bool = True) -> Iterator[tuple[
         if dataclasses.is_dataclass(value):
             yield from settings(value, full) if nested else ()
         else:
-            allowed = range_of(field)
+            allowed = range_of(type(config), field.name)
             sentence = said.get(field.name, "")
             yield full, value, sentence if allowed is None else f"{sentence} Allowed: {allowed}.".strip()
 

@@ -154,7 +154,7 @@ def evaluate_opened(
     config: EvaluateConfig, opened: Opened, protocols: Sequence[str] | None = None, progress: bool = True
 ) -> list[Record]:
     """Evaluate a network that is open, as :func:`evaluate`."""
-    run_dir = opened.run if config.run_dir is None else Path(config.run_dir)
+    run_dir = opened.run if config.run_dir is None else Path(config.run_dir).expanduser()
     splits = load_splits(config.data)
     if progress:
         tell_found(config.data, opened, splits)

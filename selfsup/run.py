@@ -37,7 +37,7 @@ class Run(os.PathLike[str]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"{self.path} is no run folder: it holds no config.yaml.")
 

@@ -54,7 +54,7 @@ def choose_run_dir(config: TrainConfig) -> Path:
         return next(
             path for n in itertools.count() if not (path := Path("runs") / (name + (f"-{n}" if n else ""))).exists()
         )
-    run_dir = Path(config.run_dir)
+    run_dir = Path(config.run_dir).expanduser()
     # the first process may have made the folder when the others come
     if run_dir.exists() and is_first_process():
         begun = begun_without_checkpoint(run_dir)

@@ -118,7 +118,7 @@ def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
         return find_checkpoint(config.resume)
     if config.run_dir is None:
         raise UserError("resume=auto starts or goes on with the run of run_dir; set run_dir.")
-    last = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    last = Path(config.run_dir).expanduser() / "checkpoints" / "last.ckpt"
     return last if last.is_file() else None
 
 
