@@ -6,7 +6,8 @@ import pytest
 import torch
 from matplotlib.path import Path as Polygon
 
-from selfsup.data import load_splits, shapes
+from selfsup.data import load_splits
+from selfsup.data.sources import shapes
 from selfsup.data.sources.shapes import CLASSES, TEST_START, ShapesConfig, draw_scenes
 from selfsup.errors import UserError
 
