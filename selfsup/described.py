@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from selfsup.settings import range_of
+from selfsup.settings import key_of, range_of
 
 #: ``name: what it means`` among the attributes of a docstring, or ``name, other: what they mean``.
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)", re.DOTALL)
@@ -25,7 +25,8 @@ def settings(config: Any, key: str = "", nested: bool = True) -> Iterator[tuple[
     """
     said = sentences(type(config))
     for field in dataclasses.fields(config):
-        value, full = getattr(config, field.name), f"{key}.{field.name}" if key else field.name
+        name = key_of(field.name)
+        value, full = getattr(config, field.name), f"{key}.{name}" if key else name
         if dataclasses.is_dataclass(value):
             yield from settings(value, full) if nested else ()
         else:

@@ -14,6 +14,7 @@ from functools import cache
 from selfsup.catalog import GROUPS, PACKAGE, listed, name_choice
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES
+from selfsup.settings import key_of
 
 ROOT = "TrainConfig"
 
@@ -102,5 +103,5 @@ def _fields(name: str) -> dict[str, str]:
             found |= _fields(above)
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and not ast.unparse(statement.annotation).startswith("ClassVar"):
-            found[ast.unparse(statement.target)] = ast.unparse(statement.annotation)
+            found[key_of(ast.unparse(statement.target))] = ast.unparse(statement.annotation)
     return found

@@ -37,9 +37,9 @@ class BackboneConfig(Section):
             to timm. Networks without it draw their weights as they always do.
         kwargs: Further arguments of ``timm.create_model``. What depends on the size of the images (``img_size``,
             ``dynamic_img_size``) follows from ``data.image_size`` and ``augment.sizes`` unless it is given here.
-        from_: ``backbone.from``: the weights that training starts from, named as for ``checkpoint``: a run, a file,
-            ``timm:NAME``, ``module:…``. The network is that of the run, or timm's, unless ``backbone.name`` is given.
-            None is random weights.
+        from_: The setting ``backbone.from``: weights that training starts from, named as for ``checkpoint``: a run, a
+            file, ``timm:NAME``, ``module:…``. The network is that of the run, or timm's, unless ``backbone.name`` is
+            given. None is random weights.
 
     Raises:
         UserError: ``kwargs.zero_init_last``, where it stood in earlier versions, contradicts ``zero_init_last``.

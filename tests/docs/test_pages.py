@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfsup.config import choices
+from selfsup.catalog import choices
 from selfsup.registry import find, methods
 
 ROOT = Path(__file__).parents[2]

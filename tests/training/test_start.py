@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.checkpoint import INFO, read_checkpoint
+from selfsup.cli import main
 from selfsup.config import from_values, load_config, to_yaml
 from selfsup.engine.start import digest_of, start_from
 from selfsup.engine.training import load_resumed_config, train
@@ -192,6 +193,13 @@ def test_the_network_is_the_run_s_unless_another_is_named(tmp_path: Path) -> Non
     assert load_config(["backbone.from=null"]).backbone == load_config().backbone
     from_saved = from_values(dataclasses.asdict(load_config()), [start]).backbone
     assert (from_saved.width, from_saved.from_) == (4, run)
+
+
+def test_the_setting_is_called_from_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", f"backbone.from={tmp_path / 'gone'}"]) == 2
+    assert "There is no checkpoint" in capsys.readouterr().err
+    assert main(["train", "backbone=convnet", "--help"]) == 0
+    assert "backbone.from=null" in capsys.readouterr().out
 
 
 def test_the_setting_is_called_from_in_yaml_too(tmp_path: Path) -> None:
