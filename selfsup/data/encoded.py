@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import math
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from selfsup.data.base import DataConfig, ImageDataset
+from selfsup.data.base import DataConfig, ImageDataset, SourceSplits
 from selfsup.data.cache import Pixels, open_cache
 from selfsup.data.decode import MAX_PIXELS, UndecodableError, decode_image
+from selfsup.data.found import Found
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
@@ -29,6 +32,8 @@ from selfsup.settings import setting
 from selfsup.types import ImageFacts
 
 logger = logging.getLogger(__name__)
+
+LOOKED_AT = 32  # images whose headers are read to tell the shapes of all
 
 
 @dataclass
@@ -289,12 +294,60 @@ class EncodedDataset(ImageDataset):
             raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}", reason) from error
 
 
-def prepared(parts: Mapping[str, EncodedDataset], config: DataConfig, cache: str | None) -> dict[str, ImageDataset]:
-    """Bring the splits of a source to where they are read from: the cache, and memory where all of them fit."""
+def as_source(
+    parts: Mapping[str, EncodedDataset], config: EncodedConfig, found: Found, said: Mapping[str, str]
+) -> SourceSplits:
+    """Bring the splits of a source to where they are read from, the cache, and memory where all of them fit.
+
+    Args:
+        parts: ``train``, and ``holdout`` and ``test`` where there are some.
+        config: The settings.
+        found: Is told what the splits hold.
+        said: Of each split, what it was made of.
+    """
+    note = kept_by_the_square(list(parts.values()))
+    found.notes += [] if note is None else [note]
     needed = sum(len(part) * 3 * part.source_size**2 for part in parts.values())
-    found: dict[str, ImageDataset] = {}
+    ready: dict[str, ImageDataset] = {}
     for split, part in parts.items():
-        if cache is not None:
-            part.use_cache(Path(cache).expanduser())
-        found[split] = part.decode_all() if needed <= config.resident_limit_mb * 2**20 else part
-    return found
+        if config.cache is not None:
+            part.use_cache(Path(config.cache).expanduser())
+        ready[split] = part.decode_all() if needed <= config.resident_limit_mb * 2**20 else part
+        found.undecodable(part.undecodable())
+        found.splits[split] = (len(ready[split]), said[split])
+    classes = parts["train"].classes
+    labels = {split: part.labels for split, part in parts.items() if part.labels is not None}
+    if labels and classes is not None:
+        found.without_label = sum(int((some < 0).sum()) for some in labels.values())
+        new = {*torch.cat(list(labels.values())).tolist()} - {*labels["train"].tolist(), -1}
+        if new:
+            found.notes.append(f"{len(new):,} classes have no training image, {classes[min(new)]} for one")
+    return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
+
+
+def kept_by_the_square(parts: Sequence[EncodedDataset]) -> str | None:
+    """Return what to say where the central square, which is all that is read of an image, leaves most of it out.
+
+    The headers of a few images tell it, spread over all. Storage that is read in blocks is not looked at, as each would
+    cost a block.
+    """
+    kept = []
+    for part in parts:
+        if part.blocks() is not None:
+            continue
+        for row in part.index[:: -(-len(part) // LOOKED_AT)].tolist():
+            try:
+                content = part.encoded(row)
+                with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+                    kept.append((min(image.size) / max(image.size), image.size))
+            except Exception:  # it is counted when it is decoded
+                continue
+    if not kept:
+        return None
+    share, (width, height) = sorted(kept)[len(kept) // 2]
+    if share >= 0.5:
+        return None
+    return (
+        f"the middle square, which is what is read, keeps {share:.0%} of a typical image ({width} × {height} pixels); "
+        "what lies beside it is never seen: cut such images into pieces first"
+    )

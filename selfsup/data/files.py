@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from selfsup.data.encoded import EncodedDataset
 from selfsup.types import ImageFacts
-
-LOOKED_AT = 32  # files whose headers are read to tell the shapes of all
 
 
 class FileDataset(EncodedDataset):
@@ -61,27 +58,3 @@ def file_stamp(path: Path) -> bytes:
     except OSError:
         return b" missing"
     return f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode()
-
-
-def kept_by_the_square(parts: Sequence[FileDataset]) -> str | None:
-    """Return what to say where the central square, which is all that is read of an image, leaves most of it out.
-
-    The headers of a few files tell it, spread evenly over all.
-    """
-    kept = []
-    for part in parts:
-        for position in range(0, len(part), -(-len(part) // LOOKED_AT)):
-            try:
-                with Image.open(part.path(position)) as image:
-                    kept.append((min(image.size) / max(image.size), image.size))
-            except Exception:  # it is counted when it is decoded
-                continue
-    if not kept:
-        return None
-    share, (width, height) = sorted(kept)[len(kept) // 2]
-    if share >= 0.5:
-        return None
-    return (
-        f"the middle square, which is what is read, keeps {share:.0%} of a typical image ({width} × {height} pixels); "
-        "what lies beside it is never seen: cut such images into pieces first"
-    )

@@ -18,7 +18,7 @@ from torch import Tensor
 from selfsup.data.base import SourceSplits
 from selfsup.data.cache import digest, locked
 from selfsup.data.divide import CALLED, DividedConfig, Division, choose, divide_by_choice
-from selfsup.data.encoded import EncodedDataset, prepared
+from selfsup.data.encoded import EncodedDataset, as_source
 from selfsup.data.files import file_stamp
 from selfsup.data.found import NO_SPLIT, Found
 from selfsup.data.labels import tidy, why_no_classes
@@ -246,14 +246,9 @@ def load_shards(
         for split, some in chosen.items()
         if len(some)
     }
-    ready = prepared(parts, config, config.cache)
-    for split, part in parts.items():
-        found.undecodable(part.undecodable())
-        found.splits[split] = (len(ready[split]), division.said[split])
     if labels is not None and classes is not None:
         found.labels, found.classes = rows.labels_from, classes
-        found.without_label = sum(int((labels[some] < 0).sum()) for some in chosen.values())
-    return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
+    return as_source(parts, config, found, division.said)
 
 
 def classes_of(values: Sequence[Any], names: Sequence[str] | None) -> tuple[Tensor | None, tuple[str, ...] | None]:

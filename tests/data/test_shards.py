@@ -480,3 +480,21 @@ def test_training_from_the_command_line(tmp_path, monkeypatch, kind):
         assert main(["knn", f"checkpoint={run_dir}", "eval.knn.k=[3]"]) == 0
     ours, theirs = (read_checkpoint(name)["state_dict"] for name in ("streamed", "cached"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_images_and_classes_without_training_images_are_told(tmp_path, kind):
+    buffer = BytesIO()
+    Image.new("RGB", (80, 8)).save(buffer, "PNG")
+    for split, label in (("train", 0), ("test", 1)):
+        if kind == "webdataset":
+            members = {"png": buffer.getvalue(), "cls": str(label).encode()}
+            _write_tar(tmp_path / f"{split}-0.tar", range(3), lambda n, members=members: members)
+        else:
+            table = pa.table(
+                {"image": [{"bytes": buffer.getvalue() + bytes(n)} for n in range(3)], "label": [label] * 3}
+            )
+            pq.write_table(table, tmp_path / f"{split}-0.parquet")
+    notes = " ".join(_load(kind, tmp_path, shuffle_window=None).found.notes)
+    assert "keeps 10% of a typical image" in notes
+    assert "1 classes have no training image, 1 for one" in notes

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from selfsup.data.base import SourceSplits
 from selfsup.data.divide import CALLED, DividedConfig, Division, choose, divide_by_choice, divide_by_name
-from selfsup.data.encoded import prepared
-from selfsup.data.files import FileDataset, kept_by_the_square
+from selfsup.data.encoded import as_source
+from selfsup.data.files import FileDataset
 from selfsup.data.found import NOT_TAKEN, Found
 from selfsup.data.labels import read_labels
 from selfsup.data.listing import Listing, list_images, read_list
@@ -96,19 +96,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
                 keys=keys[chosen],
                 **config.decoding(),
             )
-    note = kept_by_the_square(list(parts.values()))
-    found.notes += [] if note is None else [note]
-    ready = prepared(parts, config, config.cache)
-    for split, part in parts.items():
-        found.undecodable(part.undecodable())
-        found.splits[split] = (len(ready[split]), division.said[split])
-    if labels is not None and classes is not None:
-        trained = {classes[label] for label in labels[places["train"]].tolist() if label >= 0}
-        new = sorted({classes[label] for label in labels[used].tolist() if label >= 0} - trained)
-        if new:
-            found.notes.append(f"{len(new):,} classes have no training image, {new[0]} for one")
-        found.without_label = int((labels[used] < 0).sum())
-    return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
+    return as_source(parts, config, found, division.said)
 
 
 def _listed(config: ImageFolderConfig) -> tuple[Path, list[str], Listing]:
