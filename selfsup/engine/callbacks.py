@@ -26,6 +26,7 @@ from selfsup.engine.run_folder import replace_text
 from selfsup.engine.sharding import ShardedStrategy
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
+from selfsup.eval.subject import evenly
 from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.methods import Method
 from selfsup.nn import batch_statistics
@@ -280,8 +281,9 @@ class OnlineEvaluation(pl.Callback):
     """
 
     def __init__(self, splits: Splits, config: OnlineConfig) -> None:
-        self.bank = splits.train.subset(torch.arange(min(config.bank, len(splits.train))))
-        self.queries = splits.holdout.subset(torch.arange(min(config.queries, len(splits.holdout))))
+        # spread over the dataset: the images of a folder come class by class
+        self.bank = evenly(splits.train, config.bank)
+        self.queries = evenly(splits.holdout, config.queries)
         self.config = config
         self._collapsed_looks = 0
         self._message: str | None = None
@@ -327,7 +329,7 @@ class OnlineEvaluation(pl.Callback):
 
     def find_collapse(self, module: Method) -> str:
         """Return what is wrong with the features by the statistics of a batch; nothing where they are fine."""
-        some = self.bank.subset(torch.arange(min(256, len(self.bank))))
+        some = evenly(self.bank, 256)
         if len(some) < 2:
             return ""
         with batch_statistics(module.evaluated_backbone):
@@ -359,7 +361,7 @@ class OnlineEvaluation(pl.Callback):
             "health/std": float(feature_std(bank.features)) * bank.features.shape[1] ** 0.5,
             "health/rank": float(rank_me(bank.features)),
         }
-        images, index = first_images(self.bank, 256, device)
+        images, index = first_images(evenly(self.bank, 256), 256, device)
         views = module.views(images, seed=fold_in(module.seed, 0), index=index)
         mode = backbone.training
         backbone.eval()

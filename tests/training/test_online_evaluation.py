@@ -1,0 +1,21 @@
+"""Which images are watched while training."""
+
+import dataclasses
+
+import torch
+
+from selfsup.config import OnlineConfig
+from selfsup.data import ResidentDataset, Splits
+from selfsup.engine.callbacks import OnlineEvaluation
+from selfsup.types import ImageFacts, Normalization
+
+
+def test_the_bank_and_the_queries_hold_every_class_of_images_that_come_class_by_class():
+    facts = ImageFacts("folder", "train", 3, 2, Normalization((0.5,) * 3, (0.5,) * 3), tuple("abcd"))
+    labels = torch.arange(4).repeat_interleave(25)
+    part = ResidentDataset(torch.zeros(100, 3, 2, 2, dtype=torch.uint8), labels, facts)
+    watched = OnlineEvaluation(Splits(part, part, part, None), OnlineConfig(bank=20, queries=8))
+    assert watched.bank.labels.bincount().tolist() == [5, 5, 5, 5]
+    assert watched.queries.labels.bincount().tolist() == [2, 2, 2, 2]
+    every = OnlineEvaluation(Splits(part, part, part, None), dataclasses.replace(OnlineConfig(), bank=100))
+    assert torch.equal(every.bank.index, part.index)
