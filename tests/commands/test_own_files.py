@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pkgutil
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY
 
-from selfsup import imports
+from selfsup import commands, imports
 from selfsup.cli import main
 from selfsup.eval import read_results
 
@@ -177,24 +178,7 @@ def test_a_file_that_was_changed_is_not_the_one_that_was_imported(folder: Path) 
     assert not (folder / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "knn",
-        "probe",
-        "segmentation",
-        "evaluate",
-        "transfer",
-        "neighbours",
-        "embed",
-        "cka",
-        "compare",
-        "export",
-        "methods",
-        "doctor",
-        "train",
-    ],
-)
+@pytest.mark.parametrize("command", [module.name for module in pkgutil.iter_modules(commands.__path__)])
 def test_every_command_takes_it(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken_file.py").write_text("import math\n\nmath.nothing()\n")
     assert main([command, "--import", str(tmp_path / "broken_file.py")]) == 2
