@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import selfsup.methods  # noqa: F401 - fills the registry
 from selfsup.catalog import choices
 from selfsup.registry import find, methods
 
