@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -25,7 +28,10 @@ from selfsup.data.files import FileDataset
 from selfsup.data.workers import worker_count
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, extract_features
-from selfsup.evaluation import choose_device, opened_evaluation, tell_found
+from selfsup.evaluation import choose_device, opened_evaluation, tell, tell_found
+from selfsup.outputs import check_output
+
+logger = logging.getLogger(__name__)
 
 #: Images whose features are in memory at a time; 64 MB at 2048 dimensions.
 BLOCK = 8192
@@ -65,13 +71,17 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
         progress: Show a progress bar.
 
     Raises:
-        UserError: Another ending, something at ``out`` already, a package that is missing, or as ``evaluate``.
+        UserError: Another ending, something at ``out`` already, no room for it, a package that is missing, or as
+            ``evaluate``. Features that were computed before a failure are kept in ``out`` with ``-part`` in its name.
     """
     target = Path(out)
     if target.suffix not in _WRITERS:
         raise UserError(f"--out: {target.name} must end in {' or '.join(_WRITERS)}.")
     if target.exists():
         raise UserError(f"--out: {target} exists and is not overwritten; choose another name.")
+    if target.suffix == ".parquet":
+        _pyarrow()  # whether it is there
+    check_output(target, "--out")
     config, opened = opened_evaluation(what)
     if opened.network is None:
         raise UserError("checkpoint: raw_pixels has no network; embed with a run, timm:NAME or another network.")
@@ -80,9 +90,13 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
     data = dataclasses.replace(config.data, **{k: v for k, v in whole.items() if k in settings})
     splits = load_splits(data)
     if progress:
+        tell(opened, splits.train.facts)
         tell_found(data, opened, splits)
     # a hold-out of its own is one of the source's splits: nothing is drawn, as data.holdout is 0
     parts = [part for part in (splits.pretrain, splits.holdout, splits.test) if part is not None and len(part)]
+    # once as rows, and again in the archive whose beginning tells their number
+    copies = 2 if target.suffix == ".npz" else 1
+    check_output(target, "--out", 4 * copies * (opened.dim or 0) * sum(map(len, parts)))
     backbone = opened.network.to(choose_device(config.accelerator))
 
     statistics = opened.normalization or splits.train.normalization
@@ -105,17 +119,29 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
     ):
         draft = Path(folder) / target.name
         writer = _WRITERS[target.suffix](draft, about, None if classes is None else list(classes))
-        for part in parts:
-            for block in _blocks(part):
+        try:
+            for block in itertools.chain.from_iterable(map(_blocks, parts)):
                 # the device is the backbone's: None leaves it there between blocks
                 found = extract_features(
                     backbone, block, batch_size=config.eval.batch_size, workers=worker_count(data), progress=False
                 )
                 if labelled and found.labels is None:
                     found = dataclasses.replace(found, labels=torch.full_like(found.index, -1))
-                writer.add(found, [part.split] * len(found), _paths(block, found))
+                writer.add(found, [block.split] * len(found), _paths(block, found))
                 count += len(found)
                 bar.update(len(block))
+        except BaseException as error:
+            if not count:
+                raise
+            kept = target.with_stem(f"{target.stem}-part")
+            with contextlib.suppress(OSError):  # such as a full disk
+                writer.close()
+                os.replace(draft, kept)
+                note = f"The features of the first {count} of {sum(map(len, parts))} images are kept in {kept}."
+                if isinstance(error, UserError):
+                    raise UserError(f"{error} {note}") from error
+                logger.warning(note)
+            raise
         writer.close()
         os.replace(draft, target)
     return target, count

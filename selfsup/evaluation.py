@@ -20,6 +20,7 @@ from selfsup.eval import Audit, CkaTable, Encoder, Record, Subject, audit_datase
 from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import default_protocols
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
+from selfsup.outputs import check_output
 from selfsup.report import Evaluated, contact_sheet, draw_figures, save
 from selfsup.types import ImageFacts
 
@@ -103,24 +104,24 @@ def _open(config: EvaluateConfig, images: ImageFacts, names_network: bool = True
 
 
 def check_network(opened: Opened, images: ImageFacts) -> None:
-    """Run a network on black images like those it is to see, before any of these are read.
+    """Run a network on black images like those it is to see, before any of these are read, and note its width.
 
     Raises:
         UserError: It does not take such images, or gives no pooled features.
     """
-    network, size = opened.network, images.image_size
-    if network is None:
+    if opened.network is None:
+        opened.dim = images.channels * images.image_size**2
         return
-    channels = input_channels(network, images)
+    size, channels = images.image_size, input_channels(opened.network, images)
     if channels < images.channels:
         raise UserError(
             f"{opened.name} takes images of {channels} channel and those of {images.name} have {images.channels}; "
             "choose other data, or a network that was trained on colour images."
         )
-    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    kind = next((p.dtype for p in opened.network.parameters() if p.is_floating_point()), torch.float32)
     try:
         with torch.inference_mode():
-            output = network(torch.zeros(2, channels, size, size, dtype=kind))
+            output = opened.network(torch.zeros(2, channels, size, size, dtype=kind))
     except Exception as error:  # networks from elsewhere raise whatever they like
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         own = opened.image_size if opened.image_size not in (None, size) else "a size that it takes"
@@ -131,6 +132,16 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         form = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UserError(f"{opened.name} gives {form} where pooled features [B,D] are needed.")
+    opened.dim = output.shape[1]
+
+
+def tell(opened: Opened, images: ImageFacts) -> None:
+    """Print on what a network is judged, and how the images are brought to it."""
+    size = f"{images.image_size} px" + (", its own size" if images.image_size == opened.image_size else "")
+    statistics = opened.normalization or images.normalization
+    mean, std = ([round(value, 4) for value in values] for values in (statistics.mean, statistics.std))
+    scaled = "" if opened.network is None else f", mean {mean}, std {std}"
+    print(f"{opened.name} on images of {images.name} ({size}{scaled})", flush=True)
 
 
 def evaluate(
@@ -155,6 +166,10 @@ def evaluate_opened(
 ) -> list[Record]:
     """Evaluate a network that is open, as :func:`evaluate`."""
     run_dir = opened.run if config.run_dir is None else Path(config.run_dir).expanduser()
+    if run_dir is not None:
+        check_output(run_dir, "run_dir")
+    if progress:
+        tell(opened, _images(config))
     splits = load_splits(config.data)
     if progress:
         tell_found(config.data, opened, splits)
@@ -162,6 +177,8 @@ def evaluate_opened(
     if opened.run is not None and opened.config is not None:
         splits, left_out = leave_out_trained(splits, config.data, opened.run, opened.config, opened.membership)
         facts |= left_out
+    if run_dir is not None and config.eval.cache and opened.network is not None:
+        check_output(run_dir / "features", "run_dir", bytes_of_features(opened, splits))
     subject = Subject(
         build_encoder(config, opened.network, progress),
         splits,
@@ -190,6 +207,12 @@ def build_encoder(config: EvaluateConfig, network: nn.Module | None, progress: b
     device = choose_device(config.accelerator)
     settings = config.eval
     return Encoder(network, settings.batch_size, worker_count(config.data), device, settings.precision, progress)
+
+
+def bytes_of_features(opened: Opened, splits: Splits) -> int:
+    """Return what the features of all parts take in a file, without those that training alone reads."""
+    parts = (splits.train, splits.holdout, splits.test)
+    return 4 * (opened.dim or 0) * sum(len(part) for part in parts if part is not None)
 
 
 def record_facts(opened: Opened, images: ImageDataset) -> dict[str, Any]:
@@ -221,9 +244,12 @@ def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True)
     settings, votes = config.eval, config.eval.of("knn")
     if not votes.k or not votes.temperatures:
         raise UserError("eval.knn.k and eval.knn.temperatures: give at least one of each; neighbours takes the first.")
+    folder = Path(config.run_dir or opened.run or "runs") / "neighbours"
+    check_output(folder, "run_dir")
+    if progress:
+        tell(opened, _images(config))
     # Read from their files, which the findings name; images in memory have forgotten them
     splits = load_splits(replace(config.data, resident_limit_mb=0))
-    folder = Path(config.run_dir or opened.run or "runs") / "neighbours"
     encoder = replace(build_encoder(config, opened.network, progress), precision="32")
     found = extract_splits(encoder, splits, folder / "features" if settings.cache else None)
     parts = ((found.train, splits.train), (found.holdout, splits.holdout), (found.test, splits.test))
@@ -270,6 +296,8 @@ def compare_networks(
         if opened.network is None:
             raise UserError(f"cka: {run} is no network; name runs, checkpoints or networks by name.")
         networks[run] = build_encoder(config, opened.network, progress)
+        if progress:
+            tell(opened, images.facts)
     return cka(networks, images, layers=layers)
 
 

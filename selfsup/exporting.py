@@ -25,6 +25,7 @@ from selfsup.errors import UserError
 from selfsup.eval.results import FILE, read_results
 from selfsup.nn import Backbone, BackboneConfig, build_backbone
 from selfsup.opened import open_network
+from selfsup.outputs import check_output
 from selfsup.registry import nearest
 from selfsup.types import Normalization
 
@@ -87,6 +88,7 @@ def export(checkpoint: str | Path, format: str, out: str | Path) -> tuple[Path, 
     if target.exists():
         raise UserError(f"--out: {target} exists and is not overwritten; choose another name.")
     run = _Run(checkpoint)
+    check_output(target, "--out", sum(value.nbytes for value in run.state.values()))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
         # the ending stays: some readers go by it

@@ -44,6 +44,8 @@ class Opened:
         epochs: For how many epochs it was trained here; 0 for untrained networks, None for those from elsewhere.
         config: Values of the run's configuration; None for what was not trained here.
         facts: What records say of a network from elsewhere: its name, and whether its weights are published ones.
+        dim: Width of its features, once that is known.
+        state: The weights of the whole method.
         membership: Digest of the images that it was trained on here and of the parts of the others; None where an
             earlier version wrote the checkpoint.
     """
@@ -56,6 +58,7 @@ class Opened:
     epochs: int | None = None
     config: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    dim: int | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     membership: str | None = None
 
@@ -86,7 +89,7 @@ class Opened:
             if not isinstance(head, nn.Module):
                 raise UserError(f"{type(method).__name__} has no head.")
             head.load_state_dict(weights_of(self.state, "head"))
-        except (UserError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # the description comes from a file
             warnings.warn(f"The layers of the head are left out, as it cannot be built again: {error}", stacklevel=2)
             return None
         return head.eval()
@@ -170,20 +173,24 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
     normalization = Normalization(tuple(info["mean"]), tuple(info["std"]))
     try:
         config = BackboneConfig(**info["config"]["backbone"])
-    except TypeError as error:
-        raise UserError(f"{file}: its backbone has a setting that is not known here ({error}).") from error
-    sizes = info.get("image_sizes", ())  # earlier versions built all networks as timm has them
-    network = build_backbone(config, info["in_channels"], normalization, sizes)
-    try:
+        sizes = info.get("image_sizes", ())  # earlier versions built all networks as timm has them
+        network = build_backbone(config, info["in_channels"], normalization, sizes)
         network.load_state_dict(weights_of(state, info.get("backbone", "backbone")))
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{name}: the weights do not fit the network it names: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    size, epochs = int(info["config"]["data"]["image_size"]), int(info["epochs_done"])
+    except Exception as error:  # a damaged description can fail anywhere
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise UserError(f"{file}: the network that it describes cannot be built with its weights: {reason}") from error
     kept = info.get("membership")
-    digest = None if kept is None else kept["digest"]
-    return Opened(name, network, size, normalization, run_of(file), epochs, info["config"], {}, state, digest)
+    return Opened(
+        name,
+        network,
+        int(info["config"]["data"]["image_size"]),
+        normalization,
+        run=run_of(file),
+        epochs=int(info["epochs_done"]),
+        config=info["config"],
+        state=state,
+        membership=kept.get("digest") if isinstance(kept, Mapping) else None,
+    )
 
 
 def _stated_size(network: Backbone) -> int | None:

@@ -11,6 +11,7 @@ from selfsup.errors import UserError
 from selfsup.eval import Record
 from selfsup.evaluation import evaluate_opened, open_evaluation
 from selfsup.opened import Opened
+from selfsup.outputs import check_output
 from selfsup.report import console_table, markdown_table
 
 PROTOCOLS = ("knn", "linear_probe")
@@ -86,17 +87,20 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     for name in names:
         try:
             config, opened = open_evaluation([*others, f"data={name}"], opened)
-            folder = Path(config.run_dir or Path(opened.run or "runs") / "transfer") if folder is None else folder
+            if folder is None:
+                folder = Path(config.run_dir or Path(opened.run or "runs") / "transfer")
+                check_output(folder, "run_dir")
             config.run_dir = str(folder / name)
             found = evaluate_opened(config, opened, protocols, progress=progress)
-        except UserError as error:
-            left_out[name] = str(error)
+        except Exception as error:  # the records of the other datasets are not lost to the failure of one
+            left_out[name] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             continue
         records[name] = {
             protocol: max(own, key=lambda record: bool(record.get("primary")))
             for protocol in protocols
             if (own := [record for record in found if record["protocol"] == protocol])
         }
+        TransferTable(records, folder, left_out).save()  # what is found is kept, whatever follows
     if folder is None or not records:
         raise UserError(f"transfer: no dataset could be evaluated: {next(iter(left_out.values()))}")
     table = TransferTable(records, folder, left_out)

@@ -25,8 +25,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     from selfsup.evaluation import compare_networks
+    from selfsup.outputs import check_output
     from selfsup.report import save_cka
 
+    check_output(arguments.out, "--out")
     table = compare_networks(arguments.words, arguments.settings, layers=arguments.layers)
     save_cka(table, arguments.out)
     print(table)

@@ -313,6 +313,7 @@ def any_size(name: str) -> dict[str, Any]:
 
 
 def _create(config: BackboneConfig, in_channels: int, arguments: dict[str, Any]) -> nn.Module:
+    _refuse_files(arguments)
     given = {"num_classes": 0, "in_chans": in_channels, **arguments}
     if config.zero_init_last is not None:
         with contextlib.suppress(TypeError):  # a network that has no such thing, or a mistake that shows again below
@@ -390,6 +391,20 @@ def _patch(network: nn.Module) -> int:
 
 def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _refuse_files(arguments: dict[str, Any]) -> None:
+    """Refuse arguments that would make timm fetch or open files: a configuration may come with a stranger's checkpoint.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name in arguments:
+        if name.startswith("pretrained") or name in ("checkpoint_path", "cache_dir"):
+            raise UserError(
+                f"backbone.kwargs.{name} is not taken, as it names weights or a file; checkpoint=timm:NAME and "
+                "checkpoint=FILE open these."
+            )
 
 
 def _narrow_resnet(width: int, blocks: list[int], in_channels: int) -> ResNet:
