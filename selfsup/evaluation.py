@@ -21,6 +21,7 @@ from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import default_protocols
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
 from selfsup.outputs import check_output
+from selfsup.overrides import read_change
 from selfsup.report import Evaluated, contact_sheet, draw_figures, save
 from selfsup.types import ImageFacts
 
@@ -41,19 +42,18 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
     Raises:
         UserError: As ``load_config`` and ``open_network``, or ``checkpoint`` or ``data`` is missing.
     """
-    given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    given = {change.key: change.value for change in map(read_change, overrides)}
     name = given.get("checkpoint")
     if name is None:
         raise UserError(
             f"Say what to evaluate: checkpoint=RUN, a .ckpt file, timm:NAME, module:FILE.py:NAME, a file of weights "
             f"(with backbone=…), or one of {', '.join(BASELINES)} (each with data=…)."
         )
-    of_data = [override for override in overrides if override.lstrip("+~").startswith(("data=", "data."))]
     asked = "data" in given
     if not asked and not may_be_a_run(name):
         raise _which_data(name)
     # without data= the settings of the data are those of the run's source, which is not known before it is opened
-    own = overrides if asked else [override for override in overrides if override not in of_data]
+    own = [word for word in overrides if asked or not read_change(word).key.startswith("data.")]
     config = cast(EvaluateConfig, load_config(own, kind="evaluate"))
     choose_device(config.accelerator)
     if opened is None or opened.name == "untrained":

@@ -168,7 +168,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no data for weights": (["knn", "w.pth", *NARROW], "data="),
     "grey network": (["knn", "w1.pth", *NARROW, "data=shapes"], "takes images of 1 channel"),
     "a size it refuses": (
-        ["knn", "timm:vit_tiny_patch16_224", "pretrained=false", "data=shapes", "data.image_size=32"],
+        ["knn", "timm:vit_tiny_patch16_224", "pretrained=false", "data=shapes", "data.image_size=40"],
         "set data.image_size=224",
     ),
     "maps": (["knn", "module:mine.py:Maps", "data=shapes"], r"[2, 3, 32, 32]"),
