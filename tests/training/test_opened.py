@@ -30,7 +30,7 @@ from selfsup.opened import open_network
 from selfsup.transfer import transfer
 from selfsup.types import ImageFacts, Normalization
 
-QUICK = ["eval.knn_k=[3]", "eval.figures=false", "accelerator=cpu"]
+QUICK = ["eval.knn.k=[3]", "eval.figures=false", "accelerator=cpu"]
 NARROW = ["backbone=resnet_tiny", "backbone.width=4"]
 
 
@@ -215,7 +215,7 @@ def test_a_disk_without_room_is_told_before_the_work(
 
     monkeypatch.setattr(Backbone, "forward_dense", work)
     monkeypatch.setattr("selfsup.embedding.extract_features", work)
-    monkeypatch.setattr("selfsup.evaluation.evaluate_all", work)
+    monkeypatch.setattr("selfsup.evaluation.measure", work)
     assert main(command(name, trained)) == 2
     assert "make room" in capsys.readouterr().err
     assert not list(here.iterdir())
