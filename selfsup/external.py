@@ -85,11 +85,12 @@ def own_module(checkpoint: str) -> nn.Module:
     if ".py:" in place:
         file, _, name = place.rpartition(":")
         path = Path(file)
-        spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+        own_name = f"{MODULE}{path.absolute()}"  # one that hides no other module
+        spec = importlib.util.spec_from_file_location(own_name, path) if path.is_file() else None
         if spec is None or spec.loader is None:
             raise UserError(f"checkpoint: there is no Python file {path}; write module:FILE.py:NAME.")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # dataclasses and pickling look their module up there
+        sys.modules[own_name] = module  # dataclasses and pickling look their module up there
         try:
             spec.loader.exec_module(module)
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,7 @@ def test_a_module_of_one_s_own(tmp_path: Path, images: Tensor) -> None:
     for name in ("make", "Mean", "instance"):
         network = open_network(f"module:{tmp_path}/mine.py:{name}").network
         assert torch.equal(network(images), images.mean((2, 3)))
+    assert "mine" not in sys.modules, "a file of one's own hides no module of its name"
     assert open_network("module:torchvision.models.resnet18").network.fc.out_features == 1000
     (tmp_path / "wrong.py").write_text("import no_such_package_at_all")
     for place, message in {
