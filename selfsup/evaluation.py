@@ -244,7 +244,7 @@ def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True)
     settings, votes = config.eval, config.eval.of("knn")
     if not votes.k or not votes.temperatures:
         raise UserError("eval.knn.k and eval.knn.temperatures: give at least one of each; neighbours takes the first.")
-    folder = Path(config.run_dir or opened.run or "runs") / "neighbours"
+    folder = Path(config.run_dir or opened.run or "runs").expanduser() / "neighbours"
     check_output(folder, "run_dir")
     if progress:
         tell(opened, _images(config))

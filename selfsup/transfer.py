@@ -88,7 +88,7 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
         try:
             config, opened = open_evaluation([*others, f"data={name}"], opened)
             if folder is None:
-                folder = Path(config.run_dir or Path(opened.run or "runs") / "transfer")
+                folder = Path(config.run_dir or Path(opened.run or "runs") / "transfer").expanduser()
                 check_output(folder, "run_dir")
             config.run_dir = str(folder / name)
             found = evaluate_opened(config, opened, protocols, progress=progress)
