@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -172,6 +173,7 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
                 # this process would share a tensor, under a lock that workers forked meanwhile would wait for forever.
                 sampler=(positions.numpy() for positions in requests),
                 num_workers=workers,
+                worker_init_fn=_outlive_a_signal,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # else starting the workers would draw from the global generator
             )
@@ -200,6 +202,15 @@ class _Reader(Dataset[_Read | UserError]):
             return _read(self.dataset, torch.from_numpy(positions), self.replace)
         except UserError as error:
             return error  # raised in a worker it would arrive wrapped in a traceback
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """Let a worker read on when its whole process group is told to stop: the training still takes its step and saves.
+
+    Whoever trains ends its workers. The second SIGTERM ends a worker by itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def _read_ahead(dataset: ImageDataset, requests: Iterable[Tensor], replace: bool) -> Iterator[_Read]:

@@ -33,8 +33,8 @@ from selfsup.nn import batch_statistics
 from selfsup.random import fold_in
 
 
-class Interrupted(Exception):
-    """The run was told to stop; the message says how it goes on.
+class Interrupted(BaseException):
+    """The run was told to stop; the message says how it goes on. No ``except Exception`` may take it for a fault.
 
     Attributes:
         signal: Number of the signal.
@@ -124,6 +124,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.stop.listen()
+        if self.stop.received:
+            raise Interrupted(self.stop.received, None)
         self.stop.training = True
 
     def on_train_batch_end(

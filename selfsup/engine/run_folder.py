@@ -35,6 +35,7 @@ BEFORE_A_CHECKPOINT = {
     "checkpoints",
     "figures",
     "imports",
+    "membership.npz",
     "tensorboard",
     "wandb",
 }

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from selfsup.augment import build_views
-from selfsup.config import choices, load_config
+from selfsup.catalog import choices
+from selfsup.config import load_config
 from selfsup.methods import Parts
 from selfsup.nn import build_backbone
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+from PIL import Image
 from states import assert_same_state
+from tiny import TINY
 
 from selfsup.checkpoint import read_checkpoint
 from selfsup.engine import run_folder
@@ -172,3 +180,32 @@ def test_changes_that_cannot_be_read_are_one_sentence(tiny_config: Config) -> No
     (run / "changes.json").write_text(json.dumps({"changes": [{"step": "x"}]}))
     with pytest.raises(UserError, match=r"changes\.json is broken"):
         train(load_resumed_config([f"resume={run}", "trainer.max_epochs=2"]))
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """As a cluster sends it: to the loader's workers too."""
+    images = tmp_path / "images"
+    for number in range(24):
+        (images / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 36), 20 + number).convert("RGB").save(images / f"c{number % 2}" / f"{number}.png")
+    run = tmp_path / "run"
+    data = ["data=image_folder", f"data.root={images}", "data.image_size=32", "data.resident_limit_mb=0"]
+    tiny = [s for s in TINY if not s.startswith(("data.", "batch_size", "trainer.max_epochs"))]
+    settings = [*data, "data.workers=2", "batch_size=8", "trainer.max_epochs=100000", "augment.compile=false"]
+    command = [sys.executable, "-m", "selfsup.cli", "train", *settings, *tiny, f"run_dir={run}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert f"resume={run}" in errors
