@@ -109,6 +109,77 @@ def test_eval_does_not_reach_methods_through_anything_it_imports():
     assert not {module for module in reached if part(module) == "methods"}
 
 
+#: Rooms that hold the rules of size and of names below; the others follow.
+ROOMS = ("eval", "report")
+#: Functions of more than seven arguments, and why.
+MANY_ARGUMENTS = {
+    "extract_features": "a fixed public name, whose settings are given by keyword",
+    "linear_probe": "a fixed public name, whose settings are given by keyword",
+    "logistic_probe": "public, beside linear_probe, with its keywords",
+    "few_shot": "public; the settings of one measurement, by keyword",
+    "train_classifiers": "the solver behind linear_probe, with its settings",
+}
+#: Modules that wait to be split.
+LONG = {"selfsup.report.page"}
+IN_ROOMS = [module for module in FILES if part(module) in ROOMS]
+
+
+def names_of(module: str) -> set[str]:
+    """Full names of the modules that a module imports; ``from package import module`` names the module."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & FILES.keys()
+
+
+def test_evaluation_draws_nothing_and_the_report_computes_nothing():
+    reached = {module: names_of(module) for module in IN_ROOMS}
+    for module, imported in reached.items():
+        if part(module) == "eval":
+            assert not {name for name in imported if part(name) in ("report", "methods", "engine", "commands")}, module
+        else:
+            known = ("", "eval", "report", *NEUTRAL, "data", "metrics")
+            assert not {name for name in imported if part(name) not in known}, module
+
+
+def test_no_circles():
+    following = {module: names_of(module) - {module} for module in IN_ROOMS}
+    done: set[str] = set()
+
+    def follow(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"a circle: {' -> '.join((*path[path.index(module) :], module))}"
+        if module not in done:
+            for name in following.get(module, set()):
+                follow(name, (*path, module))
+            done.add(module)
+
+    for module in following:
+        follow(module, ())
+
+
+@pytest.mark.parametrize("module", IN_ROOMS)
+def test_a_module_is_short_its_functions_too_and_it_takes_no_private_names(module):
+    if module in LONG:
+        return
+    source = FILES[module].read_text(encoding="utf-8")
+    assert source.count("\n") <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("selfsup"):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+        if isinstance(node, ast.FunctionDef) and node.name not in MANY_ARGUMENTS:
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            own = [one.arg for one in arguments if one.arg not in ("self", "cls")]
+            assert len(own) <= 7, f"{node.name} has {len(own)} arguments"
+
+
+def test_every_function_with_many_arguments_is_there():
+    source = "\n".join(FILES[module].read_text(encoding="utf-8") for module in IN_ROOMS)
+    assert [name for name in MANY_ARGUMENTS if f"def {name}(" not in source] == []
+
+
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
 

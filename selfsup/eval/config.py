@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from selfsup.errors import UserError
@@ -97,9 +98,7 @@ def eval_config(**values: Any) -> EvalConfig:
         UserError: There is no such setting.
     """
     nested = {entry.key: entry.settings for entry in PROTOCOLS.values() if entry.settings is not None}
-    fields = [(key, settings, dataclasses.field(default_factory=settings)) for key, settings in nested.items()]
-    complete = dataclasses.make_dataclass("EvalConfig", fields, bases=(EvalConfig,))
-    config: EvalConfig = complete()
+    config = _with_fields(tuple(nested.items()))()
     for name, value in values.items():
         if name in MOVED:
             _tell(name)
@@ -110,6 +109,13 @@ def eval_config(**values: Any) -> EvalConfig:
         else:
             _set(config, {name: value}, "eval.")
     return config
+
+
+@cache
+def _with_fields(nested: tuple[tuple[str, type[Any]], ...]) -> type[EvalConfig]:
+    """Return the dataclass with a further field for each key; the same one for the same protocols."""
+    fields = [(key, settings, dataclasses.field(default_factory=settings)) for key, settings in nested]
+    return dataclasses.make_dataclass("EvalConfig", fields, bases=(EvalConfig,))
 
 
 def renamed(overrides: Sequence[str]) -> list[str]:
@@ -130,7 +136,8 @@ def _set(settings: Any, values: Mapping[str, Any], prefix: str) -> None:
     known = {field.name for field in dataclasses.fields(settings)}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"There is no setting '{prefix}{name}'.{nearest(name, known)}")
+            meant = nearest(f"{prefix}{name}", [f"{prefix}{one}" for one in known])
+            raise UserError(f"There is no setting '{prefix}{name}'.{meant}")
         setattr(settings, name, value)
 
 

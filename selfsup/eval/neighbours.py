@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,23 +74,21 @@ def search(
     with tqdm(total=len(queries) * len(blocks), desc="neighbours", unit="query", delay=2, disable=not progress) as bar:
         first = 0
         for block in blocks:
-            _search_block(block, first, queries, k, index, effort, similarity, position, bar)
+            for these, near, at in _nearest_in(block, queries, k, index, effort):
+                if first or near.shape[1] < k:
+                    # Earlier blocks stand first and the sort is stable, so that equal ones stay in their order
+                    near, order = torch.cat([similarity[these], near], 1).sort(dim=1, descending=True, stable=True)
+                    at = torch.cat([position[these], first + at], 1).gather(1, order)
+                similarity[these], position[these] = near[:, :k], at[:, :k]
+                bar.update(len(near))
             first += len(block)
     return similarity, position
 
 
-def _search_block(
-    block: Tensor,
-    first: int,
-    queries: Tensor,
-    k: int,
-    index: str,
-    effort: float,
-    similarity: Tensor,
-    position: Tensor,
-    bar: Any,
-) -> None:
-    """Merge the neighbours in a block, whose first row is ``first``, into those of the blocks before it, in place.
+def _nearest_in(
+    block: Tensor, queries: Tensor, k: int, index: str, effort: float
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Give, for some queries at a time, similarity and position in the block of their nearest rows there.
 
     The block's normalised rows and its index are gone before the next block makes its own.
     """
@@ -99,12 +97,7 @@ def _search_block(
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         these = slice(start, start + QUERIES_AT_ONCE)
         near, at = _nearest(find, rows, _unit(queries[these]), min(k, len(block)), exact=index == "flat")
-        if first or near.shape[1] < k:
-            # Earlier blocks stand first and the sort is stable, so that equal ones stay in their order
-            near, order = torch.cat([similarity[these], near], 1).sort(dim=1, descending=True, stable=True)
-            at = torch.cat([position[these], first + at], 1).gather(1, order)
-        similarity[these], position[these] = near[:, :k], at[:, :k]
-        bar.update(len(near))
+        yield these, near, at
 
 
 def search_others(features: Tensor, k: int, **settings: Any) -> tuple[Tensor, Tensor]:

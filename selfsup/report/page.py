@@ -7,27 +7,29 @@ import csv
 import hashlib
 import io
 import json
-import math
 import re
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, TypeGuard
-
-from omegaconf import OmegaConf
+from typing import Any
 
 from selfsup import __version__
 from selfsup.eval.record import Record
 from selfsup.report.comparison import MISSING, Run, Table, pick
+from selfsup.report.estimates import (
+    Estimate,
+    Group,
+    accuracy_over_time,
+    estimate,
+    is_number,
+    read_numbers,
+    seed_groups,
+)
 from selfsup.report.svg import Bar, Series, bar_chart, line_chart, number_text, swatch
 
-NORMAL_95 = 1.959963984540054
-NOT_THE_METHOD = ("seed", "run_dir", "resume", "logger")  # settings that runs of one group may differ in
 SHARED = ("method", "backbone", "data", "epochs", "split", "images seen")  # said once when all runs agree
 #: Protocols of the columns that are no accuracies.
 OTHERS = {"RankMe": "diagnostics", "seconds": "training", "memory MB": "training", "images seen": "training"}
@@ -42,37 +44,6 @@ PICTURES = {
     "feature_map": ("Maps of the features", "t-SNE of the scored images; distances between groups mean little."),
     "segmentation": ("Segmentation", "Scored images, their true masks, and those of the linear probe."),
 }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and how sure it is.
-
-    Attributes:
-        value: The value of one run, or the mean over seeds.
-        low, high: Ends of the range, or None where there is none.
-        kind: ``binomial 95 %``, ``std over seeds``, or nothing.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but the seed, or a single run.
-
-    Attributes:
-        label: Its name on the page.
-        places: Rows of the table.
-        style: Number of its colour, marker and dashes.
-    """
-
-    label: str
-    places: tuple[int, ...]
-    style: int
 
 
 def write_report(table: Table, path: str | Path) -> Path:
@@ -106,65 +77,6 @@ def write_report(table: Table, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
     return path
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the binomial 95 % interval of a share of ``count`` trials (Wilson, JASA 1927).
-
-    ``(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with ``z = 1.96``; within [0, 1] also for shares of 0 and 1.
-    """
-    square = NORMAL_95**2 / count
-    half = NORMAL_95 * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    middle = share + square / 2
-    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
-
-
-def seed_groups(table: Table) -> list[Group]:
-    """Put runs together that differ in nothing but the seed and were measured in the same way, in the table's order."""
-    places: dict[str, list[int]] = {}
-    for place, run in enumerate(table.runs):
-        places.setdefault(_recipe(run) or f"run {place}", []).append(place)
-    parts: list[list[int]] = []
-    for members in places.values():
-        seeds = [table.rows[place]["seed"] for place in members]
-        # the same seed twice is a repetition, which says nothing about seeds
-        parts += [members] if len(set(seeds)) == len(seeds) else [[place] for place in members]
-    parts.sort()
-    labels = [_label(table, part) for part in parts]
-    twice = {label for label, count in Counter(labels).items() if count > 1}
-    for number, part in enumerate(parts):
-        if labels[number] in twice:
-            labels[number] += f" ({table.rows[part[0]]['run']})"
-    return [Group(label, tuple(part), style) for style, (label, part) in enumerate(zip(labels, parts, strict=True))]
-
-
-def estimate(table: Table, places: Sequence[int], column: str) -> Estimate | None:
-    """Return the number of a group in a column and its uncertainty, or None where no run of it has the number."""
-    found = [place for place in places if _is_number(table.rows[place][column])]
-    values = [float(table.rows[place][column]) for place in found]
-    if not values:
-        return None
-    if len(values) > 1:
-        mean, spread = statistics.fmean(values), statistics.stdev(values)
-        return Estimate(mean, mean - spread, mean + spread, "std over seeds")
-    record = table.runs[found[0]].used.get(column)
-    if record is not None and record["metric"] == "top1" and 0 <= values[0] <= 1:
-        count = record.get(f"{record['split']}_images")
-        if _is_number(count) and count > 0:
-            return Estimate(values[0], *wilson_interval(values[0], int(count)), "binomial 95 %")
-    return Estimate(values[0])
-
-
-def accuracy_over_time(run: Run) -> list[tuple[int, float, float]]:
-    """Return (step, seconds, online kNN accuracy) of a run's training; nothing where it was not watched or timed."""
-    times = {row.get("step"): row.get("seconds") for row in _rows(run.folder / "times.csv")}
-    found = []
-    for row in _rows(run.folder / "metrics.csv"):
-        step, accuracy = row.get("step"), row.get("online/knn")
-        seconds = times.get(step)
-        if step is not None and accuracy is not None and seconds is not None:
-            found.append((int(step), seconds, accuracy))
-    return sorted(found)
 
 
 class _Page:
@@ -270,7 +182,7 @@ class _Page:
     def _plain(self, column: str, value: Any) -> str:
         if value is None:
             return MISSING
-        if column in TEXT or not _is_number(value):
+        if column in TEXT or not is_number(value):
             return str(value)
         return f"{value:,.1f}" if column in ("RankMe", "seconds") else f"{value:,.0f}"
 
@@ -300,7 +212,7 @@ class _Page:
     def _time(self) -> str:
         curves = [accuracy_over_time(run) for run in self.table.runs]
         for name, run, curve in zip(self.names, self.table.runs, curves, strict=True):
-            watched = any("online/knn" in row for row in _rows(run.folder / "metrics.csv"))
+            watched = any("online/knn" in row for row in read_numbers(run.folder / "metrics.csv"))
             if watched and not curve:
                 self.notes.append(f"{name} is not in the accuracy over wall time: it was trained without times.csv")
         series, rows = [], []
@@ -329,7 +241,7 @@ class _Page:
             if alignment is None or uniformity is None:
                 continue
             point = (alignment["value"], uniformity["value"])
-            if all(map(_is_number, point)):
+            if all(map(is_number, point)):
                 series.append(self._series(place, [point]))
                 rows.append((self.names[place], *map(number_text, point)))
         return self._lines(
@@ -350,7 +262,7 @@ class _Page:
             record = pick(run.records, "diagnostics", "rank_me")
             spectrum = (None if record is None else record.get("spectrum")) or {}
             pairs = list(zip(spectrum.get("rank", ()), spectrum.get("value", ()), strict=False))
-            points = [(float(r), float(v)) for r, v in pairs if _is_number(r) and _is_number(v) and r > 0 and v > 0]
+            points = [(float(r), float(v)) for r, v in pairs if is_number(r) and is_number(v) and r > 0 and v > 0]
             series.append(self._series(place, points))
             rows += [(self.names[place], f"{rank:.0f}", number_text(value)) for rank, value in points]
         return self._lines(
@@ -369,7 +281,7 @@ class _Page:
         splits = set()
         for place, run in enumerate(self.table.runs):
             own = _by_place(run, "layers", "top1", "layer").values()
-            found = [r for r in own if _is_number(r["value"]) and _is_number(r.get("depth"))]
+            found = [r for r in own if is_number(r["value"]) and is_number(r.get("depth"))]
             found.sort(key=lambda record: float(record["depth"]))
             splits |= {str(record["split"]) for record in found}
             notes = [str(record["layer"]) for record in found]
@@ -400,7 +312,7 @@ class _Page:
         values: dict[tuple[str, int], float] = {}
         for place, run in enumerate(self.table.runs):
             for operation, record in _by_place(run, "invariance", metric, "operation").items():
-                if _is_number(record["value"]):
+                if is_number(record["value"]):
                     values[operation, place] = float(record["value"])
         groups = []
         for operation in dict.fromkeys(operation for operation, _ in values):
@@ -584,46 +496,12 @@ def _detail(value: Any) -> str:
     return escape(f"{value:.6g}" if isinstance(value, float) else str(value))
 
 
-def _recipe(run: Run) -> str:
-    """Return what a run shares with those that differ in the seed alone, as text; nothing where it is not known."""
-    config = OmegaConf.to_container(run.config)
-    assert isinstance(config, dict)
-    if not config:
-        return ""
-    settings = {name: value for name, value in config.items() if name not in NOT_THE_METHOD}
-    measured = {column: [record.get("epoch"), record.conditions] for column, record in run.used.items()}
-    return json.dumps([settings, measured], sort_keys=True, default=str)
-
-
-def _label(table: Table, places: Sequence[int]) -> str:
-    if len(places) == 1:
-        return str(table.rows[places[0]]["run"])
-    return f"{table.rows[places[0]]['method']}, {len(places)} seeds"
-
-
 def _range(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return ""
     if found.kind == "std over seeds":
         return f"± {100 * (found.high - found.value):.1f}"
     return f"({100 * found.low:.1f} to {100 * found.high:.1f})"
-
-
-def _rows(path: Path) -> list[dict[str, float]]:
-    """Return the numbers of a CSV file, row by row; what is no finite number is left out, and no file is no rows."""
-    if not path.is_file():
-        return []
-    found = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            numbers = {}
-            for name, text in row.items():
-                try:
-                    numbers[str(name)] = float(text)
-                except (TypeError, ValueError):
-                    continue
-            found.append({name: value for name, value in numbers.items() if math.isfinite(value)})
-    return found
 
 
 def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -643,10 +521,6 @@ def _png_size(content: bytes) -> tuple[int, int] | None:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _numeric(column: str) -> str:

@@ -9,7 +9,7 @@ from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, extract_features, raw_pixels
 from selfsup.eval.encoder import prepare_images
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts, Normalization
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -21,14 +21,8 @@ def images_of(count=11, channels=3, height=8, width=8, seed=0):
 
 def dataset_of(images, labels=True, image_size=8, cls=ResidentDataset):
     channels = images.shape[1]
-    return cls(
-        images,
-        torch.arange(len(images)) % 3 if labels else None,
-        name="noise",
-        split="train",
-        image_size=image_size,
-        normalization=Normalization(MEAN[:channels], STD[:channels]),
-    )
+    facts = ImageFacts("noise", "train", channels, image_size, Normalization(MEAN[:channels], STD[:channels]))
+    return cls(images, torch.arange(len(images)) % 3 if labels else None, facts)
 
 
 def network(channels=3, width=5):

@@ -8,7 +8,7 @@ from torch import nn
 
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
-from selfsup.eval import PROTOCOLS, Encoder, eval_config, extract_splits, knn, raw_pixels, read_results
+from selfsup.eval import PROTOCOLS, Encoder, Record, eval_config, extract_splits, knn, raw_pixels, read_results
 from selfsup.types import Normalization
 
 CONFIG = eval_config(
@@ -243,3 +243,33 @@ def test_figures_that_cannot_be_written_cost_no_number(tmp_path):
     with pytest.warns(UserWarning, match="feature_map.png could not be drawn .FileExistsError"):
         records = evaluate(None, splits(), changed(CONFIG, figures=True), protocols=["knn"], run_dir=tmp_path)
     assert read_results(tmp_path) == records
+
+
+def test_what_fails_keeps_the_features_and_what_was_found_and_the_others_go_on(tmp_path, monkeypatch):
+    def failing(subject, settings):
+        yield Record(split="test", metric="before", value=float(len(subject.features.train)))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(PROTOCOLS, "clustering", replace(PROTOCOLS["clustering"], run=failing))
+    network = Network()
+    config = changed(CONFIG, cache=True)
+    with pytest.warns(
+        UserWarning, match=r"Left out: clustering \(RuntimeError at test_protocols.py:\d+: out of memory"
+    ):
+        records = evaluate(network, splits(), config, ["clustering", "knn"], run_dir=tmp_path)
+    assert [r.protocol for r in records] == ["clustering"] + ["knn"] * 4
+    assert read_results(tmp_path) == records
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["holdout.pt", "test.pt", "train.pt"]
+    evaluate(network, splits(), config, ["knn"], run_dir=tmp_path)
+    assert network.images == 90, "the features were kept"
+
+
+def test_what_a_protocol_needs_is_looked_at_before_anything_is_computed():
+    network = Network()
+    with pytest.raises(UserError, match="no label"):
+        evaluate(network, splits(labels=False), CONFIG, ["knn", "ridge"])
+    with pytest.raises(UserError, match="no masks"):
+        evaluate(network, splits(), CONFIG, ["segmentation"])
+    assert network.images == 0
+    with pytest.raises(UserError, match="Did you mean 'knn'"):
+        evaluate(network, splits(), CONFIG, ["kn"])

@@ -22,7 +22,8 @@ from selfsup.engine.callbacks import Interrupted
 from selfsup.engine.training import load_resumed_config, train
 from selfsup.eval import add_results
 from selfsup.report import compare
-from selfsup.report.page import accuracy_over_time, estimate, seed_groups, wilson_interval, write_report
+from selfsup.report.estimates import accuracy_over_time, estimate, seed_groups, wilson_interval
+from selfsup.report.page import write_report
 from selfsup.report.svg import Bar, Series, bar_chart, line_chart
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -186,7 +187,7 @@ def test_training_keeps_the_time_of_every_epoch_and_goes_on_after_a_stop(
         original = Checkpoints.on_train_batch_end
 
         def tell(self: Any, trainer: Any, *rest: Any) -> None:
-            self.received = 15 if trainer.global_step == 6 else 0
+            self.stop.received = 15 if trainer.global_step == 6 else 0
             original(self, trainer, *rest)
 
         patch.setattr(Checkpoints, "on_train_batch_end", tell)

@@ -1,0 +1,56 @@
+"""docs/add_a_protocol.md does what it says: its files are written out and its commands run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfsup.cli import main
+from selfsup.eval import PROTOCOLS, read_results
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "add_a_protocol.md").read_text("utf-8"), re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of the page, in a folder outside the package."""
+    for language, text in BLOCKS:
+        if language == "python":
+            (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield tmp_path
+    PROTOCOLS.pop("class_mean", None)
+    sys.modules.pop("class_mean", None)
+
+
+def test_evaluate_by_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [command for command in COMMANDS if command.startswith("selfsup")]
+    assert len(commands) == 2
+    for command in commands:
+        code = main([*shlex.split(command)[1:], "data.limit=200", "eval.knn.k=[5]", "eval.figures=false"])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        assert re.search(r"^class_mean +\d+\.\d\d %  on test \(center=(True|False)\)$", out, re.MULTILINE)
+    records = read_results("runs/digits")
+    own = [record for record in records if record.protocol == "class_mean"]
+    assert [record["center"] for record in own] == [True, False]
+    assert all(record.value > 0.7 and record.found["wrong"] > 0 for record in own)
+    assert {record.protocol for record in records} == {"class_mean", "knn"}
+
+
+def test_its_tests_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert COMMANDS[-1] == "PYTHONPATH=. pytest test_class_mean.py"
+    monkeypatch.syspath_prepend(str(folder))
+    names: dict[str, object] = {}
+    exec((folder / "test_class_mean.py").read_text("utf-8"), names)
+    tests = [test for name, test in names.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test()  # type: ignore[operator]
