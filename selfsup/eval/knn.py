@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from selfsup.eval.config import EvalConfig
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, tell_absent
 from selfsup.eval.neighbours import recall_of, search, search_others
 from selfsup.eval.record import Record
+from selfsup.settings import setting
 
 QUERIES_AT_ONCE = 1024  # bounds the [queries, classes] table of votes
 
@@ -32,8 +33,8 @@ class KnnSettings:
         temperatures: Of the vote.
     """
 
-    k: list[int] = field(default_factory=lambda: [20, 200])
-    temperatures: list[float] = field(default_factory=lambda: [0.07])
+    k: list[int] = setting([20, 200], least=1)
+    temperatures: list[float] = setting([0.07], above=0)
 
 
 @dataclass(frozen=True)

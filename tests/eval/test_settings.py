@@ -66,3 +66,18 @@ def test_protocols_of_one_key_share_their_settings():
     for entry in PROTOCOLS.values():
         assert entry.summary.endswith(".")
         assert type(eval_config().of(entry)) is (entry.settings or type(None))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("eval.knn.k=[5,0]", r"eval\.knn\.k is \[5, 0\].*at least 1"),
+        ("eval.knn.temperatures=[0]", r"eval\.knn\.temperatures .*above 0"),
+        ("eval.few_shot.ways=1", r"eval\.few_shot\.ways is 1.*at least 2"),
+        ("eval.fine_tune.layer_decay=1.5", r"eval\.fine_tune\.layer_decay.*at most 1"),
+        ("eval.linear_probe.paper=mocco", r"eval\.linear_probe\.paper.*Did you mean 'moco'"),
+    ],
+)
+def test_a_value_out_of_its_range_is_found_before_anything_is_read(word, message):
+    with pytest.raises(UserError, match=message):
+        load_config([*BASE, word], kind="evaluate")

@@ -17,6 +17,7 @@ from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.settings import setting
 
 RESTARTS = 5
 ITERATIONS = 50
@@ -31,7 +32,7 @@ class ClusteringSettings:
         clusters: Number of k-means clusters; None is the number of classes.
     """
 
-    clusters: int | None = None
+    clusters: int | None = setting(None, least=1)
 
 
 @protocol("clustering", ClusteringSettings, needs=("labels",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from selfsup.eval.logistic import fit_logistic
 from selfsup.eval.record import Record, Spread
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.settings import setting
 
 EPISODES_AT_ONCE = 100
 CLASSIFIERS = ("centroid", "logistic")
@@ -36,10 +37,10 @@ class FewShotSettings:
         episodes: Their number.
     """
 
-    ways: int = 5
-    shots: list[int] = field(default_factory=lambda: [1, 5])
-    queries: int = 15
-    episodes: int = 600
+    ways: int = setting(5, least=2)
+    shots: list[int] = setting([1, 5], least=1)
+    queries: int = setting(15, least=1)
+    episodes: int = setting(600, least=2)
 
 
 @protocol("few_shot", FewShotSettings, needs=("labels",), told=("ways", "shots", "classifier"))

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from selfsup.eval.probing import SPLIT_OFF, ProbeParts, better, class_positions,
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.settings import setting
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
 
@@ -42,11 +43,11 @@ class FineTuneSettings:
         batch_size: Images in a step; a last batch of a single image is left out, as BatchNorm has nothing to say of it.
     """
 
-    learning_rates: list[float] = field(default_factory=lambda: [1e-3])
-    layer_decay: float = 0.75
-    weight_decay: float = 0.05
-    epochs: int = 30
-    batch_size: int = 128
+    learning_rates: list[float] = setting([1e-3], least=0)
+    layer_decay: float = setting(0.75, above=0, most=1)
+    weight_decay: float = setting(0.05, least=0)
+    epochs: int = setting(30, least=1)
+    batch_size: int = setting(128, least=2)
 
 
 @protocol("fine_tune", FineTuneSettings, needs=("network", "labels"), by_name=True, told=("selected_on",))

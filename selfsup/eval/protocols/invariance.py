@@ -21,6 +21,7 @@ from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, evenly
 from selfsup.functional.diagnostics import alignment, lidar, orthogonal_equivariance
 from selfsup.random import fold_in
+from selfsup.settings import setting
 
 SHARED_DRAWS = 4  # operations applied to all images alike, for the equivariance
 LIDAR_VIEWS = 10
@@ -37,7 +38,7 @@ class InvarianceSettings:
         images: Most images whose features are compared before and after each augmentation.
     """
 
-    images: int = 512
+    images: int = setting(512, least=3)
 
 
 @protocol("invariance", InvarianceSettings, needs=("network",), told=("operation",))

@@ -20,6 +20,7 @@ from selfsup.eval.probing import Parts, ProbeParts, ProbeResult, better, feature
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, choice_splits
+from selfsup.settings import setting
 
 MOMENTUM = 0.9
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
@@ -43,13 +44,13 @@ class LinearProbeSettings:
         paper_epochs: Passes of that over the images; None is the paper's.
     """
 
-    learning_rates: list[float] = field(default_factory=lambda: list(LEARNING_RATES))
-    weight_decays: list[float] = field(default_factory=lambda: list(WEIGHT_DECAYS))
-    epochs: int = 100
-    batch_size: int = 256
+    learning_rates: list[float] = setting(list(LEARNING_RATES), least=0)
+    weight_decays: list[float] = setting(list(WEIGHT_DECAYS), least=0)
+    epochs: int = setting(100, least=1)
+    batch_size: int = setting(256, least=1)
     features: list[str] = field(default_factory=lambda: [POOLED])
-    paper: str | None = None
-    paper_epochs: int | None = None
+    paper: str | None = setting(None, choices=PROBE_PROTOCOLS)
+    paper_epochs: int | None = setting(None, least=1)
 
 
 @protocol("linear_probe", LinearProbeSettings, needs=("labels",), told=("probe_protocol", "selected_on"))

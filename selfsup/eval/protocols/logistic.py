@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from selfsup.eval.probing import ProbeResult, better, pooled_probe, prepare_part
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.settings import setting
 
 C = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -29,8 +30,8 @@ class LogisticSettings:
         iterations: Most iterations of L-BFGS.
     """
 
-    c: list[float] = field(default_factory=lambda: list(C))
-    iterations: int = 1000
+    c: list[float] = setting(list(C), above=0)
+    iterations: int = setting(1000, least=1)
 
 
 @protocol("logistic", LogisticSettings, needs=("labels",), by_name=True, told=("selected_on",))
@@ -91,7 +92,7 @@ def logistic_probe(
         LogisticSetting(value, *parts.on_holdout(weight, bias)) for value, weight, bias in zip(c, *fitted, strict=True)
     ]
     best = 0
-    for place, setting in enumerate(settings):
-        if better(setting, settings[best]):
+    for place, tried in enumerate(settings):
+        if better(tried, settings[best]):
             best = place
     return parts.result(settings, settings[best], fitted[0][best], fitted[1][best], start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.settings import setting
 
 PAIRS_AT_ONCE = 8_000_000  # bounds the [queries, gallery] table of similarities
 
@@ -28,7 +29,7 @@ class RetrievalSettings:
         k: The k of recall@k.
     """
 
-    k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    k: list[int] = setting([1, 5, 10], least=1)
 
 
 @protocol("retrieval", RetrievalSettings, needs=("labels",))

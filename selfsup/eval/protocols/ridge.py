@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from selfsup.eval.probing import ProbeResult, better, pooled_probe, prepare_part
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.settings import setting
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 LARGEST = 8192  # side of the matrix that is decomposed: half a gigabyte, and minutes on few cores
@@ -31,7 +32,7 @@ class RidgeSettings:
         penalties: Among which one is chosen, for each training image.
     """
 
-    penalties: list[float] = field(default_factory=lambda: list(PENALTIES))
+    penalties: list[float] = setting(list(PENALTIES), above=0)
 
 
 @protocol("ridge", RidgeSettings, needs=("labels",), told=("selected_on",))
@@ -88,8 +89,8 @@ def ridge_probe(
         for penalty, weight, bias in zip(penalties, weights, biases, strict=True)
     ]
     best = 0
-    for place, setting in enumerate(settings):
-        if better(setting, settings[best]):
+    for place, tried in enumerate(settings):
+        if better(tried, settings[best]):
             best = place
     return parts.result(settings, settings[best], weights[best], biases[best], start)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from selfsup.eval.pixels import (
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, image_counts
+from selfsup.settings import setting
 
 MOMENTUM = 0.9
 SPLIT_OFF = 0.1
@@ -53,10 +54,10 @@ class SegmentationSettings:
         batch_size: Images in a step, and in a forward pass.
     """
 
-    images: int = 2000
-    learning_rates: list[float] = field(default_factory=lambda: list(LEARNING_RATES))
-    epochs: int = 10
-    batch_size: int = 32
+    images: int = setting(2000, least=1)
+    learning_rates: list[float] = setting(list(LEARNING_RATES), least=0)
+    epochs: int = setting(10, least=1)
+    batch_size: int = setting(32, least=1)
 
 
 @protocol("segmentation", SegmentationSettings, needs=("masks", "dense"), told=("selected_on",))

@@ -30,6 +30,7 @@ from selfsup.eval.pixels import (
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, image_counts
+from selfsup.settings import setting
 
 VOTES = 2**22  # cells whose neighbours' classes are gathered at a time, times neighbours, times classes
 
@@ -46,11 +47,11 @@ class SegmentationKnnSettings:
         batch_size: Images in a forward pass.
     """
 
-    k: int = 30
-    temperature: float = 0.02
-    images: int = 2000
-    cells: int = 20_000
-    batch_size: int = 32
+    k: int = setting(30, least=1)
+    temperature: float = setting(0.02, above=0)
+    images: int = setting(2000, least=1)
+    cells: int = setting(20_000, least=1)
+    batch_size: int = setting(32, least=1)
 
 
 @protocol("segmentation_knn", SegmentationKnnSettings, needs=("network", "masks", "dense"), told=("k", "temperature"))
