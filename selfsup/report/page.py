@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from selfsup import __version__
 from selfsup.eval.record import Record
@@ -30,6 +32,7 @@ from selfsup.report.estimates import (
 )
 from selfsup.report.svg import Bar, Series, bar_chart, line_chart, number_text, swatch
 
+TEMPLATES = Environment(loader=PackageLoader("selfsup.report", "."), autoescape=True)
 SHARED = ("method", "backbone", "data", "epochs", "split", "images seen")  # said once when all runs agree
 #: Protocols of the columns that are no accuracies.
 OTHERS = {"RankMe": "diagnostics", "seconds": "training", "memory MB": "training", "images seen": "training"}
@@ -59,18 +62,12 @@ def write_report(table: Table, path: str | Path) -> Path:
     page = _Page(table)
     script = files("selfsup.report").joinpath("page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = Template(files("selfsup.report").joinpath("page.html").read_text("utf-8"))
-    sections = page.sections()
-    text = template.substitute(
-        title=escape(page.title),
-        summary=escape(page.summary),
+    text = TEMPLATES.get_template("page.html").render(
+        title=page.title,
+        summary=page.summary,
         version=__version__,
-        contents="".join(f'<li><a href="#{key}">{escape(title)}</a></li>' for key, title, _ in sections),
-        sections="\n".join(
-            f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>\n{body}</section>'
-            for key, title, body in sections
-        ),
-        script=script,
+        sections=[(key, title, Markup(body)) for key, title, body in page.sections()],
+        script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
     path = Path(path)
@@ -152,7 +149,7 @@ class _Page:
             lines.append(f'<tr><th scope="row">{escape(group.label)}</th>{cells}</tr>')
         head = f'<th scope="col">name</th>{heads}'
         table = f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-        return _scrolled(caption, f'<table class="sortable">{table}</table>')
+        return _part("scrolled", caption, Markup(f'<table class="sortable">{table}</table>'))
 
     def _cell(self, group: Group, column: str) -> str:
         if column in TEXT:
@@ -341,14 +338,10 @@ class _Page:
             content = path.read_bytes() if path.is_file() else b""
             size = _png_size(content)
             if size is not None:
-                alt = escape(f"{PICTURES[key][0]} of {name}")
-                shown.append(
-                    f'<figure><figcaption>{escape(name)}</figcaption><img alt="{alt}" width="{size[0]}" '
-                    f'height="{size[1]}" src="data:image/png;base64,{_base64(content)}"></figure>'
-                )
+                shown.append((name, f"{PICTURES[key][0]} of {name}", size, _base64(content)))
             elif content:
                 self.notes.append(f"{name}: figures/{key}.png is no PNG picture and is left out")
-        return f'<p class="quiet">{caption}</p><div class="pictures">{"".join(shown)}</div>' if shown else ""
+        return _part("pictures", caption, shown) if shown else ""
 
     def _protocols(self) -> str:
         parts = []
@@ -398,17 +391,12 @@ class _Page:
         lines: bool,
         styles: set[int] | None = None,
     ) -> str:
-        legend = "".join(
-            f"<li>{swatch(group.style, line=lines)} {escape(group.label)}</li>"
+        legend = [
+            (Markup(swatch(group.style, line=lines)), group.label)
             for group in self.groups
             if styles is None or group.style in styles
-        )
-        data = _scrolled(f"{name}, data", _grid(heads, [[escape(str(cell)) for cell in row] for row in rows]))
-        return (
-            f'<figure><figcaption>{escape(caption)}</figcaption><ul class="legend">{legend}</ul>'
-            f"{_scrolled(f'{name}, chart', chart)}"
-            f"<details><summary>Data: {escape(name)}</summary>{data}</details></figure>"
-        )
+        ]
+        return _part("figure", caption, legend, Markup(chart), name, heads, rows)
 
     def _uncertainty_csv(self) -> str:
         rows = []
@@ -444,11 +432,14 @@ def _protocol(key: str, protocol: str, records: Sequence[Record]) -> str:
     always = ("split", "metric", "value")
     common = [n for n in names if n not in always and len({json.dumps(r.get(n, "")) for r in flat}) == 1]
     differing = [*always, *(name for name in names if name not in always and name not in common)]
-    terms = "".join(f"<dt>{escape(name)}</dt><dd>{_detail(flat[0].get(name))}</dd>" for name in common)
+    terms = [(name, _detail(flat[0].get(name))) for name in common]
     rows = [[_detail(record[name]) if name in record else MISSING for name in differing] for record in flat]
-    summary = f"{escape(protocol)}: {len(records)} number" + "s" * (len(records) != 1)
-    table = _scrolled(protocol, _grid(differing, rows))
-    return f'<details><summary>{summary}</summary><div id="{key}"><dl>{terms}</dl>{table}</div></details>'
+    return _part("protocol", key, protocol, len(records), terms, differing, rows)
+
+
+def _part(macro: str, *arguments: Any) -> str:
+    """Return a piece of the page; see ``parts.html``."""
+    return str(getattr(TEMPLATES.get_template("parts.html").module, macro)(*arguments))
 
 
 def _told(record: Record) -> dict[str, Any]:
@@ -460,18 +451,6 @@ def _told(record: Record) -> dict[str, Any]:
 
     left = {name for name, value in record.found.items() if holds_lists(value)}
     return {name: value for name, value in record.flat().items() if name not in left}
-
-
-def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a plain table; the cells are HTML, the first of each row is its heading."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    lines = (f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _scrolled(label: str, content: str) -> str:
-    """Return content that may be wider than the page, in a box that the keyboard can scroll."""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>'
 
 
 def _by_place(run: Run, protocol: str, metric: str, key: str) -> dict[str, Record]:
@@ -486,14 +465,14 @@ def _by_place(run: Run, protocol: str, metric: str, key: str) -> dict[str, Recor
 
 def _detail(value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{escape(str(name))}: {_detail(part)}" for name, part in value.items()) or MISSING
+        return "; ".join(f"{name}: {_detail(part)}" for name, part in value.items()) or MISSING
     if isinstance(value, list):
         return ", ".join(_detail(part) for part in value) or MISSING
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _range(found: Estimate) -> str:
