@@ -6,7 +6,6 @@ import argparse
 import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.imports import recall
+from selfsup.writing import replacing
 
 #: Key of a checkpoint under which everything stands that Lightning does not know: how to build the network again.
 INFO = "selfsup"
@@ -33,24 +33,9 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             UserError: The disk is full or the folder cannot be written. The checkpoint before is untouched.
         """
-        target = Path(path)
-        temporary: str | None = None
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".saving-", delete=False) as file:
-                temporary = file.name
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except (OSError, RuntimeError) as error:
-            # torch's writer reports a full disk as a RuntimeError
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            raise UserError(
-                f"The checkpoint {target} could not be written ({error}); make room or choose another run_dir. "
-                "The checkpoint before it, if there is one, is unharmed."
-            ) from error
+        advice = "make room or choose another run_dir; the checkpoint before it, if there is one, is unharmed"
+        with replacing(path, advice) as draft:
+            torch.save(checkpoint, draft)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None

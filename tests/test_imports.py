@@ -14,7 +14,7 @@ FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random"}
+NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random", "writing"}
 
 #: Parts of selfsup, and other packages, that a part may import. The standard library and itself always.
 RULES = {

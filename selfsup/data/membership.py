@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from selfsup.errors import UserError
 from selfsup.random import fold_in, uniform
+from selfsup.writing import replacing
 
 FILE = "membership.npz"
 #: The parts an image can be of, as bits. ``EARLIER``: training has read it before the run was resumed on other images.
@@ -121,10 +121,8 @@ class Membership:
     def save(self, run_dir: Path) -> None:
         """Write ``membership.npz`` to a run folder; it replaces an older one in one step."""
         about = json.dumps({name: getattr(self, name) for name in ABOUT})
-        draft = run_dir / f".{FILE}.{os.getpid()}"
-        with draft.open("wb") as file:
+        with replacing(run_dir / FILE) as draft, draft.open("wb") as file:
             np.savez_compressed(file, keys=self.keys.numpy(), parts=self.parts.numpy(), about=np.array(about))
-        draft.replace(run_dir / FILE)
 
 
 def read_membership(run_dir: Path) -> Membership | None:

@@ -22,7 +22,6 @@ from selfsup.config import OnlineConfig, TrainerConfig
 from selfsup.data import ImageDataset, Splits
 from selfsup.distributed import any_rank, world
 from selfsup.engine.compilation import evaluating
-from selfsup.engine.run_folder import replace_text
 from selfsup.engine.sharding import ShardedStrategy
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
@@ -31,6 +30,7 @@ from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.methods import Method
 from selfsup.nn import batch_statistics
 from selfsup.random import fold_in
+from selfsup.writing import replace_text
 
 
 class Interrupted(BaseException):

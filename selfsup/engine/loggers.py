@@ -13,9 +13,9 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 
 from selfsup.config import LoggerConfig
-from selfsup.engine.run_folder import replace_text
 from selfsup.errors import UserError
 from selfsup.metrics import read_metrics
+from selfsup.writing import replace_text
 
 
 def build_loggers(config: LoggerConfig, run_dir: Path, resumed_step: int) -> list[Logger]:

@@ -22,6 +22,7 @@ from selfsup.engine.environment import environment, now
 from selfsup.engine.resuming import Change, Rule
 from selfsup.errors import UserError
 from selfsup.imports import record, recorded
+from selfsup.writing import replace_text
 
 CONFIG, ENVIRONMENT, CHANGES = "config.yaml", "environment.json", "changes.json"
 
@@ -213,18 +214,3 @@ def _lock(folder: int) -> bool:
     except OSError:
         return True  # a file system without locks
     return True
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is whole at every moment: the old one or the new one.
-
-    Raises:
-        UserError: It cannot be written; the old one is untouched.
-    """
-    draft = path.with_name(f".{path.name}.new")  # one name, so that what a kill leaves is written over
-    try:
-        draft.write_bytes(text.encode("utf-8"))
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error

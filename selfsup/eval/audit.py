@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from selfsup.data.files import FileDataset
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite
 from selfsup.eval.neighbours import search_others
+from selfsup.writing import replacing
 
 COLUMNS = (
     "finding",
@@ -140,13 +140,10 @@ def audit_dataset(
     images = AuditedImages(parts)
     found = audit(torch.cat([part.features for part, _ in parts]), images.labels, **settings)
     path = Path(folder) / "neighbours.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(_csv_rows(found, images))
-    os.replace(temporary, path)
     return found, images, path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
+from selfsup.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,8 @@ def join_labels(labels: list[Tensor | None]) -> Tensor | None:
 
 def write_content(content: dict[str, Any], path: Path) -> None:
     """Write a file of features in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with replacing(path, "make room, or set eval.cache=false") as draft:
+        torch.save(content, draft)
 
 
 def read_content(path: Path) -> dict[str, Any]:

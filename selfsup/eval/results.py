@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from selfsup.errors import UserError
 from selfsup.eval.record import Record
+from selfsup.writing import replacing
 
 FILE = "results.json"
 
@@ -34,12 +34,10 @@ def add_results(run_dir: str | Path, records: Sequence[Record | Mapping[str, Any
     for record in added:
         record.check()
     path = Path(run_dir) / FILE
-    merged = {record.identity: record for record in [*(read_results(run_dir) if path.exists() else []), *added]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{FILE}.{os.getpid()}.tmp")
-    content = {"results": [record.flat() for record in merged.values()]}
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as draft:  # read within, so that nothing that another process adds meanwhile is lost
+        merged = {record.identity: record for record in [*(read_results(run_dir) if path.exists() else []), *added]}
+        content = {"results": [record.flat() for record in merged.values()]}
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     return path
 
 

@@ -1,0 +1,63 @@
+"""Files that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from selfsup.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], advice: str = "make room, or choose another folder") -> Iterator[Path]:
+    """Give a draft beside ``path`` to write to, which takes its place when all went well, and goes otherwise.
+
+    The draft reaches the disk before it is renamed: whenever the machine stops, the file is the old or the new one. One
+    process at a time replaces a file: what is read of it inside the block is still there when it is replaced. The draft
+    always has the same name, so that what a kill leaves is written over. The folder is made where it is missing.
+
+    Args:
+        path: The file.
+        advice: What to do where it cannot be written.
+
+    Raises:
+        UserError: It cannot be written; the old one is untouched.
+    """
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.new")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = _open_alone(draft)
+        try:
+            yield draft
+            os.fsync(handle)
+            os.replace(draft, target)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        raise UserError(f"{target} could not be written ({reason}); {advice}.") from error
+
+
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, as :func:`replacing` does; line ends stay as they are."""
+    with replacing(path) as draft:
+        draft.write_bytes(text.encode("utf-8"))
+
+
+def _open_alone(draft: Path) -> int:
+    """Open the draft, empty, and lock it until the descriptor is closed; wait for whoever has it."""
+    while True:
+        handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if draft.exists() and draft.stat().st_ino == os.fstat(handle).st_ino:
+            os.ftruncate(handle, 0)
+            return handle
+        os.close(handle)  # who had it has renamed it
