@@ -130,7 +130,7 @@ def test_an_empty_part_is_told_with_the_way_out(tmp_path, caplog):
     assert (splits.test, len(splits.holdout), len(splits.train)) == (None, 0, 2)
     assert "data.holdout=1e-09 sets none of the 2 training images aside" in caplog.text
     assert "data.test_fraction=1e-09 sets none of the 2 images aside" in caplog.text
-    with pytest.raises(UserError, match=r"data.membership is path; set it to image or position"):
+    with pytest.raises(UserError, match=r"data.membership is 'path'; it must be one of image, position"):
         load_splits(replace(config, membership="path"))
 
 
