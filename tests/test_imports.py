@@ -141,7 +141,7 @@ def test_evaluation_draws_nothing_and_the_report_computes_nothing():
         if part(module) == "eval":
             assert not {name for name in imported if part(name) in ("report", "methods", "engine", "commands")}, module
         else:
-            known = ("", "eval", "report", *NEUTRAL, "data", "metrics")
+            known = ("", "eval", "report", *NEUTRAL, "data", "metrics", "values")
             assert not {name for name in imported if part(name) not in known}, module
 
 

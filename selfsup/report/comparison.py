@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from selfsup.errors import UserError
 from selfsup.eval.record import Record
 from selfsup.eval.results import FILE, read_results
 from selfsup.report.table import console_table, markdown_table
+from selfsup.values import read_yaml
 
 MISSING = "–"
 COLUMNS = (
@@ -51,7 +50,7 @@ class Run:
     """
 
     folder: Path
-    config: DictConfig
+    config: dict[str, Any]
     records: list[Record]
     used: dict[str, Record]
 
@@ -153,7 +152,7 @@ def _read(folder: Path) -> Run:
     config_path = folder / "config.yaml"
     if not config_path.exists() and not (folder / FILE).exists():
         raise UserError(f"'{folder}' is no run: it has neither config.yaml nor {FILE}; name the folder of a run.")
-    config = _read_config(config_path) if config_path.exists() else OmegaConf.create()
+    config = _read_config(config_path) if config_path.exists() else {}
     records = read_results(folder) if (folder / FILE).exists() else []
     found = {column: pick(records, protocol, metric) for column, (protocol, metric) in ACCURACIES.items()}
     return Run(folder, config, records, {column: record for column, record in found.items() if record is not None})
@@ -169,8 +168,8 @@ def _row(run: Run, name: str) -> dict[str, Any]:
         "method": _choice(config, "method"),
         "backbone": _choice(config, "backbone"),
         "data": reported.get("data") or _choice(config, "data"),
-        "epochs": _first(reported.get("epoch"), OmegaConf.select(config, "trainer.max_epochs")),
-        "seed": _first(OmegaConf.select(config, "seed"), reported.get("seed")),
+        "epochs": _first(reported.get("epoch"), _setting(config, "trainer", "max_epochs")),
+        "seed": _first(config.get("seed"), reported.get("seed")),
         "split": next(iter(used.values()))["split"] if used else None,
         **{column: used[column]["value"] if column in used else None for column in ACCURACIES},
         "RankMe": rank["value"] if rank is not None else None,
@@ -203,20 +202,21 @@ def _differences(used: dict[str, dict[str, Record]]) -> list[str]:
     return notes
 
 
-def _read_config(path: Path) -> DictConfig:
-    try:
-        config = OmegaConf.load(path)
-    except Exception as error:  # whatever the YAML reader makes of it
-        raise UserError(f"'{path}' cannot be read as a configuration; restore it or leave the run out.") from error
-    if not isinstance(config, DictConfig):
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_yaml(path)
+    if not isinstance(config, dict):
         raise UserError(f"'{path}' is no configuration; restore it or leave the run out.")
     return config
 
 
-def _choice(config: DictConfig, group: str) -> str | None:
-    value = OmegaConf.select(config, group)
-    if isinstance(value, DictConfig):
-        value = value.get("name")
+def _setting(config: Mapping[str, Any], group: str, name: str) -> Any:
+    section = config.get(group)
+    return section.get(name) if isinstance(section, dict) else None
+
+
+def _choice(config: Mapping[str, Any], group: str) -> str | None:
+    value = config.get(group)
+    value = _setting(config, group, "name") if isinstance(value, dict) else value
     return None if value is None else str(value)
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from omegaconf import OmegaConf
-
 from selfsup.report.comparison import Run, Table
 
 NORMAL_95 = 1.959963984540054
@@ -112,11 +110,9 @@ def accuracy_over_time(run: Run) -> list[tuple[int, float, float]]:
 
 def _recipe(run: Run) -> str:
     """Return what a run shares with those that differ in the seed alone, as text; nothing where it is not known."""
-    config = OmegaConf.to_container(run.config)
-    assert isinstance(config, dict)
-    if not config:
+    if not run.config:
         return ""
-    settings = {name: value for name, value in config.items() if name not in NOT_THE_METHOD}
+    settings = {name: value for name, value in run.config.items() if name not in NOT_THE_METHOD}
     measured = {column: [record.get("epoch"), record.conditions] for column, record in run.used.items()}
     return json.dumps([settings, measured], sort_keys=True, default=str)
 
