@@ -66,7 +66,7 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
         if not pretrained:
             raise UserError(f"checkpoint: timm cannot build '{name}': {_line(error)}") from error
         raise UserError(
-            f"checkpoint: the weights of '{TIMM}{name}' could not be had ({_line(error)}); a machine without network "
+            f"checkpoint: the weights of '{TIMM}{name}' could not be fetched ({_line(error)}); a machine without network "
             f"needs them in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
             "pretrained=false takes random ones."
         ) from error

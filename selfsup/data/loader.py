@@ -41,7 +41,7 @@ class TrainLoader:
             thread, as a resident one always does.
         position: Returns (epoch, batches already done in it). Asked when iteration begins, so that a resumed run
             goes on with the exact rest of its epoch. None counts the epochs of this loader from 0.
-        epochs: Epochs of the training, beyond which nothing is read ahead; None knows no end.
+        epochs: Epochs of the training, beyond which nothing is read ahead; None is for loops without an end.
 
     Raises:
         UserError: The batch is larger than the dataset, or does not split evenly over the ranks.
