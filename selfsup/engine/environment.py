@@ -8,9 +8,11 @@ import datetime
 import logging
 import os
 import platform
+import subprocess
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,29 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": versions,
+        "commit": commit(),
     }
+
+
+def commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """Return the git commit of the code that runs, with ``-dirty`` behind it where files differ from that commit.
+
+    None where the package is not run from a checkout of its own.
+    """
+    root = package.resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        # an environment inside somebody's repository is not this package's
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def now() -> str:
