@@ -66,8 +66,8 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
         if not pretrained:
             raise UserError(f"checkpoint: timm cannot build '{name}': {_line(error)}") from error
         raise UserError(
-            f"checkpoint: the weights of '{TIMM}{name}' could not be fetched ({_line(error)}); a machine without network "
-            f"needs them in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
+            f"checkpoint: the weights of '{TIMM}{name}' could not be fetched ({_line(error)}); without network they "
+            f"have to lie in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
             "pretrained=false takes random ones."
         ) from error
     facts: dict[str, Any] = network.pretrained_cfg
