@@ -340,7 +340,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(run: Run, tmp_path: Path, monke
     def full(content: Any, file: Any, *rest: Any, **more: Any) -> None:
         calls.append(file)
         if len(calls) > 1:
-            file.write(b"half of it")
+            file.write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
         original(content, file, *rest, **more)
 

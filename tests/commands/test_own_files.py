@@ -88,6 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.py").write_text(MINE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        forget(patch)  # other tests of this process have imported files, too
         settings = [word for word in TINY if not word.startswith(("backbone", "trainer.max_epochs"))]
         assert main(["train", "--import", "mine.py", *OWN, *settings, "trainer.max_epochs=1", "run_dir=r"]) == 0
         forget(patch)
