@@ -8,9 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from page import Page
 from tiny import TINY
 
 from selfsup.checkpoint import read_checkpoint
@@ -18,26 +20,23 @@ from selfsup.cli import main
 from selfsup.eval import read_results
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "add_a_method.md").read_text("utf-8"), re.DOTALL)
-COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.replace("\\\n", " ").splitlines()]
+PAGE = Page("add_a_method.md")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The files of the page, in a folder outside the package; the tests of the repository beside them."""
     path = tmp_path_factory.mktemp("own")
-    for language, text in BLOCKS:
-        if language == "python":
-            name = text.splitlines()[0].removeprefix("# ")
-            (path / name).write_text(text, "utf-8")
+    PAGE.write(path)
     (path / "tests").symlink_to(ROOT / "tests")
     (path / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
-    return path
+    yield path
+    PAGE.forget()
 
 
 def test_the_page_has_the_files_and_commands_that_are_run_here(folder: Path) -> None:
     assert {path.name for path in folder.glob("*.py")} == {"dcl.py", "test_dcl.py"}
-    assert [command.split()[:2] for command in COMMANDS if command.startswith("selfsup")] == [
+    assert [command.split()[:2] for command in PAGE.commands if command.startswith("selfsup")] == [
         ["selfsup", "methods"],
         ["selfsup", "train"],
         ["selfsup", "train"],
@@ -57,7 +56,7 @@ def test_train_resume_evaluate(
         assert code == 0, err
         return out
 
-    explain, train, resume, knn = (command for command in COMMANDS if command.startswith("selfsup"))
+    explain, train, resume, knn = (command for command in PAGE.commands if command.startswith("selfsup"))
     assert "method.temperature=0.1" in run(explain)
     # eight steps leave BatchNorm's running statistics near their start, and evaluation features near one point
     run(train, *(s for s in TINY if not s.startswith("backbone")), "online.stop_on_collapse=false")
@@ -74,7 +73,7 @@ def test_train_resume_evaluate(
     assert (record["k"], record["epoch"], record["split"]) == (3, 3, "test")
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "pytest" in command])
+@pytest.mark.parametrize("command", [command for command in PAGE.commands if "pytest" in command])
 def test_its_tests_pass(command: str, folder: Path) -> None:
     assert command.startswith("PYTHONPATH=. pytest ")
     words = shlex.split(command)[2:]

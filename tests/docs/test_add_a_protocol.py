@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from page import Page, run_tests
 
 from selfsup.cli import main
 from selfsup.eval import PROTOCOLS, read_results
 
-ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "add_a_protocol.md").read_text("utf-8"), re.DOTALL)
-COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+PAGE = Page("add_a_protocol.md")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The files of the page, in a folder outside the package."""
-    for language, text in BLOCKS:
-        if language == "python":
-            (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text, "utf-8")
+    PAGE.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     yield tmp_path
     PROTOCOLS.pop("class_mean", None)
-    sys.modules.pop("class_mean", None)
+    PAGE.forget()
 
 
 def test_evaluate_by_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [command for command in COMMANDS if command.startswith("selfsup")]
+    commands = [command for command in PAGE.commands if command.startswith("selfsup")]
     assert len(commands) == 2
     for command in commands:
         code = main([*shlex.split(command)[1:], "data.limit=200", "eval.knn.k=[5]", "eval.figures=false"])
@@ -46,11 +43,8 @@ def test_evaluate_by_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_its_tests_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert COMMANDS[-1] == "PYTHONPATH=. pytest test_class_mean.py"
+    assert PAGE.commands[-1] == "PYTHONPATH=. pytest test_class_mean.py"
     monkeypatch.syspath_prepend(str(folder))
-    names: dict[str, object] = {}
-    exec((folder / "test_class_mean.py").read_text("utf-8"), names)
-    tests = [test for name, test in names.items() if name.startswith("test_")]
-    assert len(tests) == 2
-    for test in tests:
-        test()  # type: ignore[operator]
+    passed, failed = run_tests(folder / "test_class_mean.py")
+    assert failed == []
+    assert len(passed) == 2
