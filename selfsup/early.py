@@ -32,6 +32,8 @@ def refuse_mistakes(words: Sequence[str]) -> None:
         return  # its search path may hold choices of the user's own
     chosen = [name_choice(word) for word in words if _chooses(word)]
     names = dict(word.split("=", 1) for word in chosen)
+    if any(names[group] not in listed(group) for group in REGISTRIES if group in names):
+        return  # registered in this process, by code that is no file of the package
     # an experiment or a saved configuration may choose, too: then any choice may be meant
     open_ended = any(word.startswith(("experiment=", "resume=")) for word in words)
     sections = {

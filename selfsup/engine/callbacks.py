@@ -25,6 +25,7 @@ from selfsup.engine.compilation import evaluating
 from selfsup.engine.sharding import ShardedStrategy
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
+from selfsup.eval.features import labelled
 from selfsup.eval.subject import evenly
 from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.methods import Method
@@ -273,9 +274,9 @@ SAME_IMAGES = 0.01
 class OnlineEvaluation(pl.Callback):
     """Watch the features while they are learnt: kNN on held-out images, and health that needs no labels.
 
-    Logged: ``online/knn``; ``health/std``, the features' mean standard deviation times √D after L2-normalisation
-    (1 is spread evenly, 0 is collapsed); ``health/rank``, their effective rank; ``health/alignment``, the mean squared
-    distance of two views. It changes no weight and no running statistic.
+    Logged: ``online/knn``, of the images that have a label; ``health/std``, the features' mean standard deviation times
+    √D after L2-normalisation (1 is spread evenly, 0 is collapsed); ``health/rank``, their effective rank;
+    ``health/alignment``, the mean squared distance of two views. It changes no weight and no running statistic.
 
     Features that two looks in a row find collapsed end the run: it is saved at the end of that epoch, then the error is
     raised. BatchNorm's running statistics lag behind in the first steps, so that features look collapsed that are not:
@@ -370,8 +371,10 @@ class OnlineEvaluation(pl.Callback):
         with torch.inference_mode():
             values["health/alignment"] = float(alignment(*(backbone(v.image.to(module.dtype)) for v in views[:2])))
         backbone.train(mode)
-        if bank.labels is not None and len(self.queries) and bool((bank.labels >= 0).all()):
-            queries = extract_features(backbone, self.queries, device=device, progress=False)
-            k = min(self.config.k, len(bank.features))
-            values["online/knn"] = knn(bank, queries, k=(k,), temperature=self.config.temperature)[k]
+        bank = labelled(bank)
+        if len(bank) and len(self.queries):
+            queries = labelled(extract_features(backbone, self.queries, device=device, progress=False))
+            if len(queries):
+                k = min(self.config.k, len(bank))
+                values["online/knn"] = knn(bank, queries, k=(k,), temperature=self.config.temperature)[k]
         return values

@@ -47,6 +47,14 @@ class FeatureSet:
         return cls(content["features"], content["labels"], content["index"])
 
 
+def labelled(part: FeatureSet) -> FeatureSet:
+    """Return the images of a part that have a label."""
+    if part.labels is None:
+        return FeatureSet(part.features[:0], None, part.index[:0])
+    known = part.labels >= 0
+    return part if bool(known.all()) else FeatureSet(part.features[known], part.labels[known], part.index[known])
+
+
 def known_labels(part: FeatureSet, name: str) -> Tensor:
     """Return the labels of a part.
 

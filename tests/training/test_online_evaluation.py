@@ -1,12 +1,15 @@
 """Which images are watched while training."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from selfsup.config import OnlineConfig
-from selfsup.data import ResidentDataset, Splits
+from selfsup.data import ResidentDataset, Splits, load_splits
 from selfsup.engine.callbacks import OnlineEvaluation
+from selfsup.engine.training import build_method
 from selfsup.types import ImageFacts, Normalization
 
 
@@ -19,3 +22,17 @@ def test_the_bank_and_the_queries_hold_every_class_of_images_that_come_class_by_
     assert watched.queries.labels.bincount().tolist() == [2, 2, 2, 2]
     every = OnlineEvaluation(Splits(part, part, part, None), dataclasses.replace(OnlineConfig(), bank=100))
     assert torch.equal(every.bank.index, part.index)
+
+
+def test_images_without_a_label_are_left_out_of_the_accuracy(tiny_config: Callable[..., Any]) -> None:
+    config = tiny_config()
+    splits = load_splits(config.data)
+    method = build_method(config, splits)
+    known = OnlineEvaluation(splits, OnlineConfig(k=1)).look(method)
+    for part, some in ((splits.train, slice(0, 10)), (splits.holdout, slice(0, 3))):
+        part.labels[some] = -1
+    few = OnlineEvaluation(splits, OnlineConfig(k=1)).look(method)
+    assert 0 <= few["online/knn"] <= 1
+    assert few["health/rank"] == known["health/rank"]
+    splits.holdout.labels[:] = -1
+    assert "online/knn" not in OnlineEvaluation(splits, OnlineConfig(k=1)).look(method)
