@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -177,6 +178,7 @@ def evaluate_opened(
     if opened.run is not None and opened.config is not None:
         splits, left_out = leave_out_trained(splits, config.data, opened.run, opened.config, opened.membership)
         facts |= left_out
+    splits = leave_out_unlabelled(splits)
     if run_dir is not None and config.eval.cache and opened.network is not None:
         check_output(run_dir / "features", "run_dir", bytes_of_features(opened, splits))
     subject = Subject(
@@ -213,6 +215,25 @@ def bytes_of_features(opened: Opened, splits: Splits) -> int:
     """Return what the features of all parts take in a file, without those that training alone reads."""
     parts = (splits.train, splits.holdout, splits.test)
     return 4 * (opened.dim or 0) * sum(len(part) for part in parts if part is not None)
+
+
+def leave_out_unlabelled(splits: Splits) -> Splits:
+    """Keep the labelled images of each part that has some of both, with a note that has the numbers.
+
+    Records count what is left. A part without any label stays as it is: what needs labels refuses it.
+    """
+    kept, told = {}, []
+    for name in ("train", "holdout", "test"):
+        part = getattr(splits, name)
+        if part is None or part.labels is None:
+            continue
+        known = part.labels >= 0
+        if bool(known.any()) and not bool(known.all()):
+            kept[name] = part.subset(known.nonzero().flatten())
+            told.append(f"{len(part) - len(kept[name])} of {len(part)} {name} images")
+    if told:
+        warnings.warn(f"{', '.join(told)} have no label and are left out of the evaluation.", stacklevel=3)
+    return replace(splits, **kept)
 
 
 def record_facts(opened: Opened, images: ImageDataset) -> dict[str, Any]:
