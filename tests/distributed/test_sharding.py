@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -239,7 +240,9 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     (tmp_path / "stop.py").write_text(STOP)
     own = ["method=moco", *TINY_METHOD["moco"], *TINY, *settings, "run_dir=parts"]
     stop = [sys.executable, "-m", "selfsup.cli", "train", "--import", "stop.py", *own]
-    stopped = subprocess.run(stop, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    # this process, which opens the run, must not be one that has been given the file
+    apart = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    stopped = subprocess.run(stop, cwd=tmp_path, env=apart, capture_output=True, text=True, timeout=240, check=False)
     assert stopped.returncode == 128 + 15, stopped.stderr
     assert read_checkpoint(tmp_path / "parts")["global_step"] == 6
     resume = [sys.executable, "-m", "selfsup.cli", "train", "resume=parts"]

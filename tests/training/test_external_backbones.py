@@ -225,7 +225,8 @@ instance, number = Mean(), 3
 """
 
 
-def test_a_module_of_one_s_own(tmp_path: Path, images: Tensor) -> None:
+def test_a_module_of_one_s_own(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     (tmp_path / "mine.py").write_text(MODULE)
     for name in ("make", "Mean", "instance"):
         network = open_network(f"module:{tmp_path}/mine.py:{name}").network
