@@ -40,3 +40,11 @@ def tiny_method(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
         return build_method(config, load_splits(config.data))
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def no_runs_opened_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the files that runs of other tests were made with: messages about unknown names would speak of them."""
+    from selfsup import imports
+
+    monkeypatch.setattr(imports, "_wanted", {})
