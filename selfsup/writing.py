@@ -41,7 +41,7 @@ def replacing(path: str | os.PathLike[str], advice: str = "make room, or choose 
         finally:
             os.close(handle)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{target} could not be written ({reason}); {advice}.") from error
 
 
@@ -52,12 +52,12 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _open_alone(draft: Path) -> int:
-    """Open the draft, empty, and lock it until the descriptor is closed; wait for whoever has it."""
+    """Make the draft and lock it until the descriptor is closed; wait for whoever has it."""
     while True:
         handle = os.open(draft, os.O_RDWR | os.O_CREAT, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if draft.exists() and draft.stat().st_ino == os.fstat(handle).st_ino:
-            os.ftruncate(handle, 0)
-            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(draft).st_ino == os.fstat(handle).st_ino:
+                return handle
         os.close(handle)  # who had it has renamed it
