@@ -18,6 +18,7 @@ from selfsup.data.workers import worker_count
 from selfsup.engine.trained_images import leave_out_trained, rule_of_run
 from selfsup.errors import UserError
 from selfsup.eval import Audit, CkaTable, Encoder, Record, Subject, audit_dataset, cka, extract_splits, measure
+from selfsup.eval.config import renamed
 from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import default_protocols
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
@@ -43,6 +44,7 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
     Raises:
         UserError: As ``load_config`` and ``open_network``, or ``checkpoint`` or ``data`` is missing.
     """
+    overrides = renamed(overrides)  # here, as each time it is done a note says so
     given = {change.key: change.value for change in map(read_change, overrides)}
     name = given.get("checkpoint")
     if name is None:

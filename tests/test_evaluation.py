@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from selfsup.data import ResidentDataset, Splits
-from selfsup.evaluation import evaluate, leave_out_unlabelled
+from selfsup.evaluation import evaluate, leave_out_unlabelled, open_evaluation
 from selfsup.types import ImageFacts, Normalization
 
 
@@ -44,3 +44,13 @@ def test_a_table_with_missing_rows_can_be_evaluated(tmp_path: Path) -> None:
     (top1,) = (record.flat() for record in records if record["metric"] == "top1")
     assert top1["train_images"] + top1["holdout_images"] + top1["test_images"] == 40, json.dumps(top1)
     assert top1["value"] > 0.8  # the colours tell the classes apart
+
+
+def test_an_old_name_of_a_setting_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    config, _ = open_evaluation(
+        ["checkpoint=raw_pixels", "data=shapes", "data.train_size=40", "data.test_size=9", "eval.knn_k=3"]
+    )
+    assert config.eval.knn.k == [3]
+    assert [str(note.message) for note in recwarn if "goes on working" in str(note.message)] == [
+        "eval.knn_k is eval.knn.k now; the old name goes on working."
+    ]
