@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ def run(
     # in float64: BatchNorm over a few images magnifies what float32 rounds differently for other numbers of images
     own = [f"method={method}", *TINY_METHOD.get(method, []), *TINY, "trainer.precision=64-true"]
     command = [sys.executable, *launch, "-m", "selfsup.cli", "train", *own, f"run_dir={name}", *settings]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    # this process, which opens the run, must not be one that has been given the files of its --import
+    apart = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
+    done = subprocess.run(command, cwd=folder, env=apart, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     state: dict[str, torch.Tensor] = read_checkpoint(folder / name)["state_dict"]
     return state
