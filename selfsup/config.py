@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfsup.augment.config import AugmentConfig
-from selfsup.catalog import GROUPS, name_choice, no_setting
 from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensors
 from selfsup.data import DataConfig
 from selfsup.errors import UserError
@@ -29,10 +28,11 @@ from selfsup.external import MODULE, TIMM
 from selfsup.methods import MethodConfig
 from selfsup.nn import BackboneConfig, idle_settings
 from selfsup.optimization import OptimizerConfig
-from selfsup.overrides import Change, Schema, read_change
 from selfsup.registry import REGISTRIES
 from selfsup.settings import Section, key_of, setting
-from selfsup.values import read_yaml, write_yaml
+from selfsup.settings.catalog import GROUPS, name_choice, no_setting
+from selfsup.settings.overrides import Change, Schema, read_change
+from selfsup.settings.values import read_yaml, write_yaml
 
 
 @dataclass
@@ -195,7 +195,7 @@ def load_config(overrides: Sequence[str] = (), *, file: str | Path | None = None
 
     Args:
         overrides: What differs from the defaults, as on the command line: ``["method=moco", "trainer.max_epochs=20"]``.
-            Text behind ``=`` is taken as it stands, see :func:`selfsup.values.from_text`.
+            Text behind ``=`` is taken as it stands, see :func:`selfsup.settings.values.from_text`.
         file: A run's ``config.yaml`` to start from in place of the defaults; then ``overrides`` set values and
             choose no groups.
         kind: ``train`` gives a :class:`TrainConfig`, ``evaluate`` an :class:`EvaluateConfig`.

@@ -23,8 +23,8 @@ from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import default_protocols
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
 from selfsup.outputs import check_output
-from selfsup.overrides import read_change
 from selfsup.report import Evaluated, contact_sheet, draw_figures, save
+from selfsup.settings.overrides import read_change
 from selfsup.types import ImageFacts
 
 

@@ -15,11 +15,11 @@ from tiny import TINY
 
 from selfsup.cli import main
 from selfsup.config import from_values, load_config, to_yaml
+from selfsup.engine.sweeps import sweep_words
 from selfsup.errors import UserError
 from selfsup.methods import BYOLConfig
 from selfsup.settings import Range, check
-from selfsup.sweeps import sweep_words
-from selfsup.values import from_hydra, from_text, hydra_word, parse, read_yaml
+from selfsup.settings.values import from_hydra, from_text, hydra_word, parse, read_yaml
 
 NASTY = [
     "~/pictures",

@@ -26,7 +26,7 @@ RULES = {
         {"torch", "pytorch_lightning"},
     ),
 }
-IMPORT_METHODS = {"commands", "config", "diagnosis", "engine", "opened", "phases", "sweeps"}
+IMPORT_METHODS = {"commands", "config", "diagnosis", "engine", "opened", "phases"}
 
 
 def imports(module: str, source: str, is_package: bool) -> Iterator[str]:
@@ -141,7 +141,7 @@ def test_evaluation_draws_nothing_and_the_report_computes_nothing():
         if part(module) == "eval":
             assert not {name for name in imported if part(name) in ("report", "methods", "engine", "commands")}, module
         else:
-            known = ("", "eval", "report", *NEUTRAL, "data", "metrics", "values")
+            known = ("", "eval", "report", *NEUTRAL, "data", "metrics")
             assert not {name for name in imported if part(name) not in known}, module
 
 

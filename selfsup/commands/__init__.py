@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from selfsup.catalog import GROUPS, choices, listed, no_setting, summaries
 from selfsup.errors import UserError
 from selfsup.registry import find, nearest
+from selfsup.settings.catalog import GROUPS, choices, listed, no_setting, summaries
 
 #: Groups whose choices the help of commands that train, and of commands that evaluate, lists.
 TRAINING, EVALUATION = GROUPS["train"], GROUPS["evaluate"]
@@ -261,7 +261,7 @@ def _print_settings(given: Sequence[str], kind: str) -> None:
 
 
 def _print_described(config: Any, key: str, nested: bool = True) -> None:
-    from selfsup.described import settings
+    from selfsup.settings.described import settings
 
     width = max(60, min(120, shutil.get_terminal_size().columns))
     for name, value, sentence in settings(config, key, nested):

@@ -9,9 +9,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from selfsup.commands import Parser, add_training, training_settings
-from selfsup.early import refuse_mistakes
 from selfsup.errors import UserError
 from selfsup.imports import recall
+from selfsup.settings.early import refuse_mistakes
 
 
 def add_arguments(parser: Parser) -> None:

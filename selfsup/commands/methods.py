@@ -5,8 +5,8 @@ selfsup methods [NAME]
 
 from argparse import Namespace
 
-from selfsup.catalog import choices
 from selfsup.commands import Parser, explain_choices
+from selfsup.settings.catalog import choices
 
 
 def add_arguments(parser: Parser) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.commands import Parser, add_training, training_settings
-from selfsup.early import refuse_mistakes
 from selfsup.errors import UserError
 from selfsup.imports import recall
+from selfsup.settings.early import refuse_mistakes
 
 
 def add_arguments(parser: Parser) -> None:
@@ -81,8 +81,8 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
 
     from selfsup import configs
     from selfsup.config import explain
+    from selfsup.engine.sweeps import job_config, sweep_words
     from selfsup.imports import execute
-    from selfsup.sweeps import job_config, sweep_words
 
     own_files = [str(Path(file).resolve()) for file in own_files]
     # a launcher's processes import what they unpickle, by the name of its file

@@ -14,7 +14,7 @@ from selfsup.errors import UserError
 from selfsup.eval.record import Record
 from selfsup.eval.results import FILE, read_results
 from selfsup.report.table import console_table, markdown_table
-from selfsup.values import read_yaml
+from selfsup.settings.values import read_yaml
 
 MISSING = "–"
 COLUMNS = (

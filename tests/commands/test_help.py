@@ -13,9 +13,9 @@ import selfsup.data
 import selfsup.methods  # noqa: F401 - fills the registries
 from selfsup.cli import main
 from selfsup.config import from_values, load_config
-from selfsup.described import sentences, settings
 from selfsup.registry import Entry, methods, sources
 from selfsup.settings import setting
+from selfsup.settings.described import sentences, settings
 
 
 @dataclasses.dataclass

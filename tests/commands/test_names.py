@@ -12,13 +12,13 @@ from tiny import TINY
 
 import selfsup.data
 import selfsup.methods  # noqa: F401 - fills the registries
-from selfsup import catalog, early
 from selfsup.cli import main
 from selfsup.config import TrainConfig, load_config
 from selfsup.errors import UserError
 from selfsup.eval import PROTOCOLS
-from selfsup.overrides import Schema
 from selfsup.registry import REGISTRIES, Registry, find, methods, sources
+from selfsup.settings import catalog, early
+from selfsup.settings.overrides import Schema
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from page import DOCS, Page, run_tests
 from tiny import TINY
 
 import selfsup.data.sources as walked
-from selfsup import catalog, imports
+from selfsup import imports
 from selfsup.cli import main
 from selfsup.data.membership import read_membership
 from selfsup.eval import read_results
 from selfsup.registry import import_files, sources
+from selfsup.settings import catalog
 
 PAGE = Page("add_a_source.md")
 

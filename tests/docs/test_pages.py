@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import selfsup.methods  # noqa: F401 - fills the registry
-from selfsup.catalog import choices
 from selfsup.registry import find, methods
+from selfsup.settings.catalog import choices
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]

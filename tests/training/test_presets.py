@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from selfsup.augment import build_views
-from selfsup.catalog import choices
 from selfsup.config import load_config
 from selfsup.methods import Parts
 from selfsup.nn import build_backbone
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
+from selfsup.settings.catalog import choices
 from selfsup.types import Normalization
 
 PRESETS = sorted(choices("experiment"))

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from selfsup.catalog import GROUPS, PACKAGE, listed, name_choice
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES
-from selfsup.settings import key_of
+from selfsup.settings.catalog import GROUPS, PACKAGE, listed, name_choice
+from selfsup.settings.ranges import key_of
 
 ROOT = "TrainConfig"
 
@@ -48,7 +48,7 @@ def refuse_mistakes(words: Sequence[str]) -> None:
         if "=" not in word or _chooses(word) or key.startswith(("++", "~", "hydra/")):
             continue
         if not _there(key.lstrip("+"), keys):
-            from selfsup.overrides import misspelt
+            from selfsup.settings.overrides import misspelt
 
             section = key.lstrip("+").rpartition(".")[0]
             others = {}

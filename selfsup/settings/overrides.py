@@ -11,8 +11,8 @@ from typing import Any, get_origin, get_type_hints
 
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES, nearest
-from selfsup.settings import key_of
-from selfsup.values import from_text, from_value
+from selfsup.settings.ranges import key_of
+from selfsup.settings.values import from_text, from_value
 
 #: What people call a setting elsewhere, and the last part of its key here.
 SYNONYMS = {

@@ -18,7 +18,7 @@ from selfsup.errors import UserError
 from selfsup.imports import hint
 from selfsup.registry import REGISTRIES, find, nearest
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 #: Groups of choices, each a folder of ``configs``, registered, or both; by what they configure.
 GROUPS = {
@@ -86,7 +86,7 @@ def name_choice(word: str, *, refuse: bool = True) -> str:
     group, _, text = word.partition("=")
     words, listed = [text], text.startswith("[")
     if listed:
-        from selfsup.values import split
+        from selfsup.settings.values import split
 
         words = split(text[1:-1])
     names = [find(name, choices(group), other_names(group)) for name in words]

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from selfsup.settings import key_of, range_of
+from selfsup.settings.ranges import key_of, range_of
 
 #: ``name: what it means`` among the attributes of a docstring, or ``name, other: what they mean``.
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)", re.DOTALL)

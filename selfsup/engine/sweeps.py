@@ -12,13 +12,13 @@ from typing import Any, cast, get_origin
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from selfsup.catalog import name_choice
 from selfsup.config import TrainConfig, build, compose_choices, is_choice, schema_of, start_network
 from selfsup.errors import UserError
-from selfsup.overrides import Change, Schema, read_change, unknown_key
 from selfsup.registry import REGISTRIES
 from selfsup.settings import TextOrList
-from selfsup.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote
+from selfsup.settings.catalog import name_choice
+from selfsup.settings.overrides import Change, Schema, read_change, unknown_key
+from selfsup.settings.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote
 
 #: How text begins from which Hydra computes the values of a sweep.
 _FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from selfsup.errors import UserError
-from selfsup.settings import TextOrList
+from selfsup.settings.ranges import TextOrList
 
 #: Largest configuration file, and most values in one: more than any configuration, and read in a moment.
 MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
