@@ -24,5 +24,5 @@ def run(arguments: Namespace) -> int:
     from selfsup.report import compare
 
     print(compare(arguments.words, arguments.out))
-    print(f"\nsaved: {arguments.out}/comparison.md, .csv, .png, .html")
+    print(f"\nsaved: {arguments.out}/comparison.md, .csv, .html, and .png where there are accuracies")
     return 0

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfsup.eval.cka import CkaTable
+from selfsup.report.charts.accuracies import accuracies_chart
 from selfsup.report.charts.cka import cka_picture
-from selfsup.report.charts.comparison import comparison_chart
+from selfsup.report.compared import compared, with_legend
 from selfsup.report.comparison import Table, read_table
 from selfsup.report.drawing import save
 from selfsup.report.page import write_report
@@ -19,7 +20,7 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
 
     Args:
         run_dirs: Folders of the runs.
-        output: Folder for ``comparison.md``, ``.csv``, ``.png`` and ``.html``, or None.
+        output: Folder for ``comparison.md``, ``.csv``, ``.html`` and, where there are accuracies, ``.png``; or None.
 
     Raises:
         UserError: As :func:`read_table`.
@@ -30,7 +31,10 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "comparison.md").write_text(table.markdown(), "utf-8")
         (folder / "comparison.csv").write_text(table.csv(), "utf-8", newline="")
-        save(comparison_chart(table), folder / "comparison.png")
+        (folder / "comparison.png").unlink(missing_ok=True)
+        runs = compared(table)
+        for chart in accuracies_chart(runs):
+            save(with_legend(chart, runs), folder / "comparison.png")
         write_report(table, folder / "comparison.html")
     return table
 

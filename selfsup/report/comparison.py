@@ -47,12 +47,14 @@ class Run:
         config: Its ``config.yaml``, empty where there is none.
         records: All of its results.
         used: The records that its accuracies come from, by column.
+        classes: Names of the labels, or None where they are not known.
     """
 
     folder: Path
     config: dict[str, Any]
     records: list[Record]
     used: dict[str, Record]
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

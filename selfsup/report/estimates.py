@@ -96,6 +96,15 @@ def estimate(table: Table, places: Sequence[int], column: str) -> Estimate | Non
     return Estimate(values[0])
 
 
+def range_text(found: Estimate) -> str:
+    """Write the range of an accuracy, in percent."""
+    if found.low is None or found.high is None:
+        return ""
+    if found.kind == "std over seeds":
+        return f"± {100 * (found.high - found.value):.1f}"
+    return f"({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
 def accuracy_over_time(run: Run) -> list[tuple[int, float, float]]:
     """Return (step, seconds, online kNN accuracy) of a run's training; nothing where it was not watched or timed."""
     times = {row.get("step"): row.get("seconds") for row in read_numbers(run.folder / "times.csv")}

@@ -115,6 +115,14 @@ def test_files_of_a_comparison(tmp_path):
     assert "| x/run | simclr |" in (out / "comparison.md").read_text()
 
 
+def test_without_an_accuracy_there_is_no_chart(tmp_path):
+    folder = run(tmp_path / "a", [record(value=0.8)])
+    compare([folder], tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.png").exists()
+    compare([run(tmp_path / "fresh")], tmp_path / "out")
+    assert not (tmp_path / "out" / "comparison.png").exists()
+
+
 def test_what_a_person_can_put_right(tmp_path):
     with pytest.raises(UserError, match="at least one"):
         compare([])

@@ -6,8 +6,7 @@ from tiny import resident
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet
 from selfsup.eval.shown import NeighbourImages, feature_map, nearest_images
-from selfsup.report import Table, save, training_curves
-from selfsup.report.charts.comparison import comparison_chart
+from selfsup.report import save, training_curves
 from selfsup.report.charts.feature_map import feature_map_picture
 from selfsup.report.charts.neighbours import neighbour_grid
 from selfsup.types import Normalization
@@ -23,11 +22,6 @@ def pixels(path):
 def share(path, colour):
     """Fraction of the pixels that have exactly this colour."""
     return (pixels(path) == torch.tensor(colour, dtype=torch.uint8)).all(1).double().mean().item()
-
-
-def table(*rows):
-    columns = {"kNN": None, "linear probe": None}
-    return Table([{**columns, **row} for row in rows])
 
 
 def test_every_logged_quantity_gets_a_panel(tmp_path):
@@ -107,20 +101,3 @@ def test_map_is_the_same_for_the_same_seed():
     assert not torch.equal(first, other)
     with pytest.raises(UserError, match="at least 5"):
         feature_map(FeatureSet(features[:4], None, images.index[:4]), images, "test")
-
-
-def test_bars_are_as_high_as_the_accuracy(tmp_path):
-    blue = (31, 119, 180)
-    areas = [
-        share(save(comparison_chart(table({"run": "a", "kNN": value})), tmp_path / f"{value}.png"), blue)
-        for value in (0.2, 0.4, 0.8)
-    ]
-    # the legend has a patch of the colour too, so differences count
-    assert (areas[2] - areas[1]) / (areas[1] - areas[0]) == pytest.approx(2, rel=0.1)
-
-
-def test_chart_of_runs_without_results(tmp_path):
-    path = save(comparison_chart(table({"run": "a", "kNN": 0.5}, {"run": "b"})), tmp_path / "chart.png")
-    assert share(path, (31, 119, 180)) > 0
-    empty = save(comparison_chart(table({"run": "a"})), tmp_path / "empty.png")
-    assert share(empty, (31, 119, 180)) == 0

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from selfsup.eval import add_results
 from selfsup.report import compare
 from selfsup.report.estimates import accuracy_over_time, estimate, seed_groups, wilson_interval
 from selfsup.report.page import write_report
-from selfsup.report.svg import Bar, Series, bar_chart, line_chart
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -214,6 +212,9 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> No
     titles = [words for _, words in page.all("h2")]
     assert titles == [
         "Results",
+        "Settings that differ",
+        "Accuracies",
+        "Training",
         "Accuracy over wall time",
         "Alignment and uniformity",
         "Singular values",
@@ -228,8 +229,10 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> No
         assert tag not in ("link", "iframe", "object", "embed", "base", "form")
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "xlink:href", "action", "srcset"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,", "data:text/csv;")), attributes
-    assert "url(" not in text
+            to_a_run = attributes.get(name) in ("a/", "b/")
+            known = ("#", "data:image/png;base64,", "data:text/csv;")
+            assert to_a_run or attributes.get(name, "#").startswith(known), attributes
+    assert text.count("url(") == text.count('"url(#')
     assert "@import" not in text
     ((_, script),) = page.all("script")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -246,14 +249,13 @@ def test_the_page_can_be_read_by_a_screen_reader(tmp_path: Path) -> None:
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
     assert max(Counter(ids).values()) == 1
     for attributes, _ in page.all("a"):
-        assert attributes["href"].startswith("data:") or attributes["href"][1:] in ids
+        assert attributes["href"].startswith("data:") or attributes["href"].lstrip("#") in {*ids, "a/", "b/"}
     assert all(attributes["scope"] in ("col", "row") for attributes, _ in page.all("th"))
     assert all(attributes["alt"] for attributes, _ in page.all("img"))
     assert len(page.all("img")) == 6
     charts = [attributes for attributes, _ in page.all("svg") if attributes.get("role") == "img"]
-    assert len(charts) == 7
+    assert len(charts) == len(page.all("svg")) == 8
     assert all(chart["aria-label"] for chart in charts)
-    assert all("aria-hidden" in attributes for attributes, _ in page.all("svg") if attributes not in charts)
     levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert all(below <= above + 1 for above, below in itertools.pairwise(levels))
 
@@ -333,9 +335,9 @@ def test_the_legend_of_a_chart_names_the_runs_in_it_alone(tmp_path: Path) -> Non
     _, text = page_of([make_run(tmp_path / "learned"), make_run(tmp_path / "pixels", pixels, "none")], tmp_path)
     for key in ("layers", "invariance"):
         section = text.partition(f'id="{key}"')[2].partition("</section>")[0]
-        assert "</svg> learned</li>" in section
-        assert "</svg> pixels</li>" not in section
-    assert "</svg> pixels</li>" in text
+        assert "</span>learned</li>" in section
+        assert "</span>pixels</li>" not in section
+    assert "</span>pixels</li>" in text
 
 
 def test_runs_with_little_to_show_have_a_page(tmp_path: Path) -> None:
@@ -366,90 +368,5 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     assert "Alignment and uniformity" not in titles
     assert "Accuracy by layer" not in titles
     for tag, attributes, _ in page.elements:
-        if tag in ("circle", "polyline", "polygon", "rect", "path", "text"):
+        if tag in ("use", "path", "text"):
             assert not re.search(r"nan|inf", " ".join(attributes.values())), attributes
-
-
-def numbers(text: str) -> list[float]:
-    return [float(found) for found in re.findall(r"-?\d+\.?\d*", text)]
-
-
-def test_lines_go_through_their_points() -> None:
-    points = [(0.0, 20.0), (5.0, 60.0), (10.0, 100.0)]
-    page = Page(line_chart([Series("a", 0, points)], "chart", "x", "y"))
-    ((line, _),) = page.all("polyline")
-    places = list(zip(numbers(line["points"])[::2], numbers(line["points"])[1::2], strict=True))
-    assert places[1] == pytest.approx(np.mean([places[0], places[2]], axis=0), abs=0.11)
-    assert places[0][0] < places[2][0]
-    assert places[0][1] > places[2][1]  # up is more
-    # the ticks measure the same: places of the labels against the places of the points
-    ticks = {float(words): (float(a["x"]), float(a["y"])) for a, words in page.all("text") if words not in ("x", "y")}
-    assert ticks[60.0][1] == pytest.approx(places[1][1] + 4, abs=0.11)
-    assert ticks[10.0][0] == pytest.approx(places[2][0], abs=0.11)
-
-
-def test_logarithmic_axes_space_decades_evenly() -> None:
-    page = Page(line_chart([Series("a", 0, [(1, 1e-3), (10, 1e-2), (100, 1e-1)])], "chart", "x", "y", log=True))
-    ((line, _),) = page.all("polyline")
-    x, y = numbers(line["points"])[::2], numbers(line["points"])[1::2]
-    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.11)
-    assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.11)
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.101, 0.109), (-3.2, -0.4), (0, 87654), (5, 5), (1e-9, 2e-9)])
-def test_ticks_are_few_and_where_they_say(low: float, high: float) -> None:
-    page = Page(line_chart([Series("a", 0, [(low, 0), (high, 0)])], "chart", "x", "y", lines=False))
-    labels = [(float(a["x"]), float(words.replace(",", ""))) for a, words in page.all("text") if a["y"] == "331.0"]
-    assert 2 <= len(labels) <= 7
-    circles = [float(a["cx"]) for a, _ in page.all("circle")]
-    if low != high:
-        for place, value in labels:
-            share = (value - low) / (high - low)
-            assert place == pytest.approx(circles[0] + share * (circles[1] - circles[0]), abs=0.3)
-
-
-def test_bars_and_whiskers_have_the_lengths_of_their_numbers() -> None:
-    bars = [Bar("a", 0, 40.0, "40", 30.0, 60.0), Bar("b", 1, 20.0, "20")]
-    page = Page(bar_chart([("knn", bars), ("probe", [Bar("a", 0, -10.0, "-10")])], "chart", "x", 100.0))
-    wide = [(float(a["x"]), float(a["width"])) for a, _ in page.all("rect")]
-    assert wide[0][1] == pytest.approx(2 * wide[1][1], abs=0.2)
-    assert wide[2][1] == pytest.approx(wide[1][1] / 2, abs=0.2)
-    zero = wide[0][0]
-    assert wide[2][0] + wide[2][1] == pytest.approx(zero, abs=0.2)  # less than nothing goes left
-    (whisker,) = [a["d"] for a, _ in page.all("path") if a["class"] == "whisker"]
-    low, high = (float(place) for place in (numbers(whisker)[0], re.search(r"H(\d+\.\d+)", whisker).group(1)))
-    unit = wide[0][1] / 40
-    assert (low, high) == pytest.approx((zero + 30 * unit, zero + 60 * unit), abs=0.3)
-
-
-def test_no_two_of_many_series_look_alike() -> None:
-    names = [f"series {number}" for number in range(40)]
-    page = Page(line_chart([Series(n, i, [(i, i)]) for i, n in enumerate(names)], "chart", "x", "y", lines=False))
-    looks = set()
-    for tag, attributes, _ in page.elements:
-        if attributes.get("class", "").startswith("marker"):
-            corners = np.array(numbers(attributes.get("points", ""))).reshape(-1, 2)
-            shape = tuple(np.round(corners - corners.mean(0)).flatten()) if len(corners) else tag
-            looks.add((attributes["class"], shape))
-    assert len(looks) == 40
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_stand_out(scheme: str) -> None:
-    """WCAG 2.2: 4.5 for text, 3 for lines and markers."""
-    style = files("selfsup.report").joinpath("page.html").read_text("utf-8")
-    blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
-    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[("light", "dark").index(scheme)]))
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    def contrast(one: str, other: str) -> float:
-        low, high = sorted((luminance(colours[one]), luminance(colours[other])))
-        return (high + 0.05) / (low + 0.05)
-
-    assert all(contrast(name, "page") >= 4.5 for name in ("text", "quiet", "link"))
-    assert contrast("text", "panel") >= 4.5
-    assert all(contrast(f"s{number}", "page") >= 3 for number in range(8))

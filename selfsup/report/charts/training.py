@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
 from selfsup.metrics import read_metrics
+from selfsup.report.compared import Charted, Compared, page_chart
 from selfsup.report.drawing import new_figure
+from selfsup.report.estimates import read_numbers
+from selfsup.report.plots import Axis, line_figure, number_text
 
 FIRST_PANELS = ("train/", "lr", "online/", "health/")
+
+#: What the page shows of a training: names that the columns begin with, scale and axis. The smallest change that would
+#: fill a chart is 10 points of accuracy, and 20 % of the largest loss.
+QUANTITIES = {
+    "loss": ("train/loss", 1.0, Axis("loss")),
+    "learning rate": ("lr", 1.0, Axis("learning rate", zero=True)),
+    "effective rank": ("health/rank", 1.0, Axis("effective rank (RankMe)", zero=True)),
+    "online kNN accuracy": ("online/knn", 100.0, Axis("online kNN accuracy, %", least=10.0, within=(0.0, 100.0))),
+}
+LISTED = 50  # most points of a run that stand in the table beside a chart
+CAPTIONS = {
+    "loss": "Losses of different methods measure different things: compare their course, not their height.",
+    "learning rate": "As the optimiser used it.",
+    "effective rank": "Of the features of some held-out images; near 1 the features have collapsed.",
+    "online kNN accuracy": "On some held-out images, with the run's own setting: to watch a run, not to report.",
+}
+
+
+@page_chart("Training", place=20)
+def training_charts(runs: Compared) -> Sequence[Charted]:
+    """Draw loss, learning rate, effective rank and online accuracy of every run over the step."""
+    logged = [read_numbers(run.folder / "metrics.csv") for run in runs.runs]
+    found = []
+    for name, (column, scale, axis) in QUANTITIES.items():
+        series, rows = [], []
+        for place, lines in enumerate(logged):
+            own = next((c for line in lines for c in line if c == column or c.startswith(f"{column}-")), column)
+            points = sorted((line["step"], scale * line[own]) for line in lines if own in line and "step" in line)
+            if points:
+                series.append(runs.series(place, points))
+                step = math.ceil(len(points) / LISTED)
+                rows += [(runs.names[place], f"{x:.0f}", number_text(y)) for x, y in points[::step]]
+        if not series:
+            continue
+        if name == "loss":
+            axis = Axis(axis.title, least=0.2 * max(abs(y) for one in series for _, y in one.points))
+        figure, words = line_figure(series, Axis("step"), axis)
+        title = name[0].upper() + name[1:]
+        label = f"{title} of {len(series)} runs over the step; the data follow"
+        styles = frozenset(one.style for one in series)
+        heads = ("run", "step", name)
+        found.append(Charted(name, figure, f"{title}. {CAPTIONS[name]}", label, heads, rows, words, styles))
+    return found
 
 
 def training_curves(metrics_csv: str | Path) -> Any:
