@@ -36,7 +36,7 @@ from tqdm import tqdm
 from selfsup.augment import AugmentConfig, build_views
 from selfsup.data import ImageDataset, TrainLoader, load_splits
 from selfsup.functional import nt_xent
-from selfsup.nn.backbone import BackboneConfig, build_backbone
+from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.nn.heads import projection_head
 from selfsup.registry import sources
 

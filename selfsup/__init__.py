@@ -35,22 +35,21 @@ if TYPE_CHECKING:
     from selfsup import augment, eval, functional, methods, nn, report
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
-    from selfsup.embedding import embed, read_embeddings
-    from selfsup.evaluation import load_evaluate_config
-    from selfsup.exporting import export
+    from selfsup.engine.evaluation import load_evaluate_config
+    from selfsup.exporting import embed, export, read_embeddings
     from selfsup.opened import load_backbone, open_network
     from selfsup.run import Run, evaluate, runs, train
 
 _PLACES = {
     "doctor": "selfsup.diagnosis",
-    "embed": "selfsup.embedding",
+    "embed": "selfsup.exporting",
     "evaluate": "selfsup.run",
     "export": "selfsup.exporting",
     "load_backbone": "selfsup.opened",
     "load_config": "selfsup.config",
-    "load_evaluate_config": "selfsup.evaluation",
+    "load_evaluate_config": "selfsup.engine.evaluation",
     "open_network": "selfsup.opened",
-    "read_embeddings": "selfsup.embedding",
+    "read_embeddings": "selfsup.exporting",
     "runs": "selfsup.run",
     "Run": "selfsup.run",
     "train": "selfsup.run",

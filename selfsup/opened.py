@@ -22,8 +22,7 @@ from selfsup.errors import UserError
 from selfsup.external import MODULE, TIMM, fit_weights, own_module, timm_network
 from selfsup.imports import recall
 from selfsup.methods import Parts
-from selfsup.nn import Backbone, BackboneConfig, build_backbone
-from selfsup.nn.backbone import OWN, own_backbone
+from selfsup.nn import OWN, Backbone, BackboneConfig, build_backbone, own_backbone
 from selfsup.registry import methods
 from selfsup.types import ImageFacts, Normalization
 

@@ -289,8 +289,8 @@ def evaluate(
     """
     from torch import nn
 
-    from selfsup import evaluation
     from selfsup.config import EvaluateConfig, words_of
+    from selfsup.engine import evaluation
 
     if isinstance(what, EvaluateConfig):
         if settings:

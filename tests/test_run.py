@@ -131,10 +131,10 @@ def test_any_module_is_evaluated() -> None:
 
 def test_what_was_given_must_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from selfsup.data.sources import own as data
-    from selfsup.nn import backbone
+    from selfsup.nn import wrap
 
     monkeypatch.setattr(data, "_given", [])
-    monkeypatch.setattr(backbone, "_given", [])
+    monkeypatch.setattr(wrap, "_given", [])
     with pytest.raises(UserError, match="data=own is a dataset that was given from Python"):
         selfsup.train(data="own", method="simclr")
     with pytest.raises(UserError, match=r"backbone\.name=own is a network that was given from Python"):

@@ -191,7 +191,7 @@ def chosen_protocols(arguments: argparse.Namespace) -> tuple[str, ...] | None:
 def run_protocols(arguments: argparse.Namespace, protocols: tuple[str, ...] | None) -> int:
     """Run protocols on a checkpoint, print what they find, and return the exit code."""
     settings = checkpoint_settings(arguments)
-    from selfsup.evaluation import evaluate
+    from selfsup.engine.evaluation import evaluate
     from selfsup.report import record_line
 
     records = evaluate(settings, protocols)

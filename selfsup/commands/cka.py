@@ -6,9 +6,19 @@ A RUN is whatever `selfsup evaluate` takes; the images are the first one's train
 otherwise.
 """
 
+from __future__ import annotations
+
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser
+from selfsup.errors import UserError
+from selfsup.writing import check_output
+
+if TYPE_CHECKING:
+    from selfsup.eval import CkaTable, Encoder
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,13 +34,49 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
-    from selfsup.evaluation import compare_networks
-    from selfsup.outputs import check_output
+    check_output(arguments.out, "--out")
     from selfsup.report import save_cka
 
-    check_output(arguments.out, "--out")
     table = compare_networks(arguments.words, arguments.settings, layers=arguments.layers)
     save_cka(table, arguments.out)
     print(table)
     print(f"\nlinear CKA, {table.images} images; saved: {arguments.out}/cka.csv, .png")
     return 0
+
+
+def compare_networks(
+    runs: Sequence[str], overrides: Sequence[str] = (), *, layers: bool = False, progress: bool = True
+) -> CkaTable:
+    """Return the linear CKA of networks on the same images, the first one's training images.
+
+    Args:
+        runs: What ``checkpoint`` takes, at least two; raw pixels are no network. ``untrained`` has the architecture of
+            the first.
+        overrides: Settings of the evaluation, such as ``data=…``, which networks from elsewhere need.
+        layers: Compare every stage of every network.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: As ``selfsup.load_evaluate_config`` and ``selfsup.eval.cka``, or a run is named twice.
+    """
+    from selfsup.data import load_splits
+    from selfsup.engine.evaluation import build_encoder, check_network, open_evaluation, open_for, tell
+    from selfsup.eval import cka
+
+    if len(runs) < 2 or len(set(runs)) < len(runs):
+        raise UserError("cka: name at least two runs, each once.")
+    config, opened = open_evaluation([f"checkpoint={runs[0]}", *overrides])
+    images = load_splits(config.data).train
+    networks: dict[str, Encoder] = {}
+    for run in runs:
+        if run != runs[0]:
+            opened = open_for(replace(config, checkpoint=run), images.facts)
+            if any(override.startswith(("data.mean=", "data.std=")) for override in overrides):
+                opened.normalize(config.data.mean, config.data.std)
+            check_network(opened, images.facts)
+        if opened.network is None:
+            raise UserError(f"cka: {run} is no network; name runs, checkpoints or networks by name.")
+        networks[run] = build_encoder(config, opened.network, progress)
+        if progress:
+            tell(opened, images.facts)
+    return cka(networks, images, layers=layers)

@@ -23,7 +23,7 @@ def run(arguments: Namespace) -> int:
     if len(arguments.words) > 1 or arguments.out is None:
         raise UserError("Write: selfsup embed RUN data=image_folder data.root=FOLDER --out features.npz.")
     settings = checkpoint_settings(arguments)
-    from selfsup.embedding import embed
+    from selfsup.exporting import embed
 
     path, count = embed(settings, arguments.out)
     print(f"saved: {path}, {count} images; read it with selfsup.read_embeddings({str(path)!r})")

@@ -8,15 +8,14 @@ from argparse import Namespace
 
 from selfsup.commands import Parser, refuse_settings
 from selfsup.errors import UserError
+from selfsup.settings.catalog import listed
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--format",
-        help="timm, torchvision, detectron2 (state dicts under their keys), safetensors (a folder with a model card), "
-        "onnx, torchscript, exported (with the computation)",
-    )
+    formats = (f"  {name:14s} {entry.summary}" for name, entry in listed("format").items())
+    parser.epilog = "\n".join(["formats:", *formats])
+    parser.add_argument("--format", metavar="NAME", help="one of the formats below")
     parser.add_argument("--out", metavar="PATH", help="file, or folder for safetensors, that does not exist yet")
 
 

@@ -6,9 +6,25 @@ Each dataset gives its own training part to the probes. The tables go to transfe
 records and figures of a dataset to a folder of its name there.
 """
 
+from __future__ import annotations
+
+import csv
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser, add_only, checkpoint_settings, chosen_protocols
+from selfsup.errors import UserError
+from selfsup.writing import check_output
+
+if TYPE_CHECKING:
+    from selfsup.eval import Record
+    from selfsup.opened import Opened
+
+PROTOCOLS = ("knn", "linear_probe")
+COLUMNS = ("data", "protocol", "metric", "split", "value", "std", "interval", "image_size", "train_images", "seconds")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,10 +36,103 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     protocols = chosen_protocols(arguments)
-    settings = checkpoint_settings(arguments)
-    from selfsup.transfer import PROTOCOLS, transfer
-
-    table = transfer(settings, protocols or PROTOCOLS)
+    table = transfer(checkpoint_settings(arguments), protocols or PROTOCOLS)
     print(table)
     print(f"\nsaved: {table.folder}/transfer.md, .csv")
     return 0
+
+
+@dataclass(frozen=True)
+class TransferTable:
+    """What a transfer found.
+
+    Attributes:
+        records: By dataset and protocol, the number to report: the primary one where there are several.
+        left_out: Datasets that could not be evaluated, and why.
+        folder: Where the tables lie; each dataset's ``results.json`` and figures are in a folder of its name below.
+    """
+
+    records: dict[str, dict[str, Record]]
+    folder: Path
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        from selfsup.report import console_table
+
+        return "\n".join([console_table(*self._cells()), *(f"left out: {note}" for note in self._notes())])
+
+    def save(self) -> None:
+        """Write ``transfer.md`` and ``transfer.csv`` (values as fractions)."""
+        from selfsup.report import markdown_table
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = markdown_table(*self._cells(), [f"left out: {note}" for note in self._notes()])
+        (self.folder / "transfer.md").write_text(text, "utf-8")
+        with (self.folder / "transfer.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            for name, found in self.records.items():
+                writer.writerows({**record, "data": name} for record in found.values())
+
+    def _notes(self) -> list[str]:
+        return [f"{name}: {reason}" for name, reason in self.left_out.items()]
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        protocols = list(dict.fromkeys(protocol for found in self.records.values() for protocol in found))
+        rows = []
+        for name, found in self.records.items():
+            first = next(iter(found.values()))
+            numbers = [found[protocol].text(1) if protocol in found else "–" for protocol in protocols]
+            rows.append([name, first.split, str(first["train_images"]), *numbers])
+        return ["data", "split", "images", *protocols], rows
+
+
+def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, progress: bool = True) -> TransferTable:
+    """Evaluate one network on several datasets, each with its own training part, and put the numbers in one table.
+
+    A dataset that cannot be read or evaluated is left out, and the table says why. The records of a dataset go to
+    ``transfer/NAME`` in the checkpoint's run (in ``runs`` where it has none, in ``run_dir`` itself where that is given)
+    and not to the run's own ``results.json``, which tells of the data that the network was trained on.
+
+    Args:
+        overrides: As for ``load_evaluate_config``, with several names in ``data``: ``["checkpoint=RUN",
+            "data=digits,fashion_mnist"]``. Other settings hold for every dataset.
+        protocols: Some of ``selfsup.eval.PROTOCOLS``.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: ``data`` or ``checkpoint`` is missing, a dataset is named twice, or none could be evaluated.
+    """
+    from selfsup.engine.evaluation import evaluate_opened, open_evaluation
+
+    given = [override for override in overrides if override.startswith("data=")]
+    names = [name for name in given[-1].removeprefix("data=").split(",") if name] if given else []
+    if not names or len(set(names)) < len(names):
+        raise UserError("transfer: name the datasets, each once: data=digits,fashion_mnist.")
+    others = [override for override in overrides if not override.startswith("data=")]
+    records: dict[str, dict[str, Record]] = {}
+    left_out: dict[str, str] = {}
+    folder: Path | None = None
+    opened: Opened | None = None
+    for name in names:
+        try:
+            config, opened = open_evaluation([*others, f"data={name}"], opened)
+            if folder is None:
+                folder = Path(config.run_dir or Path(opened.run or "runs") / "transfer").expanduser()
+                check_output(folder, "run_dir")
+            config.run_dir = str(folder / name)
+            found = evaluate_opened(config, opened, protocols, progress=progress)
+        except Exception as error:  # the records of the other datasets are not lost to the failure of one
+            left_out[name] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            continue
+        records[name] = {
+            protocol: max(own, key=lambda record: bool(record.get("primary")))
+            for protocol in protocols
+            if (own := [record for record in found if record["protocol"] == protocol])
+        }
+        TransferTable(records, folder, left_out).save()  # what is found is kept, whatever follows
+    if folder is None or not records:
+        raise UserError(f"transfer: no dataset could be evaluated: {next(iter(left_out.values()))}")
+    table = TransferTable(records, folder, left_out)
+    table.save()
+    return table

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 
 from selfsup.config import LoggerConfig
 from selfsup.errors import UserError
-from selfsup.metrics import read_metrics
+from selfsup.report.metrics import read_metrics
 from selfsup.writing import replace_text
 
 
@@ -86,7 +86,7 @@ def keep_rows(path: Path, before: int) -> list[str]:
     """Leave the rows of steps below ``before`` in a ``metrics.csv``, tidied; return its columns.
 
     Raises:
-        UserError: As :func:`~selfsup.metrics.read_metrics`.
+        UserError: As :func:`~selfsup.report.metrics.read_metrics`.
     """
     metrics = read_metrics(path)
     for note in metrics.notes:

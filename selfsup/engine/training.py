@@ -39,11 +39,11 @@ from selfsup.errors import UserError
 from selfsup.eval import Record, add_results, read_results
 from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method, Parts
-from selfsup.metrics import read_metrics
 from selfsup.nn import Backbone, build_backbone, side_step
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
 from selfsup.report import save, training_curves
+from selfsup.report.metrics import read_metrics
 
 AUTO = "auto"
 

@@ -1,15 +1,8 @@
 """Parts of methods: backbones, heads, momentum encoder, queue, split BatchNorm."""
 
-from selfsup.nn.backbone import (
-    Backbone,
-    BackboneConfig,
-    any_size,
-    build_backbone,
-    give_backbone,
-    idle_settings,
-    side_step,
-)
+from selfsup.nn.backbone import Backbone, BackboneConfig
 from selfsup.nn.batch_norm import SplitBatchNorm2d, batch_statistics, shuffle, split_batch_norm, unshuffle
+from selfsup.nn.building import any_size, build_backbone, idle_settings, side_step
 from selfsup.nn.dense import DenseEncoder, PixelPropagation, check_dense, dense_head
 from selfsup.nn.dino_head import DINOHead
 from selfsup.nn.heads import projection_head
@@ -17,9 +10,10 @@ from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import Prototypes
 from selfsup.nn.queue import FeatureQueue
 from selfsup.nn.recompute import in_chunks, unchanged_statistics
-from selfsup.nn.wrap import wrap_backbone
+from selfsup.nn.wrap import OWN, give_backbone, own_backbone, wrap_backbone
 
 __all__ = [
+    "OWN",
     "Backbone",
     "BackboneConfig",
     "DINOHead",
@@ -37,6 +31,7 @@ __all__ = [
     "give_backbone",
     "idle_settings",
     "in_chunks",
+    "own_backbone",
     "projection_head",
     "shuffle",
     "side_step",

@@ -1,7 +1,8 @@
-"""Any torch module as a backbone: what it takes and gives is found out by running it once."""
+"""Any torch module as a backbone: what it takes and gives is found out by running it once, and it has a name."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 
@@ -64,6 +65,36 @@ def wrap_backbone(network: nn.Module, image_size: int = 224, normalization: Norm
             stacklevel=2,
         )
     return Backbone(network, channels, normalization, dim=features.shape[1])
+
+
+#: Name of the backbone that was given from Python as a module.
+OWN = "own"
+_given: list[Backbone] = []
+
+
+def give_backbone(backbone: Backbone) -> None:
+    """Let ``backbone.name=own`` stand for a network of this process from now on; copies of it are trained."""
+    _given[:] = [copy.deepcopy(backbone)]
+
+
+def own_backbone(in_channels: int | None = None, normalization: Normalization | None = None) -> Backbone:
+    """Return a copy of the network that was given, for images of these channels and statistics where they are known.
+
+    Raises:
+        UserError: None was, or it takes images of other channels.
+    """
+    if not _given:
+        raise UserError(
+            "backbone.name=own is a network that was given from Python, which this process has not: give it to "
+            "selfsup.train(backbone=…), or to Run.backbone(network)."
+        )
+    backbone = copy.deepcopy(_given[0])
+    if in_channels not in (None, backbone.in_channels):
+        raise UserError(
+            f"backbone: the network takes images of {backbone.in_channels} channels and the data has {in_channels}."
+        )
+    backbone.normalization = normalization or backbone.normalization
+    return backbone
 
 
 def _channels(network: nn.Module) -> int:

@@ -192,7 +192,9 @@ def _draw_bars(axes: Any, groups: Sequence[Group], across: Axis, said: dict[str,
         for bar in bars:
             gid = f"bar-{len(said)}"
             axes.barh(y, bar.value, 0.72, color=colour(bar.style), alpha=0.45)
-            axes.plot([bar.value], [y], marker(bar.style), color=colour(bar.style), markersize=5.5, gid=gid, clip_on=False)
+            axes.plot(
+                [bar.value], [y], marker(bar.style), color=colour(bar.style), markersize=5.5, gid=gid, clip_on=False
+            )
             right = max(bar.value, 0.0)
             if bar.low is not None and bar.high is not None:
                 reach = [[bar.value - bar.low], [bar.high - bar.value]]

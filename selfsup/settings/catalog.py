@@ -31,6 +31,7 @@ REGISTERED = {
     "method": ("methods.register", PACKAGE / "methods"),
     "data": ("sources.register", PACKAGE / "data" / "sources"),
     "protocol": ("protocol", PACKAGE / "eval" / "protocols"),
+    "format": ("export_format", PACKAGE / "exporting" / "formats"),
 }
 
 

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsup.cli import main
+from selfsup.engine.evaluation import evaluate, load_evaluate_config
 from selfsup.errors import UserError
 from selfsup.eval import read_results
-from selfsup.evaluation import evaluate, load_evaluate_config
 from selfsup.nn import BackboneConfig
 from selfsup.opened import open_network
 from selfsup.types import Normalization

@@ -20,14 +20,14 @@ from torch import nn
 import selfsup
 from selfsup.checkpoint import INFO, read_checkpoint
 from selfsup.cli import main
+from selfsup.commands.transfer import transfer
 from selfsup.config import load_config
+from selfsup.engine.evaluation import load_evaluate_config
 from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.eval import read_results
-from selfsup.evaluation import load_evaluate_config
 from selfsup.nn import Backbone, BackboneConfig
 from selfsup.opened import open_network
-from selfsup.transfer import transfer
 from selfsup.types import ImageFacts, Normalization
 
 QUICK = ["eval.knn.k=[3]", "eval.figures=false", "accelerator=cpu"]
@@ -112,7 +112,7 @@ def test_what_is_given_wins(trained: Path, photos: Path, here: Path, capsys: pyt
     assert main(command("knn", trained, *given)) == 0
     assert "(48 px, mean [0.4, 0.45, 0.5], std [1.0, 1.0, 1.0])" in capsys.readouterr().out
     assert [record["image_size"] for record in read_results("r")] == [48]
-    network = selfsup.evaluation.open_evaluation([f"checkpoint={trained}", *given])[1].network
+    network = selfsup.engine.evaluation.open_evaluation([f"checkpoint={trained}", *given])[1].network
     assert network.normalization == Normalization((0.4, 0.45, 0.5), (1.0, 1.0, 1.0))
 
 
@@ -208,14 +208,14 @@ def test_a_disk_without_room_is_told_before_the_work(
     name: str, trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usage = shutil.disk_usage(here)._replace(free=100)
-    monkeypatch.setattr("selfsup.outputs.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("selfsup.writing.shutil.disk_usage", lambda _: usage)
 
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("features were computed")
 
     monkeypatch.setattr(Backbone, "forward_dense", work)
-    monkeypatch.setattr("selfsup.embedding.extract_features", work)
-    monkeypatch.setattr("selfsup.evaluation.measure", work)
+    monkeypatch.setattr("selfsup.exporting.embedding.extract_features", work)
+    monkeypatch.setattr("selfsup.engine.evaluation.measure", work)
     assert main(command(name, trained)) == 2
     assert "make room" in capsys.readouterr().err
     assert not list(here.iterdir())
@@ -297,7 +297,7 @@ def test_a_file_that_holds_itself_ends(tmp_path: Path) -> None:
 def test_one_dataset_that_fails_does_not_cost_the_others(
     trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfsup import transfer as module
+    from selfsup.engine import evaluation as module
 
     real, calls = module.evaluate_opened, []
 
@@ -319,7 +319,7 @@ def test_one_dataset_that_fails_does_not_cost_the_others(
 def test_features_that_were_computed_before_a_failure_are_kept(
     error: Exception, trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfsup import embedding
+    from selfsup.exporting import embedding
 
     real, calls = embedding.extract_features, []
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from selfsup.checkpoint import INFO, read_checkpoint
 from selfsup.cli import main
 from selfsup.config import from_values, load_config, to_yaml
+from selfsup.engine.evaluation import evaluate
 from selfsup.engine.start import digest_of, start_from
 from selfsup.engine.training import load_resumed_config, train
 from selfsup.errors import UserError
 from selfsup.eval import read_results
-from selfsup.evaluation import evaluate
 from selfsup.methods import Method
 from selfsup.nn import Backbone, BackboneConfig, build_backbone
 from selfsup.opened import load_backbone

@@ -15,7 +15,7 @@ from selfsup.cli import main
 from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.data.membership import HOLDOUT, PRETRAIN, TEST, TRAINED, read_membership
-from selfsup.evaluation import evaluate, load_evaluate_config
+from selfsup.engine.evaluation import evaluate, load_evaluate_config
 
 OWN = [setting for setting in TINY if not setting.startswith(("data.", "online.", "trainer.max"))]
 FOLDER = ["data=image_folder", "data.image_size=32", "online.every_epochs=0", "optimizer.warmup_epochs=0"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.metrics import read_metrics
 from selfsup.report.compared import Charted, Compared, page_chart
 from selfsup.report.drawing import new_figure
 from selfsup.report.estimates import read_numbers
+from selfsup.report.metrics import read_metrics
 from selfsup.report.plots import Axis, line_figure, number_text
 
 FIRST_PANELS = ("train/", "lr", "online/", "health/")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfsup.errors import UserError
-from selfsup.metrics import read_metrics
+from selfsup.report.metrics import read_metrics
 
 TEXT = "epoch,step,train/loss\r\n0,0,2.5\r\n0,1,2.25\r\n,1,\r\n"
 ROWS = [("0", "2.5"), ("1", "2.25"), ("1", "")]

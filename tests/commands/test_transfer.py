@@ -6,11 +6,11 @@ import pytest
 from tiny import TINY
 
 from selfsup.cli import main
+from selfsup.commands.transfer import transfer
 from selfsup.config import load_config
 from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.eval import read_results
-from selfsup.transfer import transfer
 
 QUICK = ["eval.linear_probe.epochs=2", "eval.linear_probe.learning_rates=[0.1]", "eval.knn.k=[5]", "eval.figures=false"]
 

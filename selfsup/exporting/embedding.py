@@ -26,10 +26,10 @@ from selfsup.data import load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.files import FileDataset
 from selfsup.data.workers import worker_count
+from selfsup.engine.evaluation import choose_device, opened_evaluation, tell, tell_found
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, extract_features
-from selfsup.evaluation import choose_device, opened_evaluation, tell, tell_found
-from selfsup.outputs import check_output
+from selfsup.writing import check_output
 
 logger = logging.getLogger(__name__)
 

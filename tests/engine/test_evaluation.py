@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from selfsup.data import ResidentDataset, Splits
-from selfsup.evaluation import evaluate, leave_out_unlabelled, open_evaluation
+from selfsup.engine.evaluation import evaluate, leave_out_unlabelled, open_evaluation
 from selfsup.types import ImageFacts, Normalization
 
 

@@ -242,14 +242,14 @@ def test_a_file_that_differs_is_not_kept(
     format: str, run_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = run_of(BackboneConfig("resnet18", small_stem=False))
-    original = selfsup.exporting._Run.state.fget
+    original = selfsup.exporting.trained.Trained.state.fget
     monkeypatch.setattr(
-        "selfsup.exporting._Run.state",
+        "selfsup.exporting.trained.Trained.state",
         property(lambda self: {k: v * 1.001 if k == "conv1.weight" else v for k, v in original(self).items()}),
     )
     wrong = Normalization((0.31, 0.4, 0.5), (0.2, 0.25, 0.3))
-    build = selfsup.exporting.NormalizedBackbone
-    monkeypatch.setattr("selfsup.exporting.NormalizedBackbone", lambda network, _: build(network, wrong))
+    build = selfsup.exporting.trained.NormalizedBackbone
+    monkeypatch.setattr("selfsup.exporting.trained.NormalizedBackbone", lambda network, _: build(network, wrong))
     with pytest.raises(UserError, match="differ by"):
         selfsup.export(checkpoint, format, tmp_path / "network.pt2")
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
@@ -289,7 +289,7 @@ def test_without_onnxruntime(trained: Path, tmp_path: Path, monkeypatch: pytest.
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
         return original(name, *rest)
 
-    monkeypatch.setattr("selfsup.exporting.importlib.import_module", missing)
+    monkeypatch.setattr("selfsup.exporting.formats.onnx.importlib.import_module", missing)
     with pytest.raises(UserError, match=r"onnx.*selfsup\[export\]"):
         selfsup.export(trained, "onnx", tmp_path / "n.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -17,15 +17,15 @@ from selfsup.data.base import ImageDataset
 from selfsup.data.workers import worker_count
 from selfsup.engine.trained_images import leave_out_trained, rule_of_run
 from selfsup.errors import UserError
-from selfsup.eval import Audit, CkaTable, Encoder, Record, Subject, audit_dataset, cka, extract_splits, measure
+from selfsup.eval import Encoder, Record, Subject, measure
 from selfsup.eval.config import renamed
 from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import default_protocols
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
-from selfsup.outputs import check_output
-from selfsup.report import Evaluated, contact_sheet, draw_figures, save
+from selfsup.report import Evaluated, draw_figures
 from selfsup.settings.overrides import read_change
 from selfsup.types import ImageFacts
+from selfsup.writing import check_output
 
 
 def load_evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
@@ -60,7 +60,7 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
     config = cast(EvaluateConfig, load_config(own, kind="evaluate"))
     choose_device(config.accelerator)
     if opened is None or opened.name == "untrained":
-        opened = _open(config, _images(config), bool({"backbone", "backbone.name"} & given.keys()))
+        opened = open_for(config, images_of(config), bool({"backbone", "backbone.name"} & given.keys()))
     if opened.config is not None and (settings := [key for key in given if key.split(".")[0] == "backbone"]):
         raise UserError(f"{settings[0]}: {name} says which network it is; leave the setting out.")
     if not asked:
@@ -70,7 +70,7 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
         config = cast(EvaluateConfig, from_values(values, overrides, kind="evaluate"))
     elif opened.config is not None and "data.membership" not in given:
         config.data.membership = rule_of_run(opened.config, config.data)
-    images = _images(config)  # before the statistics are those of the network
+    images = images_of(config)  # before the statistics are those of the network
     if opened.image_size is not None and "data.image_size" not in given:
         config.data.image_size = opened.image_size
     if opened.normalization is not None:
@@ -87,9 +87,9 @@ def opened_evaluation(what: EvaluateConfig | Sequence[str]) -> tuple[EvaluateCon
     if not isinstance(what, EvaluateConfig):
         return open_evaluation(what)
     choose_device(what.accelerator)
-    opened = _open(what, _images(what))
+    opened = open_for(what, images_of(what))
     opened.normalize(what.data.mean, what.data.std)
-    check_network(opened, _images(what))
+    check_network(opened, images_of(what))
     return what, opened
 
 
@@ -97,11 +97,11 @@ def _which_data(name: str) -> UserError:
     return UserError(f"checkpoint={name} has no data of its own; say on which images to judge it: data=….")
 
 
-def _images(config: EvaluateConfig) -> ImageFacts:
+def images_of(config: EvaluateConfig) -> ImageFacts:
     return config.data.facts("train", len(config.data.mean))
 
 
-def _open(config: EvaluateConfig, images: ImageFacts, names_network: bool = True) -> Opened:
+def open_for(config: EvaluateConfig, images: ImageFacts, names_network: bool = True) -> Opened:
     backbone = config.backbone if names_network or config.checkpoint == "untrained" else None
     return open_network(config.checkpoint, backbone, images=images, pretrained=config.pretrained, seed=config.seed)
 
@@ -172,7 +172,7 @@ def evaluate_opened(
     if run_dir is not None:
         check_output(run_dir, "run_dir")
     if progress:
-        tell(opened, _images(config))
+        tell(opened, images_of(config))
     splits = load_splits(config.data)
     if progress:
         tell_found(config.data, opened, splits)
@@ -244,84 +244,6 @@ def record_facts(opened: Opened, images: ImageDataset) -> dict[str, Any]:
         return {}
     statistics = opened.normalization or images.normalization
     return {**opened.facts, "mean": list(statistics.mean), "std": list(statistics.std)}
-
-
-def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True) -> tuple[Audit, Path, Path]:
-    """Look for near-duplicates and probable label errors over all parts of a source, the test images included.
-
-    ``neighbours.csv`` and ``contact_sheet.png`` go to the folder ``neighbours`` of ``run_dir``, of the checkpoint's own
-    run, or of ``runs`` where there is neither.
-
-    Args:
-        what: Whose features, of which images, as for :func:`evaluate`; of ``eval`` the first of ``knn.k`` and of
-            ``knn.temperatures``, ``duplicate_similarity`` and how neighbours are searched.
-        progress: Show progress bars.
-
-    Returns:
-        What was found, the table and the contact sheet.
-
-    Raises:
-        UserError: As :func:`evaluate` and ``selfsup.eval.audit``.
-    """
-    config, opened = opened_evaluation(what)
-    settings, votes = config.eval, config.eval.of("knn")
-    if not votes.k or not votes.temperatures:
-        raise UserError("eval.knn.k and eval.knn.temperatures: give at least one of each; neighbours takes the first.")
-    folder = Path(config.run_dir or opened.run or "runs").expanduser() / "neighbours"
-    check_output(folder, "run_dir")
-    if progress:
-        tell(opened, _images(config))
-    # Read from their files, which the findings name; images in memory have forgotten them
-    splits = load_splits(replace(config.data, resident_limit_mb=0))
-    encoder = replace(build_encoder(config, opened.network, progress), precision="32")
-    found = extract_splits(encoder, splits, folder / "features" if settings.cache else None)
-    parts = ((found.train, splits.train), (found.holdout, splits.holdout), (found.test, splits.test))
-    audit, pictures, table = audit_dataset(
-        [(features, images) for features, images in parts if features is not None and images is not None],
-        folder,
-        k=votes.k[0],
-        temperature=votes.temperatures[0],
-        duplicate_similarity=settings.duplicate_similarity,
-        index=settings.index,
-        effort=settings.index_effort,
-        memory_mb=settings.search_memory_mb,
-        progress=progress,
-    )
-    return audit, table, save(contact_sheet(audit, pictures), folder / "contact_sheet.png")
-
-
-def compare_networks(
-    runs: Sequence[str], overrides: Sequence[str] = (), *, layers: bool = False, progress: bool = True
-) -> CkaTable:
-    """Return the linear CKA of networks on the same images, the first one's training images.
-
-    Args:
-        runs: What ``checkpoint`` takes, at least two; raw pixels are no network. ``untrained`` has the architecture of
-            the first.
-        overrides: Settings of the evaluation, such as ``data=…``, which networks from elsewhere need.
-        layers: Compare every stage of every network.
-        progress: Show progress bars.
-
-    Raises:
-        UserError: As :func:`load_evaluate_config` and ``selfsup.eval.cka``, or a run is named twice.
-    """
-    if len(runs) < 2 or len(set(runs)) < len(runs):
-        raise UserError("cka: name at least two runs, each once.")
-    config, opened = open_evaluation([f"checkpoint={runs[0]}", *overrides])
-    images = load_splits(config.data).train
-    networks: dict[str, Encoder] = {}
-    for run in runs:
-        if run != runs[0]:
-            opened = _open(replace(config, checkpoint=run), images.facts)
-            if any(override.startswith(("data.mean=", "data.std=")) for override in overrides):
-                opened.normalize(config.data.mean, config.data.std)
-            check_network(opened, images.facts)
-        if opened.network is None:
-            raise UserError(f"cka: {run} is no network; name runs, checkpoints or networks by name.")
-        networks[run] = build_encoder(config, opened.network, progress)
-        if progress:
-            tell(opened, images.facts)
-    return cka(networks, images, layers=layers)
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -1,0 +1,60 @@
+"""The model card: what a backbone is, what was measured of it, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from selfsup.eval.results import FILE, read_results
+from selfsup.exporting.trained import Trained
+
+
+def model_card(run: Trained, code: str) -> str:
+    """Return the Markdown that says what a run's backbone is, what was measured of it, and how to load it.
+
+    Args:
+        run: The run.
+        code: Python that loads the weights.
+
+    Raises:
+        UserError: The run's ``results.json`` is broken.
+    """
+    config = run.settings
+    data, method = config["data"], config["method"]
+    facts = {
+        "Method": method["name"] + _settings({k: v for k, v in method.items() if k != "name"}),
+        "Data": f"{data['name']}, {data['image_size']} pixels" + (f", {data['limit']} images" if data["limit"] else ""),
+        "Epochs": f"{run.opened.epochs}, {config['batch_size']} images a step, seed {config['seed']}",
+        "Network": run.config.name + _settings({k: v for k, v in vars(run.config).items() if k != "name"}),
+        "Features": f"{run.backbone.dim} numbers an image, averaged over the map where the network does so",
+        "Input": f"{run.channels} channel(s), scaled to [0, 1], then (x - mean) / std",
+        "Mean": str(list(run.normalization.mean)),
+        "Standard deviation": str(list(run.normalization.std)),
+    }
+    lines = ["---", "library_name: selfsup", "tags: [self-supervised, image-feature-extraction]", "---", ""]
+    lines += [f"# {run.config.name}, trained with {method['name']} on {data['name']}", ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
+    lines += ["## Results", "", *_results(run), "", "## Load it", "", "```python", code, "```", ""]
+    return "\n".join(lines)
+
+
+def _results(run: Trained) -> Iterator[str]:
+    records = read_results(run.folder) if (run.folder / FILE).exists() else []
+    shown = [r for r in records if r["protocol"] != "training" and r.get("epoch") == run.opened.epochs]
+    if not shown:
+        yield "Not evaluated yet."
+        return
+    common = {"protocol", "metric", "value", "split", "seconds", "peak_memory_mb"}
+    yield "| protocol | metric | value | on | details |"
+    yield "|---|---|---|---|---|"
+    for record in shown:
+        details = {
+            k: v for k, v in record.items() if k not in common and isinstance(v, str | int | float) and k != "epoch"
+        }
+        written = ", ".join(f"{key} {value}" for key, value in details.items())
+        yield f"| {record['protocol']} | {record['metric']} | {record['value']:.4g} | {record['split']} | {written} |"
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    written = ", ".join(f"{key}={value}" for key, value in values.items() if value not in (None, {}, []))
+    return f" ({written})" if written else ""

@@ -1,0 +1,49 @@
+"""The network as a graph for ONNX."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from selfsup.errors import UserError
+from selfsup.exporting.format import export_format, quiet
+from selfsup.exporting.trained import Features, Trained
+
+
+@export_format("onnx")
+def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
+    """ONNX graph, which takes images in [0, 1]."""
+    try:
+        _, _, runtime = map(importlib.import_module, ("onnx", "onnxscript", "onnxruntime"))
+    except ImportError as error:
+        raise UserError(
+            f"--format onnx needs the package '{error.name}', which is missing; install the extra: "
+            "pip install 'selfsup[export]'."
+        ) from error
+    if sum(value.nbytes for value in run.state.values()) > 1.9e9:
+        raise UserError("--format onnx: an ONNX file holds at most 2 GB; use --format exported.")
+    with quiet():
+        torch.onnx.export(
+            run.with_normalization(),
+            (run.images(2),),
+            draft,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    session = runtime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
+
+    def read_back(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    return read_back, (
+        f"import onnxruntime\n\nsession = onnxruntime.InferenceSession({str(target)!r})\n"
+        f"# images: float32 [B,{run.channels},{run.image_size},{run.image_size}] in [0, 1]\n"
+        '(features,) = session.run(None, {"images": images})'
+    )

@@ -1,0 +1,21 @@
+"""The network as a traced TorchScript."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from selfsup.exporting.format import export_format, quiet
+from selfsup.exporting.trained import Features, Trained
+
+
+@export_format("torchscript")
+def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
+    """TorchScript, which takes images in [0, 1]."""
+    with quiet():
+        script = cast(Any, torch.jit)  # has no types
+        script.trace(run.with_normalization(), (run.images(2),)).save(str(draft))
+        read_back: Features = script.load(str(draft))
+    return read_back, f"import torch\n\nnetwork = torch.jit.load({str(target)!r})  # for images in [0, 1]"
