@@ -6,6 +6,7 @@
 >>> backbone = run.backbone()
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Run",
     "augment",
+    "compare",
+    "data",
     "doctor",
     "embed",
     "eval",
@@ -32,15 +35,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from selfsup import augment, eval, functional, methods, nn, report
+    from selfsup import augment, data, eval, functional, methods, nn, report
     from selfsup.config import load_config
     from selfsup.diagnosis import doctor
     from selfsup.engine.evaluation import load_evaluate_config
     from selfsup.exporting import embed, export, read_embeddings
     from selfsup.opened import load_backbone, open_network
-    from selfsup.run import Run, evaluate, runs, train
+    from selfsup.run import Run, compare, evaluate, runs, train
 
 _PLACES = {
+    "compare": "selfsup.run",
     "doctor": "selfsup.diagnosis",
     "embed": "selfsup.exporting",
     "evaluate": "selfsup.run",
@@ -56,11 +60,15 @@ _PLACES = {
 }
 
 
+# tqdm says it in a notebook when other libraries import it; the bars here are text and need no widget
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+
 def __getattr__(name: str) -> Any:
     # torch and its friends take seconds to import; `selfsup --help` should not
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
-    if name in ("augment", "eval", "functional", "methods", "nn", "report"):
+    if name in ("augment", "data", "eval", "functional", "methods", "nn", "report"):
         return import_module(f"selfsup.{name}")
     raise AttributeError(f"module 'selfsup' has no attribute '{name}'")
 

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from selfsup.config import EvaluateConfig, TrainConfig
     from selfsup.eval import Record
     from selfsup.nn import Backbone
+    from selfsup.report import Comparison
 
 MEASURES = ("online/knn", "health/rank", "train/loss")  # of the last row of the metrics, shown first
 
@@ -305,6 +307,29 @@ def evaluate(
     else:
         words = list(what)
     return evaluation.evaluate([*words, *own, *words_of(settings)], protocols, progress)
+
+
+def compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> Comparison:
+    """Put runs side by side; a notebook shows a table and a chart, with the deviation over the seeds.
+
+    >>> selfsup.compare(selfsup.runs("runs"))
+    >>> selfsup.compare(["runs/a", "runs/b"], "comparison").table
+
+    Args:
+        runs: Folders of runs and of evaluations.
+        out: Folder for the files that ``selfsup compare`` writes, or None.
+
+    Raises:
+        UserError: No run is given, a folder is no run, or a file in it is broken.
+    """
+    from selfsup.report import Comparison
+    from selfsup.report import compare as write
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder if out is None else out)
+        found = write([os.fspath(run) for run in runs], output)
+        chart = output / "comparison.png"
+        return Comparison(found, chart.read_bytes() if chart.is_file() else b"")
 
 
 def _given(settings: dict[str, Any]) -> list[str]:

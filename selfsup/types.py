@@ -53,6 +53,10 @@ class Normalization:
     std: tuple[float, ...]
 
 
+#: ImageNet's statistics for grey images: the mean over the channels.
+GREY = Normalization((0.449,), (0.226,))
+
+
 @dataclass(frozen=True)
 class ImageFacts:
     """What is known of the images of a dataset without looking at them, and all that building a network needs of them.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import selfsup
-from selfsup.config import load_config, words_of
+from selfsup.config import load_config, to_yaml, words_of
 from selfsup.errors import UserError
+from selfsup.eval import Record, add_results
 
 IMAGES = torch.randint(0, 256, (48, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 DATA = TensorDataset(IMAGES, torch.arange(48) % 3)
@@ -98,6 +99,39 @@ def test_runs_are_listed_and_chosen(run: selfsup.Run, tmp_path: Path) -> None:
         selfsup.Run(tmp_path / "none")
 
 
+def test_runs_side_by_side(run: selfsup.Run, tmp_path: Path) -> None:
+    """Three seeds of a method become a row with their mean and deviation; another method is one of its own."""
+    places = []
+    for method, seed, value in [("moco", 0, 0.4), ("moco", 1, 0.5), ("moco", 2, 0.6), ("simclr", 0, 0.7)]:
+        folder = tmp_path / f"{method}-{seed}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(to_yaml(load_config([f"method={method}", f"seed={seed}"])))
+        how = {"k": 20, "primary": True}
+        add_results(folder, [Record(protocol="knn", split="test", metric="top1", value=value, how=how)])
+        places.append(selfsup.Run(folder))
+    found = selfsup.compare(places)
+    table = found.table.set_index("method")
+    assert list(table["runs"]) == [3, 1]
+    assert float(table.loc["moco", "kNN"]) == pytest.approx(0.5)
+    assert float(table.loc["moco", "kNN std"]) == pytest.approx(0.1)
+    assert table["kNN std"].isna().to_dict() == {"moco": False, "simclr": True}
+    assert list(found.runs["seed"]) == [0, 1, 2, 0]
+    shown = found._repr_html_()
+    assert "0.500" in shown
+    assert "<img" in shown
+    assert any("has no linear probe result" in note for note in found.notes)
+    selfsup.compare(places, tmp_path / "comparison")
+    assert (tmp_path / "comparison" / "comparison.html").is_file()
+    with pytest.raises(UserError, match="name at least one run"):
+        selfsup.compare([])
+
+
+def test_all_that_is_named_is_there() -> None:
+    for name in dir(selfsup):
+        assert getattr(selfsup, name) is not None
+    assert {"train", "evaluate", "compare", "runs", "Run", "eval", "methods"} <= set(dir(selfsup))
+
+
 def test_ones_own_dataset_and_network(tmp_path: Path) -> None:
     own = network()
     before = [p.clone() for p in own.parameters()]
@@ -127,6 +161,19 @@ def test_any_module_is_evaluated() -> None:
     assert record["checkpoint"] == "own:Mean"
     with pytest.raises(UserError, match="checkpoint=own has no data of its own"):
         selfsup.evaluate(Mean(), ["knn"])
+
+
+def test_features_of_any_dataset_and_plain_tensors() -> None:
+    found = selfsup.eval.extract_features(network(), DATA, progress=False)
+    again = selfsup.eval.extract_features(network(), selfsup.data.as_images(DATA), progress=False)
+    assert torch.equal(found.features, again.features)
+    assert found.labels is not None
+    assert torch.equal(found.labels, DATA.tensors[1])
+    mine = selfsup.eval.FeatureSet(found.features, found.labels)
+    assert torch.equal(mine.index, torch.arange(48))
+    assert selfsup.eval.knn(mine, mine, k=1) == {1: 1.0}
+    probe = selfsup.eval.linear_probe(mine, mine, epochs=2, progress=False)
+    assert 0 <= probe.accuracy <= 1
 
 
 def test_what_was_given_must_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from selfsup.data.base import ImageDataset
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
-from selfsup.types import ImageFacts, Normalization
+from selfsup.types import GREY, ImageFacts, Normalization
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -65,7 +65,7 @@ def as_images(
         raise UserError(f"data: {type(dataset).__name__} is empty; give a dataset with images.")
     first, label = _item(dataset, 0)
     side = image_size or min(first.shape[1:])
-    statistics = normalization or (IMAGENET if len(first) != 1 else Normalization((0.449,), (0.226,)))
+    statistics = normalization or (IMAGENET if len(first) != 1 else GREY)
     facts = ImageFacts(name, split, len(first), side, statistics)
     if len(dataset) * len(first) * side**2 > resident_limit_mb * 2**20:
         return TorchDataset(dataset, facts)

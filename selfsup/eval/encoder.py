@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import eval_batches
+from selfsup.data.torch_dataset import SizedDataset, as_images
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, join_labels, read_content, write_content
 from selfsup.eval.stages import head_steps, watch
@@ -193,7 +194,7 @@ class Encoder:
 
 def extract_features(
     backbone: nn.Module,
-    dataset: ImageDataset,
+    dataset: SizedDataset | ImageDataset,
     *,
     batch_size: int = 256,
     workers: int = 0,
@@ -206,12 +207,13 @@ def extract_features(
 
     Args:
         backbone, batch_size, workers, device, precision, progress: See :class:`Encoder`.
-        dataset, cache: See :meth:`Encoder.features`.
+        dataset: One of ours, or any torch dataset of images or of (image, label), see :func:`selfsup.data.as_images`.
+        cache: See :meth:`Encoder.features`.
 
     Raises:
         UserError: As :meth:`Encoder.features`.
     """
-    return Encoder(backbone, batch_size, workers, device, precision, progress).features(dataset, cache)
+    return Encoder(backbone, batch_size, workers, device, precision, progress).features(as_images(dataset), cache)
 
 
 def raw_pixels(dataset: ImageDataset, *, batch_size: int = 1024, workers: int = 0) -> FeatureSet:

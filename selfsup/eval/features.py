@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,12 +22,16 @@ class FeatureSet:
     Attributes:
         features: float32 ``[N,D]`` on the CPU, as the network gives them (not normalised).
         labels: int64 ``[N]``, or None when the source has none. A missing label is -1.
-        index: int64 ``[N]``, the stable position of each image in its source split.
+        index: int64 ``[N]``, the stable position of each image in its source split; their order where it is left out.
     """
 
     features: Tensor
-    labels: Tensor | None
-    index: Tensor
+    labels: Tensor | None = None
+    index: Tensor = field(default=cast(Tensor, None))  # replaced below
+
+    def __post_init__(self) -> None:
+        if cast(Any, self.index) is None:
+            object.__setattr__(self, "index", torch.arange(len(self.features)))
 
     def __len__(self) -> int:
         return len(self.features)

@@ -17,7 +17,7 @@ from selfsup.functional.collectives import size_of
 from selfsup.nn import Backbone, wrap_backbone
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import choice, methods, nearest
-from selfsup.types import Batch, Normalization
+from selfsup.types import GREY, Batch, Normalization
 
 
 @dataclass
@@ -72,7 +72,7 @@ def parts_of(
         total_steps: Optimiser steps of the training; schedules (of the momentum, say) are fractions of it. None leaves
             them at their start in a loop of one's own; a trainer knows by itself.
         normalization: Statistics of images scaled to [0, 1]; None is the backbone's where it knows them, else
-            ImageNet's.
+            ImageNet's, their mean for a network that takes grey images.
         optimizer: For training under a trainer; None is what comes with the method, a mapping changes some of that.
         settings: The method's own, as ``selfsup methods NAME`` lists them.
 
@@ -88,7 +88,7 @@ def parts_of(
         raise UserError(f"{method.__name__} has no setting '{unknown}'.{nearest(unknown, known)}") from error
     augment = choice("augment", entry.choices.get("augment", "simclr"), AugmentConfig)
     network = wrap_backbone(backbone, image_size)
-    statistics = normalization or network.normalization or IMAGENET
+    statistics = normalization or network.normalization or (GREY if network.in_channels == 1 else IMAGENET)
     own = choice("optimizer", entry.choices.get("optimizer", "sgd"), OptimizerConfig)
     if isinstance(optimizer, Mapping):
         own = dataclasses.replace(own, **optimizer)

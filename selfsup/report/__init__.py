@@ -9,10 +9,12 @@ from selfsup.report.charts.training import training_curves
 from selfsup.report.compare import compare, save_cka
 from selfsup.report.comparison import Table
 from selfsup.report.drawing import CHARTS, Evaluated, chart, draw_figures, save
+from selfsup.report.notebook import Comparison
 from selfsup.report.table import console_table, markdown_table, record_line
 
 __all__ = [
     "CHARTS",
+    "Comparison",
     "Evaluated",
     "Table",
     "chart",
