@@ -28,6 +28,7 @@ from selfsup.eval import extract_features, knn
 from selfsup.eval.features import labelled
 from selfsup.eval.subject import evenly
 from selfsup.functional import alignment, feature_std, rank_me
+from selfsup.functional.arguments import trusted_values
 from selfsup.methods import Method
 from selfsup.nn import batch_statistics
 from selfsup.random import fold_in
@@ -330,6 +331,7 @@ class OnlineEvaluation(pl.Callback):
         if self._message is not None:
             raise UserError(self._message)
 
+    @trusted_values()
     def find_collapse(self, module: Method) -> str:
         """Return what is wrong with the features by the statistics of a batch; nothing where they are fine."""
         some = evenly(self.bank, 256)
@@ -356,6 +358,7 @@ class OnlineEvaluation(pl.Callback):
             "first."
         )
 
+    @trusted_values()
     def look(self, module: Method) -> dict[str, float]:
         """Return the metrics of the network as it is."""
         device, backbone = module.device, module.evaluated_backbone

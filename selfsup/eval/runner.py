@@ -103,5 +103,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UserError | torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, ValueError) and Path(place.filename).parent.name == "functional":
+        return str(error)  # a sentence on what cannot be measured
     told = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {told}"

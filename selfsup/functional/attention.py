@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from selfsup.functional.arguments import count, floats, looks_at, number
+
 
 def attention_distance(attention: Tensor, patch_size: float = 1.0) -> Tensor:
     """Return how far the queries of each head look on average: ``[B,h]`` in the unit of ``patch_size``.
@@ -22,6 +24,8 @@ def attention_distance(attention: Tensor, patch_size: float = 1.0) -> Tensor:
     Raises:
         ValueError: The tokens do not lie on a square grid.
     """
+    (attention,) = floats("attention_distance", "[B,h,Q,K]", attention=attention)
+    number("attention_distance", patch_size=patch_size)
     side = _side(attention)
     x = torch.arange(side, device=attention.device, dtype=attention.dtype)
     position = torch.cartesian_prod(x, x)
@@ -37,7 +41,13 @@ def attention_nmi(attention: Tensor) -> Tensor:
 
     Args:
         attention: float ``[B,h,Q,K]``; rows are queries and sum to 1.
+
+    Raises:
+        ValueError: Another shape; on a CPU also rows that are no distributions.
     """
+    (attention,) = floats("attention_nmi", "[B,h,Q,K]", attention=attention)
+    if looks_at(attention) and (attention.min() < 0 or (attention.sum(3) - 1).abs().max() > 0.05):
+        raise ValueError("attention_nmi: the rows of attention must be at least 0 and sum to 1.")
     queries = attention.shape[2]
     joint = attention / queries
     keys = joint.sum(2)
@@ -59,7 +69,16 @@ def patch_attention(attention: Tensor, prefix: int) -> Tensor:
 
     Returns:
         float ``[B,h,P,P]``. A query that looks at prefix tokens alone is spread evenly.
+
+    Raises:
+        ValueError: Another shape, or no patches after the prefix; on a CPU also negative attention.
     """
+    (attention,) = floats("patch_attention", "[B,h,T,T]", attention=attention)
+    count("patch_attention", least=0, prefix=prefix)
+    if prefix >= attention.shape[3]:
+        raise ValueError(f"patch_attention: prefix={prefix} leaves none of {attention.shape[3]} tokens.")
+    if looks_at(attention) and attention.min() < 0:
+        raise ValueError("patch_attention: attention must be at least 0.")
     patches = attention[:, :, prefix:, prefix:]
     total = patches.sum(3, keepdim=True)
     even = torch.full_like(patches, 1 / patches.shape[3])
@@ -80,9 +99,7 @@ def fourier_log_amplitude(features: Tensor) -> Tensor:
     Raises:
         ValueError: The maps are not square.
     """
-    if features.ndim != 4 or features.shape[2] != features.shape[3]:
-        raise ValueError(f"feature maps of shape {list(features.shape)}; they must be [B,D,S,S]")
-    maps = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    (maps,) = floats("fourier_log_amplitude", "[B,D,S,S]", features=features)
     side = maps.shape[2]
     amplitude = torch.fft.fft2(maps).abs().diagonal(dim1=2, dim2=3)[..., : side // 2 + 1]
     floor = maps.abs().sum((2, 3))[..., None] * torch.finfo(maps.dtype).eps
@@ -95,5 +112,7 @@ def _side(attention: Tensor) -> int:
     queries, keys = attention.shape[2:]
     side = math.isqrt(queries)
     if queries != keys or side * side != queries:
-        raise ValueError(f"attention of {queries} queries and {keys} keys is not that of a square grid of patches")
+        raise ValueError(
+            f"attention_distance: attention of {queries} queries and {keys} keys is that of no square grid of patches."
+        )
     return side

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.contrastive import full_precision
+from selfsup.functional.arguments import count, floats, full_precision, looks_at, number
 
 
 @torch.no_grad()
@@ -41,17 +41,16 @@ def sinkhorn(
         Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020, equations 3
         to 5; Cuturi, "Sinkhorn Distances", 2013.
     """
-    if scores.ndim != 2 or epsilon <= 0 or iterations < 1:
-        raise ValueError(
-            "sinkhorn needs scores [N,K], epsilon above 0 and at least one iteration, got "
-            f"{tuple(scores.shape)}, {epsilon} and {iterations}"
-        )
+    (scores,) = floats("sinkhorn", "[N,K]", scores=scores)
+    number("sinkhorn", above=0, epsilon=epsilon)
+    count("sinkhorn", iterations=iterations)
     with torch.autocast(scores.device.type, enabled=False):
-        scores = full_precision(scores)
         top = scores.max()
         if group is not None:
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
         codes = ((scores - top) / epsilon).exp()
+        if group is None and looks_at(codes) and not (codes.sum(dim=0).all() and codes.sum(dim=1).all()):
+            return _sinkhorn_of_logarithms(scores.double() / epsilon, iterations).to(scores.dtype)
         smallest = torch.finfo(codes.dtype).tiny  # a prototype or sample that underflowed everywhere stays at zero
         for _ in range(iterations):
             use = codes.sum(dim=0)
@@ -61,6 +60,14 @@ def sinkhorn(
             codes = codes / use.clamp_min(smallest)
             codes = codes / codes.sum(dim=1, keepdim=True).clamp_min(smallest)
         return codes
+
+
+def _sinkhorn_of_logarithms(logits: Tensor, iterations: int) -> Tensor:
+    """The same where the exponential of a whole row or column vanishes; slower."""
+    for _ in range(iterations):
+        logits = logits - logits.logsumexp(dim=0)
+        logits = logits - logits.logsumexp(dim=1, keepdim=True)
+    return logits.exp()
 
 
 def swapped_prediction(scores: Sequence[Tensor], codes: Sequence[Tensor], temperature: float) -> Tensor:
@@ -85,16 +92,19 @@ def swapped_prediction(scores: Sequence[Tensor], codes: Sequence[Tensor], temper
         and 6.
     """
     views, coded = len(scores), len(codes)
-    shapes = {tuple(x.shape) for x in (*scores, *codes)}
-    if views < 2 or not 1 <= coded <= views or len(shapes) != 1 or scores[0].ndim != 2:
+    if views < 2 or not 1 <= coded <= views:
         raise ValueError(
-            "swapped_prediction needs [N,K] scores of two views or more and codes of the first of them, all of one "
-            f"shape; got {views} scores and {coded} codes of shapes {sorted(shapes)}"
+            "swapped_prediction: scores must be of two views or more and codes of the first of them, got "
+            f"{views} scores and {coded} codes."
         )
+    named = {f"scores[{i}]": x for i, x in enumerate(scores)} | {f"codes[{i}]": x for i, x in enumerate(codes)}
+    checked = floats("swapped_prediction", "[N,K]", nan=False, **named)
+    scores, codes = checked[:views], checked[views:]
+    number("swapped_prediction", above=0, temperature=temperature)
     with torch.autocast(scores[0].device.type, enabled=False):
-        total = full_precision(scores[0]).new_zeros(())
+        total = scores[0].new_zeros(())
         for position, score in enumerate(scores):
-            log_prediction = F.log_softmax(full_precision(score) / temperature, dim=1)
+            log_prediction = F.log_softmax(score / temperature, dim=1)
             for other, code in enumerate(codes):
                 if other != position:
                     total = total - (code.detach() * log_prediction).sum(dim=1).mean()
@@ -131,6 +141,15 @@ def dino_loss(
     Source:
         Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021, equations 1 to 3.
     """
+    named = {f"student[{i}]": x for i, x in enumerate(student)} | {f"teacher[{i}]": x for i, x in enumerate(teacher)}
+    if len(student) < 2 or not 1 <= len(teacher) <= len(student):
+        raise ValueError(
+            "dino_loss: student must hold two views or more and teacher the first of them, got "
+            f"{len(student)} and {len(teacher)}."
+        )
+    floats("dino_loss", "[N,K]", nan=False, **named)
+    floats("dino_loss", "[...,K]", center=center)
+    number("dino_loss", above=0, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     with torch.autocast(center.device.type, enabled=False):
         targets = [
             F.softmax((full_precision(t.detach()) - center.detach()) / teacher_temperature, dim=1) for t in teacher

@@ -7,12 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.collectives import gather, gather_together, rank_of
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Return ``x`` in float32, or as it is when it already has at least that precision."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+from selfsup.functional.arguments import floats, integers, kind, number
+from selfsup.functional.collectives import gather, gather_together, rank_of, size_of
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -32,15 +28,15 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, group: dist.ProcessGroup
         Scalar. With DDP's mean over ranks, value and gradient are those of one process with all images.
 
     Raises:
-        ValueError: The views differ in shape or are not ``[N,D]``.
+        ValueError: The views differ in shape or are not ``[N,D]``, or an argument is out of its range.
 
     Source:
         Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020, equation 1.
     """
-    if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"nt_xent needs two [N,D] tensors of one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    z1, z2 = floats("nt_xent", "[N,D]", z1=z1, z2=z2)
+    number("nt_xent", above=0, temperature=temperature)
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = F.normalize(full_precision(z1), dim=1), F.normalize(full_precision(z2), dim=1)
+        z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
         all1, all2 = gather_together((z1, z2), group)
         local, total = len(z1), len(all1)
         logits = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T / temperature  # [2N, 2B]
@@ -64,20 +60,17 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
         temperature: :math:`\tau > 0`.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: Shapes that do not fit, or an argument out of its range.
 
     Source:
         He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020, equation 1.
     """
-    if query.shape != key.shape or query.ndim != 2 or negatives.ndim != 2 or negatives.shape[1] != query.shape[1]:
-        raise ValueError(
-            "info_nce needs query and key [N,D] and negatives [K,D], got "
-            f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(negatives.shape)}"
-        )
+    query, key, negatives = floats("info_nce", "[N,D] [N,D] [K?,D]", query=query, key=key, negatives=negatives)
+    number("info_nce", above=0, temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
-        query, key = F.normalize(full_precision(query), dim=1), F.normalize(full_precision(key), dim=1)
+        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
         positive = (query * key).sum(dim=1, keepdim=True)
-        negative = query @ negatives.to(query.dtype).T
+        negative = query @ negatives.T
         logits = torch.cat([positive, negative], dim=1) / temperature
         return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
@@ -100,18 +93,16 @@ def cross_view_nce(query: Tensor, key: Tensor, temperature: float, group: dist.P
         process with all images.
 
     Raises:
-        ValueError: The tensors differ in shape or are not ``[N,D]``.
+        ValueError: The tensors differ in shape or are not ``[N,D]``, or an argument is out of its range.
 
     Source:
         Chen et al., "An Empirical Study of Training Self-Supervised Vision Transformers", 2021, equation 1 and
         algorithm 1; Dwibedi et al., "With a Little Help from My Friends", 2021, section 3.
     """
-    if query.shape != key.shape or query.ndim != 2:
-        raise ValueError(
-            f"cross_view_nce needs query and key [N,D] of one shape, got {tuple(query.shape)} and {tuple(key.shape)}"
-        )
+    query, key = floats("cross_view_nce", "[N,D]", query=query, key=key)
+    number("cross_view_nce", above=0, temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
-        query, key = F.normalize(full_precision(query), dim=1), F.normalize(full_precision(key), dim=1)
+        query, key = F.normalize(query, dim=1), F.normalize(key, dim=1)
         logits = query @ gather(key, group).T / temperature
         own = torch.arange(len(query), device=query.device) + rank_of(group) * len(query)
         return F.cross_entropy(logits, own)
@@ -154,35 +145,42 @@ def supervised_contrastive(
     Source:
         Khosla et al., "Supervised Contrastive Learning", 2020, equation 2, averaged over the anchors.
     """
-    if features.ndim not in (2, 3):
-        raise ValueError(f"supervised_contrastive needs features [N,D] or [V,N,D], got {tuple(features.shape)}")
+    (features,) = floats("supervised_contrastive", "[...,N,D]", features=features)
+    if features.ndim > 3 or not features.numel():
+        raise ValueError(f"supervised_contrastive: features must be [N,D] or [V,N,D], got {kind(features)}.")
+    number("supervised_contrastive", above=0, temperature=temperature)
+    if base_temperature is not None:
+        number("supervised_contrastive", above=0, base_temperature=base_temperature)
     views = features if features.ndim == 3 else features[None]
     local = views.shape[1]
-    offset, ranks = rank_of(group) * local, 1 if group is None else dist.get_world_size(group)
-    wanted = (local, local * ranks) if positives.dtype == torch.bool else (local,)
-    if tuple(positives.shape) != wanted or positives.is_floating_point():
+    offset, total = rank_of(group) * local, size_of(group) * local
+    masked = isinstance(positives, Tensor) and positives.dtype == torch.bool
+    if not masked:
+        integers("supervised_contrastive", f"[{local}]", positives=positives)
+    elif positives.shape != (local, total):
+        raise ValueError(f"supervised_contrastive: positives must be bool [{local},{total}], got {kind(positives)}.")
+    if positives.device != features.device:
         raise ValueError(
-            f"supervised_contrastive needs integer labels [{local}] or a bool mask [{local},{local * ranks}], got "
-            f"{positives.dtype} {tuple(positives.shape)}"
+            f"supervised_contrastive: features is on {features.device} and positives on {positives.device}."
         )
     with torch.autocast(features.device.type, enabled=False), torch.no_grad():
         image = torch.arange(local, device=features.device) + offset
-        if positives.dtype != torch.bool:
+        if not masked:
             known = positives[:, None] >= 0
             positives = (positives[:, None] == gather(positives, group)) & known
             positives = positives.scatter(1, image[:, None], True)
     with torch.autocast(features.device.type, enabled=False):
-        views = F.normalize(full_precision(views), dim=-1)
+        views = F.normalize(views, dim=-1)
         candidates = gather(views.transpose(0, 1), group).transpose(0, 1)  # [V,B,D]
         logits = views.flatten(0, 1) @ candidates.flatten(0, 1).T / temperature  # [V*N, V*B]
         count = len(views)
         itself = (torch.arange(count, device=logits.device)[:, None] * candidates.shape[1] + image).reshape(-1, 1)
         weight = positives.to(logits.dtype).repeat(count, count).scatter(1, itself, 0.0)
-        number = weight.sum(dim=1)
+        positive_count = weight.sum(dim=1)
         others = logits.scatter(1, itself, float("-inf"))
-        loss = others.logsumexp(dim=1) - (weight * logits).sum(dim=1) / number.clamp_min(1)
-        has_positive = number > 0
-        anchors = gather(has_positive.sum().to(logits.dtype)[None], group).sum().clamp_min(1) / ranks
+        loss = others.logsumexp(dim=1) - (weight * logits).sum(dim=1) / positive_count.clamp_min(1)
+        has_positive = positive_count > 0
+        anchors = gather(has_positive.sum().to(logits.dtype)[None], group).sum().clamp_min(1) / size_of(group)
         loss = torch.where(has_positive, loss, 0.0).sum() / anchors
         return loss if base_temperature is None else loss * (temperature / base_temperature)
 
@@ -198,8 +196,12 @@ def nearest_neighbor(query: Tensor, candidates: Tensor) -> Tensor:
 
     Returns:
         ``[N,D]``: rows of ``candidates`` as they were passed.
+
+    Raises:
+        ValueError: Shapes that do not fit, or no candidates.
     """
+    precise_query, precise = floats("nearest_neighbor", "[N,D] [K,D]", query=query, candidates=candidates)
     with torch.autocast(query.device.type, enabled=False):
-        query = full_precision(query)
-        similarity = query @ F.normalize(candidates.to(query.dtype), dim=1).T
+        # a query's length changes no order, but that of a huge one could overflow
+        similarity = F.normalize(precise_query, dim=1) @ F.normalize(precise, dim=1).T
         return candidates[similarity.argmax(dim=1)]

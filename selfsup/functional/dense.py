@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.contrastive import full_precision, info_nce
+from selfsup.functional.arguments import floats, integers, kind, looks_at, number, within
+from selfsup.functional.contrastive import info_nce
 from selfsup.functional.geometry import location_grid
+
+MAPS = "[B,D,H,W]"
 
 
 @torch.no_grad()
@@ -31,7 +34,7 @@ def dense_match(features_q: Tensor, features_k: Tensor) -> Tensor:
     Source:
         Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", 2021, section 3.4.
     """
-    _check("dense_match", features_q, features_k)
+    features_q, features_k = floats("dense_match", MAPS, features_q=features_q, features_k=features_k)
     return _cosines(features_q, features_k).argmax(dim=2)
 
 
@@ -53,10 +56,10 @@ def dense_info_nce(query: Tensor, key: Tensor, match: Tensor, negatives: Tensor,
     Source:
         Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training", 2021, section 3.3.
     """
-    _check("dense_info_nce", query, key)
+    query, key = floats("dense_info_nce", MAPS, query=query, key=key)
     cells, candidates = _cells(query), _cells(key)
-    if match.shape != cells.shape[:2]:
-        raise ValueError(f"dense_info_nce needs match {tuple(cells.shape[:2])}, got {tuple(match.shape)}")
+    integers("dense_info_nce", f"[{cells.shape[0]},{cells.shape[1]}]", match=match)
+    within("dense_info_nce", 0, cells.shape[1], match=match)
     positives = candidates.gather(1, match[:, :, None].expand_as(candidates))
     return info_nce(cells.flatten(0, 1), positives.flatten(0, 1), negatives, temperature)
 
@@ -85,13 +88,20 @@ def pixpro_mask(to_source_q: Tensor, to_source_k: Tensor, size: int, threshold: 
         Xie et al., "Propagate Yourself: Exploring Pixel-Level Consistency for Unsupervised Visual Representation
         Learning", 2021, equation 1.
     """
+    to_source_q, to_source_k = floats(
+        "pixpro_mask", "[B,2,3]", nan=True, to_source_q=to_source_q, to_source_k=to_source_k
+    )
+    number("pixpro_mask", threshold=threshold)
     centre_q, centre_k = (location_grid(to_source, size).flatten(1, 2) for to_source in (to_source_q, to_source_k))
     distance = torch.linalg.vector_norm(centre_q[:, :, None] - centre_k[:, None], dim=-1)
     # of the two edges of a cell this is the hypotenuse: |d| without a look at signs or at a rotation
     diagonal_q, diagonal_k = (
         torch.linalg.matrix_norm(to_source[:, :, :2]) / size for to_source in (to_source_q, to_source_k)
     )
-    near: Tensor = distance / torch.maximum(diagonal_q, diagonal_k)[:, None, None] < threshold
+    diagonal = torch.maximum(diagonal_q, diagonal_k)
+    if looks_at(diagonal) and not diagonal.all():
+        raise ValueError("pixpro_mask: to_source_q and to_source_k have a view without extent.")
+    near: Tensor = distance / diagonal[:, None, None] < threshold
     return near
 
 
@@ -120,7 +130,8 @@ def pixpro_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         Xie et al., "Propagate Yourself: Exploring Pixel-Level Consistency for Unsupervised Visual Representation
         Learning", 2021, equation 5.
     """
-    _check("pixpro_loss", prediction, target, mask)
+    prediction, target = floats("pixpro_loss", MAPS, prediction=prediction, target=target)
+    _check_mask("pixpro_loss", mask, prediction)
     similarity = _cosines(prediction, target)
     matches = mask.sum(dim=(1, 2)).clamp_min(1)
     return -2 * ((similarity * mask).sum(dim=(1, 2)) / matches).mean()
@@ -152,7 +163,9 @@ def pixcontrast_loss(query: Tensor, key: Tensor, mask: Tensor, temperature: floa
         Xie et al., "Propagate Yourself: Exploring Pixel-Level Consistency for Unsupervised Visual Representation
         Learning", 2021, equation 2.
     """
-    _check("pixcontrast_loss", query, key, mask)
+    query, key = floats("pixcontrast_loss", MAPS, query=query, key=key)
+    number("pixcontrast_loss", above=0, temperature=temperature)
+    _check_mask("pixcontrast_loss", mask, query)
     logits = _cosines(query, key) / temperature
     matched = mask.any(dim=2)
     # a cell without a match takes all for its matches: its loss is 0, and no infinity meets the backward pass
@@ -166,15 +179,15 @@ def _cells(features: Tensor) -> Tensor:
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosines ``[B,S²,S²]`` of the cells of two maps, in full precision."""
+    """Return the cosines ``[B,S²,S²]`` of the cells of two maps."""
     with torch.autocast(a.device.type, enabled=False):
-        a, b = (F.normalize(_cells(full_precision(x)), dim=2) for x in (a, b))
+        a, b = (F.normalize(_cells(x), dim=2) for x in (a, b))
         return a @ b.transpose(1, 2)
 
 
-def _check(name: str, a: Tensor, b: Tensor, mask: Tensor | None = None) -> None:
-    if a.shape != b.shape or a.ndim != 4:
-        raise ValueError(f"{name} needs two maps [B,D,S,S] of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    cells = a.shape[2] * a.shape[3]
-    if mask is not None and mask.shape != (len(a), cells, cells):
-        raise ValueError(f"{name} needs a mask {(len(a), cells, cells)}, got {tuple(mask.shape)}")
+def _check_mask(function: str, mask: Tensor, maps: Tensor) -> None:
+    cells = maps.shape[2] * maps.shape[3]
+    wanted = (len(maps), cells, cells)
+    right = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == wanted
+    if not right or mask.device != maps.device or mask.is_sparse:
+        raise ValueError(f"{function}: mask must be bool {list(wanted)} on {maps.device}, got {kind(mask)}.")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selfsup.functional.arguments import count, floats, integers, looks_at, number
+
 BLOCK = 2048  # rows of the pairwise table held at once
 
 
@@ -24,8 +26,8 @@ def alignment(z1: Tensor, z2: Tensor, alpha: float = 2) -> Tensor:
     Raises:
         ValueError: The shapes differ.
     """
-    if z1.shape != z2.shape:
-        raise ValueError(f"views of shape {list(z1.shape)} and {list(z2.shape)}")
+    z1, z2 = floats("alignment", "[N,D]", z1=z1, z2=z2)
+    number("alignment", above=0, alpha=alpha)
     distance: Tensor = torch.linalg.vector_norm(_normalize(z1) - _normalize(z2), dim=1)
     return distance.pow(alpha).mean()
 
@@ -43,18 +45,23 @@ def uniformity(z: Tensor, t: float = 2) -> Tensor:
     Raises:
         ValueError: Fewer than two rows.
     """
-    count = len(z)
-    if count < 2:
-        raise ValueError("uniformity needs at least two rows")
+    (z,) = floats("uniformity", "[N,D]", z=z)
+    number("uniformity", t=t)
+    images = len(z)
+    if images < 2:
+        raise ValueError("uniformity: z must have at least two rows.")
     u = _normalize(z)
+    # a row of zeros has no direction and stays in the middle of the sphere
+    length = (torch.linalg.vector_norm(z, dim=1) / 1e-12).clamp_max(1).square()
     sums = []
     with torch.autocast(z.device.type, enabled=False):
-        for start in range(0, count - 1, BLOCK):
+        for start in range(0, images - 1, BLOCK):
             rows = u[start : start + BLOCK]
-            exponents = -2 * t * (1 - rows @ u[start:].T)
+            lengths = length[start : start + BLOCK, None] + length[start:]
+            exponents = -t * (lengths - 2 * (rows @ u[start:].T))
             later = torch.ones_like(exponents, dtype=torch.bool).triu(1)
             sums.append(exponents[later].logsumexp(0))
-        return torch.stack(sums).logsumexp(0) - math.log(count * (count - 1) / 2)
+        return torch.stack(sums).logsumexp(0) - math.log(images * (images - 1) / 2)
 
 
 def rank_me(features: Tensor) -> Tensor:
@@ -66,7 +73,13 @@ def rank_me(features: Tensor) -> Tensor:
 
     Args:
         features: float ``[N,D]``.
+
+    Raises:
+        ValueError: Another shape; on a CPU also features that are all zero.
     """
+    (features,) = floats("rank_me", "[N,D]", features=features)
+    if looks_at(features) and not features.any():
+        raise ValueError("rank_me: features are all zero and have no rank.")
     return effective_rank(singular_values(features))
 
 
@@ -75,7 +88,13 @@ def effective_rank(values: Tensor) -> Tensor:
 
     Args:
         values: float ``[R]``, at least 0, such as singular values (see :func:`rank_me`).
+
+    Raises:
+        ValueError: Another shape; on a CPU also a negative value, or none above 0.
     """
+    (values,) = floats("effective_rank", "[R]", values=values)
+    if looks_at(values) and not (values.min() >= 0 and values.max() > 0):
+        raise ValueError("effective_rank: values must be at least 0, and one of them above it.")
     p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + 1e-7
     return (-(p * p.log()).sum()).exp()
 
@@ -88,8 +107,12 @@ def singular_values(features: Tensor) -> Tensor:
 
     Args:
         features: float ``[N,D]``, neither centred nor normalised here.
+
+    Raises:
+        ValueError: Another shape.
     """
-    sigma: Tensor = torch.linalg.svdvals(_at_least_float32(features))
+    (features,) = floats("singular_values", "[N,D]", features=features)
+    sigma: Tensor = torch.linalg.svdvals(features)
     return sigma
 
 
@@ -107,10 +130,12 @@ def lidar(features: Tensor, delta: float = 1e-4) -> Tensor:
         delta: δ, above 0, in the unit of the squared features.
 
     Raises:
-        ValueError: Another shape, or fewer than two images or two views.
+        ValueError: Another shape, or fewer than two images or two views; on a CPU also images that do not differ.
     """
-    if features.ndim != 3 or len(features) < 2 or features.shape[1] < 2:
-        raise ValueError(f"features of shape {list(features.shape)}; LiDAR needs [N,Q,D] with two images and two views")
+    (features,) = floats("lidar", "[N,Q,D]", features=features)
+    number("lidar", above=0, delta=delta)
+    if len(features) < 2 or features.shape[1] < 2:
+        raise ValueError(f"lidar: features must be of two images and two views at least, got {list(features.shape)}.")
     with torch.autocast(features.device.type, enabled=False):
         z = features.double()  # in float32 the rounding of large features would outweigh δ, and the factor not exist
         means = z.mean(1)
@@ -120,7 +145,10 @@ def lidar(features: Tensor, delta: float = 1e-4) -> Tensor:
         factor: Tensor = torch.linalg.cholesky(scatter + delta * torch.eye(z.shape[2], dtype=z.dtype, device=z.device))
         # the squared singular values of the whitened means are the wanted eigenvalues, and never negative
         whitened = torch.linalg.solve_triangular(factor, between.T, upper=False)
-        return effective_rank(torch.linalg.svdvals(whitened).square()).to(_at_least_float32(features).dtype)
+        spectrum = torch.linalg.svdvals(whitened).square()
+        if looks_at(spectrum) and not spectrum.any():
+            raise ValueError("lidar: features do not differ between images.")
+        return effective_rank(spectrum).to(features.dtype)
 
 
 def alpha_req(features: Tensor, first: int = 3, last: int | None = None) -> Tensor:
@@ -140,14 +168,17 @@ def alpha_req(features: Tensor, first: int = 3, last: int | None = None) -> Tens
     Raises:
         ValueError: Fewer than two eigenvalues above rounding error between ``first`` and ``last``.
     """
+    (z,) = floats("alpha_req", "[N,D]", features=features)
+    count("alpha_req", first=first, **({} if last is None else {"last": last}))
     with torch.autocast(features.device.type, enabled=False):
-        z = _at_least_float32(features)
         sigma: Tensor = torch.linalg.svdvals(z - z.mean(0))
         floor = sigma[0] * max(z.shape) * torch.finfo(z.dtype).eps
         rank = int((sigma > floor).sum())
         end = min(rank, 100 if last is None else last)
-        if first < 1 or end <= first:
-            raise ValueError(f"{rank} eigenvalues; the fit of alpha needs at least two from rank {first} on")
+        if end <= first:
+            raise ValueError(
+                f"alpha_req: features have {rank} eigenvalues; the fit needs two at least from first={first} on."
+            )
         x = torch.arange(first, end + 1, dtype=z.dtype, device=z.device)
         weight = 1 / x / (1 / x).sum()
         log_rank, log_value = x.log(), 2 * sigma[first - 1 : end].log()
@@ -168,13 +199,15 @@ def tolerance(z: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: No class has two images.
     """
+    (z,) = floats("tolerance", "[N,D]", z=z)
+    integers("tolerance", f"[{len(z)}]", labels=labels)
     known = labels >= 0
     u = _normalize(z[known])
     _, members = torch.unique(labels[known], return_inverse=True)
     counts = members.bincount().to(u.dtype)
     pairs = (counts * (counts - 1)).sum()
     if not pairs:
-        raise ValueError("tolerance needs a class with two images")
+        raise ValueError("tolerance: labels must have a class with two images.")
     # Σ_{i≠j} u_i·u_j of a class is the squared length of its sum less the rows' own
     sums = u.new_zeros(len(counts), u.shape[1]).index_add_(0, members, u)
     value: Tensor = (sums.square().sum() - u.square().sum()) / pairs
@@ -199,15 +232,16 @@ def linear_cka(x: Tensor, y: Tensor, unbiased: bool = False) -> Tensor:
         ValueError: Another number of rows, fewer than two (four when unbiased), or features that do not vary.
     """
     least = 4 if unbiased else 2
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
-        raise ValueError(f"features of shape {list(x.shape)} and {list(y.shape)}; CKA needs at least {least} same rows")
+    x, y = floats("linear_cka", "[N,D1] [N,D2]", x=x, y=y)
+    if len(x) < least:
+        raise ValueError(f"linear_cka: x and y need at least {least} rows, got {len(x)}.")
     with torch.autocast(x.device.type, enabled=False):
-        x, y = (_at_least_float32(z) - _at_least_float32(z).mean(0) for z in (x, y))
+        x, y = (z - z.mean(0) for z in (x, y))
         # HSIC grows with the fourth power of the scale; at unit scale float32 holds it
         x, y = (z / torch.linalg.vector_norm(z).clamp_min(torch.finfo(z.dtype).tiny) for z in (x, y))
         cross, own_x, own_y = (_kernel_product(a, b, unbiased) for a, b in ((x, y), (x, x), (y, y)))
         if min(own_x, own_y) <= 0:
-            raise ValueError("features that do not vary between images have no CKA")
+            raise ValueError("linear_cka: x or y does not vary between images.")
         return cross / (own_x * own_y).sqrt()
 
 
@@ -224,17 +258,18 @@ def orthogonal_equivariance(z1: Tensor, z2: Tensor) -> Tensor:
         z1, z2: float ``[N,D]``, at least three rows; row ``i`` of both comes from image ``i``.
 
     Raises:
-        ValueError: The shapes differ or there are fewer than three rows.
+        ValueError: The shapes differ or there are fewer than three rows; on a CPU also features that do not vary.
     """
-    if z1.shape != z2.shape or len(z1) < 3:
-        raise ValueError(
-            f"features of shape {list(z1.shape)} and {list(z2.shape)}; at least three same rows are needed"
-        )
+    z1, z2 = floats("orthogonal_equivariance", "[N,D]", z1=z1, z2=z2)
+    if len(z1) < 3:
+        raise ValueError(f"orthogonal_equivariance: z1 and z2 need at least three rows, got {len(z1)}.")
     with torch.autocast(z1.device.type, enabled=False):
         u, v = _normalize(z1), _normalize(z2)
         row, column = torch.triu_indices(len(u), len(u), 1, device=u.device)
         before, after = (u @ u.T)[row, column], (v @ v.T)[row, column]
         unrelated = before.var(correction=0) + after.var(correction=0) + (before.mean() - after.mean()).square()
+        if looks_at(unrelated) and not unrelated > 1000 * torch.finfo(u.dtype).eps ** 2:
+            raise ValueError("orthogonal_equivariance: z1 and z2 do not vary between images.")
         return 1 - (before - after).square().mean() / unrelated.clamp_min(torch.finfo(u.dtype).tiny)
 
 
@@ -246,7 +281,11 @@ def feature_std(features: Tensor) -> Tensor:
 
     Args:
         features: float ``[N,D]``.
+
+    Raises:
+        ValueError: Another shape.
     """
+    (features,) = floats("feature_std", "[N,D]", features=features)
     return _normalize(features).std(0, correction=0).mean()
 
 
@@ -267,8 +306,4 @@ def _kernel_product(x: Tensor, y: Tensor, unbiased: bool) -> Tensor:
 
 
 def _normalize(z: Tensor) -> Tensor:
-    return F.normalize(_at_least_float32(z), dim=1)
-
-
-def _at_least_float32(z: Tensor) -> Tensor:
-    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    return F.normalize(z, dim=1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from selfsup.functional.arguments import count, floats
+
 
 def crop_to_source(box: Tensor, flip: Tensor, height: int, width: int) -> Tensor:
     """Return the map of a resized crop that may be mirrored left to right.
@@ -65,8 +67,13 @@ def location_grid(to_source: Tensor, size: int) -> Tensor:
         size: Cells along a side.
 
     Returns:
-        ``[B,size,size,2]``, rows first, in units of the source's sides.
+        ``[B,size,size,2]``, rows first, in units of the source's sides. A map of NaN, which stands for none, gives NaN.
+
+    Raises:
+        ValueError: Another shape, an infinite map, or no cells.
     """
+    floats("location_grid", "[B?,2,3]", nan=True, to_source=to_source)
+    count("location_grid", size=size)
     centre = (torch.arange(size, device=to_source.device, dtype=to_source.dtype) + 0.5) / size
     y, x = torch.meshgrid(centre, centre, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.contrastive import full_precision
+from selfsup.functional.arguments import floats
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -32,11 +32,7 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
         Chen and He, "Exploring Simple Siamese Representation Learning", 2020, equation 1; Grill et al., "Bootstrap
         Your Own Latent", 2020, equation 2.
     """
-    if prediction.shape != target.shape or prediction.ndim != 2:
-        raise ValueError(
-            "negative_cosine needs two [N,D] tensors of one shape, got "
-            f"{tuple(prediction.shape)} and {tuple(target.shape)}"
-        )
+    prediction, target = floats("negative_cosine", "[N,D]", prediction=prediction, target=target)
     with torch.autocast(prediction.device.type, enabled=False):
-        prediction, target = F.normalize(full_precision(prediction), dim=1), F.normalize(full_precision(target), dim=1)
+        prediction, target = F.normalize(prediction, dim=1), F.normalize(target, dim=1)
         return -(prediction * target).sum(dim=1).mean()

@@ -7,8 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.collectives import gather_together
-from selfsup.functional.contrastive import full_precision
+from selfsup.functional.arguments import answer, floats, number
+from selfsup.functional.collectives import gather_together, size_of
 
 
 def barlow_twins_loss(
@@ -36,13 +36,16 @@ def barlow_twins_loss(
     Source:
         Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", 2021, equations 1 and 2.
     """
-    _check("barlow_twins_loss", z1, z2, group)
+    z1, z2 = _two_views("barlow_twins_loss", z1, z2, group)
+    number("barlow_twins_loss", redundancy_weight=redundancy_weight)
+    number("barlow_twins_loss", least=0, eps=eps)
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = gather_together((full_precision(z1), full_precision(z2)), group)
+        z1, z2 = gather_together((z1, z2), group)
         z1, z2 = ((z - z.mean(0)) * (z.var(0, correction=0) + eps).rsqrt() for z in (z1, z2))
         correlation = z1.T @ z2 / len(z1)
         on_diagonal = (1 - correlation.diagonal()).square().sum()
-        return on_diagonal + redundancy_weight * _off_diagonal_square(correlation)
+        loss = on_diagonal + redundancy_weight * _off_diagonal_square(correlation)
+        return answer("barlow_twins_loss", loss, "z1 and z2", "are too large, or do not vary")
 
 
 def vicreg_loss(
@@ -79,9 +82,11 @@ def vicreg_loss(
         Bardes et al., "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", 2022,
         equations 1 to 6.
     """
-    _check("vicreg_loss", z1, z2, group)
+    z1, z2 = _two_views("vicreg_loss", z1, z2, group)
+    weights = {"invariance_weight": invariance_weight, "variance_weight": variance_weight}
+    number("vicreg_loss", **weights, covariance_weight=covariance_weight)
+    number("vicreg_loss", above=0, eps=eps)
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = full_precision(z1), full_precision(z2)
         loss = invariance_weight * F.mse_loss(z1, z2)  # of this rank's own images
         for z in gather_together((z1, z2), group):
             centred = z - z.mean(0)
@@ -89,7 +94,7 @@ def vicreg_loss(
             spread = (covariance.diagonal() + eps).sqrt()
             loss = loss + variance_weight * F.relu(1 - spread).mean() / 2
             loss = loss + covariance_weight * _off_diagonal_square(covariance) / z.shape[1]
-        return loss
+        return answer("vicreg_loss", loss, "z1 and z2", "are too large, or do not vary")
 
 
 def _off_diagonal_square(matrix: Tensor) -> Tensor:
@@ -97,8 +102,8 @@ def _off_diagonal_square(matrix: Tensor) -> Tensor:
     return matrix.square().fill_diagonal_(0).sum()
 
 
-def _check(name: str, z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> None:
-    if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"{name} needs two [N,D] tensors of one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if len(z1) * (1 if group is None else dist.get_world_size(group)) < 2:
-        raise ValueError(f"{name} needs at least two images: its statistics are over the batch")
+def _two_views(function: str, z1: Tensor, z2: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, ...]:
+    views = floats(function, "[N,D]", z1=z1, z2=z2)
+    if len(z1) * size_of(group) < 2:
+        raise ValueError(f"{function}: z1 and z2 need at least two images, as the statistics are over the batch.")
+    return views

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selfsup.functional.arguments import count, floats, looks_at, number
+
 
 def similarity_maps(features1: Tensor, features2: Tensor) -> tuple[Tensor, Tensor]:
     """Split the cosine of two mean-pooled embeddings over the places of each image, exactly.
@@ -23,12 +25,17 @@ def similarity_maps(features1: Tensor, features2: Tensor) -> tuple[Tensor, Tenso
         Two maps ``[B,S,S]``. Negative places speak against the similarity.
 
     Raises:
-        ValueError: Another number of images or dimensions.
+        ValueError: Another number of images or dimensions; on a CPU also an image whose mean is zero.
     """
-    if features1.ndim != 4 or features1.shape[:2] != features2.shape[:2]:
-        raise ValueError(f"maps of shape {list(features1.shape)} and {list(features2.shape)}; give [B,D,S,S] twice")
+    features1, features2 = floats(
+        "similarity_maps", "[B,D,H1,W1] [B,D,H2,W2]", features1=features1, features2=features2
+    )
     pooled1, pooled2 = features1.mean((2, 3)), features2.mean((2, 3))
     lengths = torch.linalg.vector_norm(pooled1, dim=1) * torch.linalg.vector_norm(pooled2, dim=1)
+    if looks_at(lengths) and not lengths.all():
+        raise ValueError(
+            "similarity_maps: features1 or features2 has an image whose mean is zero, which has no cosine."
+        )
     scale: Tensor = lengths.clamp_min(torch.finfo(lengths.dtype).tiny)[:, None, None]
 
     def share(features: Tensor, other: Tensor) -> Tensor:
@@ -64,8 +71,9 @@ def smooth_grad(
     Raises:
         ValueError: ``samples`` below 1, or a score of another shape.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; at least one is needed")
+    floats("smooth_grad", "[B,C,H,W]", images=images)
+    count("smooth_grad", samples=samples)
+    number("smooth_grad", least=0, noise=noise)
     source = images.detach()
     spread = noise * (source.amax((1, 2, 3), keepdim=True) - source.amin((1, 2, 3), keepdim=True))
     total = torch.zeros_like(source)
@@ -111,8 +119,10 @@ def masking_map(
     Raises:
         ValueError: Fewer than two masks, an empty grid, or ``keep`` outside (0, 1).
     """
-    if masks < 2 or grid < 1 or not 0 < keep < 1:
-        raise ValueError(f"masks={masks}, grid={grid}, keep={keep}; at least 2, at least 1, and within (0, 1)")
+    floats("masking_map", "[B,C,H,W]", images=images)
+    count("masking_map", 2, masks=masks)
+    count("masking_map", grid=grid)
+    number("masking_map", above=0, below=1, keep=keep)
     height, width = images.shape[-2:]
     fill = images.mean((2, 3), keepdim=True)
     sizes = len(images), height, width

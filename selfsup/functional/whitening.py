@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsup.functional.arguments import answer, count, floats, number
 from selfsup.functional.collectives import gather
-from selfsup.functional.contrastive import full_precision
 
 
 def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
@@ -26,16 +26,18 @@ def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
         eps: :math:`\varepsilon` in [0, 1).
 
     Returns:
-        The whitened rows. A set whose covariance is singular, up to rounding, is NaN: to raise, the host would have to
-        wait for the device.
+        The whitened rows. On a GPU a set whose covariance is singular, up to rounding, is NaN: to raise, the host
+        would have to wait for the device.
 
     Raises:
-        ValueError: ``N <= D``: such a covariance is singular.
+        ValueError: ``N <= D``, or, on a CPU, rows whose covariance is singular up to rounding; ``eps`` out of range.
 
     Source:
         Ermolov et al., "Whitening for Self-Supervised Representation Learning", 2021, section 3.
     """
-    return _whiten(x, eps, jitter=0.0)[0]
+    (x,) = floats("whiten", "[...,N,D]", x=x)
+    number("whiten", least=0, below=1, eps=eps)
+    return answer("whiten", _whiten(x, eps, jitter=0.0)[0], "x", "give a singular covariance, up to rounding")
 
 
 def whitening_mse(
@@ -75,20 +77,27 @@ def whitening_mse(
         Scalar. With ``group`` every rank has the whole loss, and DDP's mean gives the single-process gradient.
 
     Raises:
-        ValueError: Fewer than two views, or a sub-batch that is not above D or does not divide N.
+        ValueError: Fewer than two views, a sub-batch that is not above D or does not divide N, a setting out of range;
+            on a CPU, outside of a training step, also a singular covariance that ``jitter`` does not mend.
 
     Source:
         Ermolov et al., "Whitening for Self-Supervised Representation Learning", 2021, section 3.
     """
-    if views.ndim != 3 or len(views) < 2:
-        raise ValueError(f"whitening_mse needs [V,N,D] with at least two views, got {tuple(views.shape)}")
+    (views,) = floats("whitening_mse", "[V,N,D]", views=views)
+    if len(views) < 2:
+        raise ValueError("whitening_mse: views must hold at least two views, got one.")
+    count("whitening_mse", subbatch_size=subbatch_size, iterations=iterations)
+    number("whitening_mse", least=0, below=1, eps=eps)
+    number("whitening_mse", least=0, jitter=jitter)
     with torch.autocast(views.device.type, enabled=False):
-        views = gather(full_precision(views).transpose(0, 1), group).transpose(0, 1)
-        count = views.shape[1]
-        if subbatch_size < 1 or count % subbatch_size:
-            raise ValueError(f"{count} images do not divide into sub-batches of {subbatch_size}")
+        views = gather(views.transpose(0, 1), group).transpose(0, 1)
+        if views.shape[1] % subbatch_size:
+            raise ValueError(
+                f"whitening_mse: {views.shape[1]} images do not divide into sub-batches of subbatch_size="
+                f"{subbatch_size}."
+            )
         place = "cpu" if generator is None else generator.device
-        orders = [torch.randperm(count, generator=generator, device=place) for _ in range(iterations)]
+        orders = [torch.randperm(views.shape[1], generator=generator, device=place) for _ in range(iterations)]
         order = torch.stack(orders).view(-1, subbatch_size).to(views.device, non_blocking=True)
         whitened, singular = _whiten(views[:, order], eps, jitter)  # [V, sub-batches, subbatch_size, D]
         if failures is not None:
@@ -96,7 +105,8 @@ def whitening_mse(
         if normalize:
             whitened = F.normalize(whitened, dim=-1)
         squares = torch.stack([(a - b).square().mean() for a, b in itertools.combinations(whitened, 2)])
-        return squares.mean() * (views.shape[2] if normalize else 1)
+        loss = squares.mean() * (views.shape[2] if normalize else 1)
+        return answer("whitening_mse", loss, "views", "give a singular covariance, up to rounding")
 
 
 def _whiten(x: Tensor, eps: float, jitter: float) -> tuple[Tensor, Tensor]:
@@ -104,10 +114,9 @@ def _whiten(x: Tensor, eps: float, jitter: float) -> tuple[Tensor, Tensor]:
     count, dim = x.shape[-2:]
     if count <= dim:
         raise ValueError(
-            f"whitening needs more rows than dimensions, got {count} rows of {dim}; their covariance is singular"
+            f"Whitening needs more rows than dimensions, got {count} rows of {dim}; their covariance is singular."
         )
     with torch.autocast(x.device.type, enabled=False):
-        x = full_precision(x)
         mean = x.mean(dim=-2, keepdim=True)
         centred = x - mean
         covariance = centred.mT @ centred / (count - 1)

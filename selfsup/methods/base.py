@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from selfsup.checkpoint import INFO
 from selfsup.distributed import world
 from selfsup.errors import UserError
+from selfsup.functional.arguments import trusted_values
 from selfsup.functional.collectives import size_of
 from selfsup.methods.parts import Parts, as_batch, parts_of
 from selfsup.nn import Backbone, unchanged_statistics
@@ -232,7 +233,8 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         """Draw the views, take the method's step, log it. The batch is a ``Batch``, or as :func:`as_batch` takes it."""
         if not isinstance(batch, Batch):
             batch = self._foreign(batch, batch_idx)
-        output = self.step(self.draw_views(batch, batch_idx), batch)
+        with trusted_values():  # whether the loss is finite is looked at below, without waiting for the device
+            output = self.step(self.draw_views(batch, batch_idx), batch)
         self.finite &= output.loss.detach().isfinite()
         # Lightning hands the loggers these steps' values and no others
         if (self.trainer.global_step + 1) % self.log_every_steps == 0:

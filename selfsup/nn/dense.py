@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.functional.contrastive import full_precision
+from selfsup.functional.arguments import full_precision
 from selfsup.nn.backbone import Backbone
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsup.functional.contrastive import full_precision
+from selfsup.functional.arguments import full_precision
 from selfsup.nn.heads import projection_head
 
 

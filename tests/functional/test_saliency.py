@@ -34,7 +34,7 @@ def test_maps_are_the_loop():
             here2 = sum(second[0, d, y, x].item() * mean1[d] for d in range(3)) / (4 * lengths)
             assert found1[0, y, x].item() == pytest.approx(here1, rel=1e-12)
             assert found2[0, y, x].item() == pytest.approx(here2, rel=1e-12)
-    with pytest.raises(ValueError, match="B,D,S,S"):
+    with pytest.raises(ValueError, match=r"features2 .* does not fit"):
         similarity_maps(first, second[:, :2])
 
 
@@ -68,7 +68,7 @@ def test_smooth_grad_works_where_gradients_are_off_and_leaves_none():
     assert images.grad is None
     with pytest.raises(ValueError, match="one an image"):
         smooth_grad(lambda x: x.sum(), images, 1)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="samples"):
         smooth_grad(lambda x: x.sum((1, 2, 3)), images, 0)
 
 
@@ -105,5 +105,5 @@ def test_masking_of_one_cell_has_a_closed_form():
 
 @pytest.mark.parametrize("bad", [{"masks": 1}, {"grid": 0}, {"keep": 1.0}])
 def test_masking_refuses(bad):
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match=next(iter(bad))):
         masking_map(lambda x: x.sum((1, 2, 3)), torch.zeros(1, 1, 4, 4), **bad)

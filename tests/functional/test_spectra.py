@@ -99,7 +99,7 @@ def test_alpha_req_leaves_out_what_is_rounding():
     ranks = torch.arange(1, 11, dtype=torch.float64)
     features = torch.cat([with_spectrum(ranks**-1.5), torch.zeros(64, 6, dtype=torch.float64)], 1) @ rotation(16)
     assert alpha_req(features, first=1).item() == pytest.approx(1.5, rel=1e-6)
-    with pytest.raises(ValueError, match="at least two"):
+    with pytest.raises(ValueError, match="needs two"):
         alpha_req(random(10, 1) * random(1, 5))
 
 
@@ -159,9 +159,9 @@ def test_cka_of_unrelated_features_is_zero_only_without_bias():
     pairs = [(random(24, 200, seed=2 * s), random(24, 200, seed=2 * s + 1)) for s in range(30)]
     assert np.mean([linear_cka(x, y).item() for x, y in pairs]) > 0.8
     assert abs(np.mean([linear_cka(x, y, unbiased=True).item() for x, y in pairs])) < 0.03
-    with pytest.raises(ValueError, match="do not vary"):
+    with pytest.raises(ValueError, match="does not vary"):
         linear_cka(torch.ones(8, 3), random(8, 3).float())
-    with pytest.raises(ValueError, match="same rows"):
+    with pytest.raises(ValueError, match=r"does not fit|needs? at least"):
         linear_cka(random(8, 3), random(7, 3))
 
 

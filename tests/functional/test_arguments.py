@@ -1,0 +1,183 @@
+"""Every public function answers rightly or refuses: a ValueError that names the argument, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import selfsup.functional as functional
+from selfsup.functional.arguments import trusted_values
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def attention(tokens: int) -> Tensor:
+    return draw(2, 3, tokens, tokens).softmax(-1)
+
+
+def score(images: Tensor) -> Tensor:
+    return images.sum((1, 2, 3))
+
+
+MAP, MASK = draw(2, 3, 2, 2), torch.ones(2, 4, 4, dtype=torch.bool)
+TO_SOURCE = torch.tensor([[0.5, 0, 0.1], [0, 0.5, 0.2]]).repeat(2, 1, 1)
+#: A call of each function that is right.
+CALLS: dict[str, dict[str, Any]] = {
+    "alignment": {"z1": draw(6, 3), "z2": draw(6, 3), "alpha": 2},
+    "alpha_req": {"features": draw(20, 8), "first": 3},
+    "attention_distance": {"attention": attention(4), "patch_size": 16.0},
+    "attention_nmi": {"attention": attention(4)},
+    "barlow_twins_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "redundancy_weight": 0.1, "eps": 1e-5},
+    "cross_view_nce": {"query": draw(6, 3), "key": draw(6, 3), "temperature": 0.2},
+    "dense_info_nce": {
+        "query": MAP,
+        "key": MAP + 1,
+        "match": torch.ones(2, 4, dtype=torch.long),
+        "negatives": draw(5, 3),
+        "temperature": 0.2,
+    },
+    "dense_match": {"features_q": MAP, "features_k": MAP + 1},
+    "dino_loss": {
+        "student": [draw(6, 3), draw(6, 3)],
+        "teacher": [draw(6, 3), draw(6, 3)],
+        "center": draw(3),
+        "student_temperature": 0.1,
+        "teacher_temperature": 0.05,
+    },
+    "effective_rank": {"values": draw(6).abs()},
+    "feature_std": {"features": draw(6, 3)},
+    "fourier_log_amplitude": {"features": MAP},
+    "info_nce": {"query": draw(6, 3), "key": draw(6, 3), "negatives": draw(5, 3), "temperature": 0.2},
+    "lidar": {"features": draw(6, 4, 3), "delta": 1e-4},
+    "linear_cka": {"x": draw(6, 3), "y": draw(6, 4)},
+    "location_grid": {"to_source": TO_SOURCE, "size": 3},
+    "masking_map": {"score": score, "images": draw(2, 3, 4, 4), "masks": 3, "grid": 2, "keep": 0.5},
+    "nearest_neighbor": {"query": draw(6, 3), "candidates": draw(5, 3)},
+    "negative_cosine": {"prediction": draw(6, 3), "target": draw(6, 3)},
+    "nt_xent": {"z1": draw(6, 3), "z2": draw(6, 3), "temperature": 0.2},
+    "orthogonal_equivariance": {"z1": draw(6, 3), "z2": draw(6, 3) + 1},
+    "patch_attention": {"attention": attention(5), "prefix": 1},
+    "pixcontrast_loss": {"query": MAP, "key": MAP + 1, "mask": MASK, "temperature": 0.2},
+    "pixpro_loss": {"prediction": MAP, "target": MAP + 1, "mask": MASK},
+    "pixpro_mask": {"to_source_q": TO_SOURCE, "to_source_k": TO_SOURCE, "size": 2, "threshold": 0.7},
+    "rank_me": {"features": draw(6, 3)},
+    "similarity_maps": {"features1": MAP, "features2": MAP + 1},
+    "singular_values": {"features": draw(6, 3)},
+    "sinkhorn": {"scores": draw(6, 3), "epsilon": 0.05, "iterations": 3},
+    "smooth_grad": {"score": score, "images": draw(2, 3, 4, 4), "samples": 2, "noise": 0.1},
+    "supervised_contrastive": {"features": draw(2, 6, 3), "positives": torch.arange(6) // 2, "temperature": 0.2},
+    "swapped_prediction": {
+        "scores": [draw(6, 3), draw(6, 3)],
+        "codes": [draw(6, 3).softmax(1)],
+        "temperature": 0.1,
+    },
+    "tolerance": {"z": draw(6, 3), "labels": torch.arange(6) // 2},
+    "uniformity": {"z": draw(6, 3), "t": 2},
+    "vicreg_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "invariance_weight": 25.0, "eps": 1e-4},
+    "whiten": {"x": draw(12, 3), "eps": 0.0},
+    "whitening_mse": {"views": draw(2, 12, 3), "subbatch_size": 6, "iterations": 1, "eps": 0.0},
+}
+
+
+def spoilt(x: Tensor) -> Iterator[tuple[str, Any]]:
+    """What stands in for a tensor and means nothing."""
+    yield "None", None
+    yield "a list", x.tolist()
+    yield "NumPy", x.numpy()
+    yield "complex", x.to(torch.complex64)
+    yield "empty", x[:0]
+    yield "a number", x.new_zeros(())
+    yield "meta", x.to("meta")
+    yield "sparse", x.to_sparse()
+    if x.is_floating_point():
+        yield "whole numbers", x.long()
+        yield "infinite", torch.full_like(x, math.inf)
+        for value in (math.nan, -math.inf):
+            one = x.clone()
+            one.view(-1)[-1] = value
+            yield f"one {value}", one
+    else:
+        yield "floats", x.float()
+
+
+def test_every_function_has_a_call() -> None:
+    assert sorted(CALLS) == sorted(functional.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_what_means_nothing_is_refused_by_name(name: str) -> None:
+    function: Callable[..., Any] = getattr(functional, name)
+    call = CALLS[name]
+    function(**call)
+    for argument, value in call.items():
+        stands: list[tuple[str, Any]] = []
+        if isinstance(value, Tensor):
+            stands = list(spoilt(value))
+        elif isinstance(value, list):
+            stands = [(what, [*value[:-1], bad]) for what, bad in spoilt(value[-1])] + [("no list", [])]
+        elif isinstance(value, int | float):
+            stands = [(repr(bad), bad) for bad in (math.nan, math.inf, None, "x", True)]
+            stands += [("a half", 1.5), ("below", -1)] if argument in COUNTS else []
+        for what, bad in stands:
+            if what == "one nan" and argument.startswith("to_source"):
+                continue  # stands for a view without a map
+            if what == "empty" and (argument == "negatives" or name == "location_grid"):
+                continue  # a queue that has just begun; no views
+            with pytest.raises(ValueError, match=argument) as refusal:
+                function(**{**call, argument: bad})
+            assert "\n" not in str(refusal.value), what
+
+
+COUNTS = {"first", "size", "masks", "grid", "iterations", "samples", "subbatch_size", "prefix"}
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0])
+def test_a_temperature_is_above_zero(temperature: float) -> None:
+    for name, call in CALLS.items():
+        for argument in call:
+            if argument.endswith("temperature") or (name, argument) in (("sinkhorn", "epsilon"), ("lidar", "delta")):
+                with pytest.raises(ValueError, match=f"{argument} must be a number above 0"):
+                    getattr(functional, name)(**{**call, argument: temperature})
+
+
+def test_values_beyond_the_squares_of_float32_are_taken_in_float64() -> None:
+    z1, z2 = draw(6, 3), draw(6, 3)
+    expected = functional.nt_xent(z1.double(), z2.double(), 0.2)
+    for scale in (1e30, 1e-8):
+        torch.testing.assert_close(
+            functional.nt_xent(z1 * scale, z2 * scale, 0.2).double(), expected, rtol=1e-5, atol=0
+        )
+
+
+def test_sinkhorn_of_scores_whose_exponentials_vanish_still_gives_rows_that_sum_to_one() -> None:
+    scores = torch.tensor([[0.0, 1.0, 5.0], [-900.0, -901.0, -902.0], [3.0, 3.0, 3.0]])
+    codes = functional.sinkhorn(scores, epsilon=0.05)
+    torch.testing.assert_close(codes.sum(1), torch.ones(3))
+    logits = scores.double() / 0.05
+    for _ in range(3):
+        logits = logits - logits.logsumexp(0)
+        logits = logits - logits.logsumexp(1, keepdim=True)
+    torch.testing.assert_close(codes.double(), logits.exp(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_row_of_zeros_lies_in_the_middle_of_the_sphere() -> None:
+    z = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    squares = [1.0, 1.0, 2.0]  # to the middle twice, and between the two
+    expected = math.log(sum(math.exp(-2 * s) for s in squares) / 3)
+    assert functional.uniformity(z).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_training_step_lets_values_pass_that_are_not_finite() -> None:
+    z = draw(6, 3)
+    z[0, 0] = math.nan
+    with trusted_values():
+        assert functional.nt_xent(z, z, 0.2).isnan()
+    with pytest.raises(ValueError, match="1 of the 18 values of z1"):
+        functional.nt_xent(z, z, 0.2)
