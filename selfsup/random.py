@@ -6,6 +6,8 @@ in int64, whose products and sums wrap alike on every device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,21 +23,21 @@ def fold_in(seed: int, value: int) -> int:
     return _mix_int(mixed + value * _GOLDEN) >> 1
 
 
-def uniform(seed: int, index: Tensor, count: int) -> Tensor:
-    """Return ``count`` independent uniform numbers in [0, 1) for each index.
+def uniform(seed: int, index: Tensor, count: int | Sequence[int]) -> Tensor:
+    """Return independent uniform numbers in [0, 1) for each index.
 
     Args:
         seed: Any integer; use ``fold_in`` to derive it from several.
         index: int64 ``[B]``. Row ``b`` depends on ``index[b]`` and the seed only.
-        count: Numbers a row.
+        count: Numbers a row, or which numbers of the endless row that each index has: 3 stands for (0, 1, 2).
 
     Returns:
         float64 ``[B,count]`` with 53 random bits each.
     """
     key = fold_in(seed, 0)
-    slots = torch.arange(1, count + 1, device=index.device) * _signed(_GOLDEN)
+    which = torch.arange(count) if isinstance(count, int) else torch.tensor(count, dtype=torch.int64)
     state = _mix(index * _signed(_GOLDEN) + key)
-    bits = _mix(state[:, None] + slots)
+    bits = _mix(state[:, None] + (which.to(index.device) + 1) * _signed(_GOLDEN))
     return _shift_right(bits, 11).double() * 2.0**-53
 
 

@@ -1,5 +1,6 @@
-"""Views of a batch, made on the training device: recipes, the view generator and its fused operations."""
+"""Views of a batch, made on the training device: recipes, the view generator and its operations."""
 
+from selfsup.augment.base import OPERATIONS, Operation, operation
 from selfsup.augment.config import AugmentConfig
 from selfsup.augment.figure import save_views_figure
 from selfsup.augment.generator import IMAGENET, ViewGenerator, build_views, multi_crop, two_crop
@@ -9,14 +10,17 @@ from selfsup.types import View
 
 __all__ = [
     "IMAGENET",
+    "OPERATIONS",
     "RECIPES",
     "AugmentConfig",
+    "Operation",
     "View",
     "ViewGenerator",
     "ViewRecipe",
     "build_views",
     "fold_in",
     "multi_crop",
+    "operation",
     "save_views_figure",
     "two_crop",
 ]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from selfsup.augment import operations
-from selfsup.augment.compiled import arrange, compiled_color
+from selfsup.augment.base import Drawn, Operation
+from selfsup.augment.compiled import compiled_pass
 from selfsup.augment.config import AugmentConfig
-from selfsup.augment.draws import Draws, draw
 from selfsup.augment.extra import apply_extra, build_extra
+from selfsup.augment.operations.flip import Flip
 from selfsup.augment.recipes import RECIPES, ViewRecipe, view_recipes
 from selfsup.errors import UserError
-from selfsup.functional.geometry import crop_to_source
+from selfsup.functional.geometry import compose, crop_to_source
 from selfsup.random import fold_in
 from selfsup.types import Normalization, View
 
@@ -30,12 +29,6 @@ COMPILING_PAYS = 2 * 10**9  # pixels of views: at 7 to 25 ns saved a pixel on tw
 # time, and the memory of the results is
 VALUES_TOGETHER = 2**21
 CACHED_VALUES = 2**18  # numbers that an operation works on at a time on a CPU: 1 MiB
-_COLOR_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    operations.adjust_brightness,
-    operations.adjust_contrast,
-    operations.adjust_saturation,
-    operations.adjust_hue,
-)  # in the order that ``Draws.order`` numbers them
 
 
 class ViewGenerator(nn.Module):
@@ -86,6 +79,12 @@ class ViewGenerator(nn.Module):
             ValueError: Images or index of another shape or type.
         """
         _check(images, index)
+        for operation in itertools.chain(*(recipe.operations for recipe in self.recipes)):
+            if operation.needs_color and images.shape[1] != 3:
+                raise UserError(
+                    f"augment.operations: '{operation.name}' takes images of three channels, and these have one; leave "
+                    "it out."
+                )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
         index = torch.arange(len(images)) if index is None else index.cpu()
@@ -107,11 +106,24 @@ class ViewGenerator(nn.Module):
     def _make(self, source: Tensor, numbers: list[int], seed: int, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Return image and ``to_source`` of views that are alike, made in one pass."""
         recipe, size, count = self.recipes[numbers[0]], self.sizes[numbers[0]], len(numbers)
-        height, width = source.shape[-2:]
-        draws = draw(recipe, [fold_in(seed, number) for number in numbers], index, height, width)
+        (height, width), device, operations = source.shape[-2:], source.device, list(recipe.operations)
+        box, drawn = recipe.draw([fold_in(seed, number) for number in numbers], index, height, width)
+        flip = torch.zeros(len(box), dtype=torch.bool)
+        if operations and isinstance(operations[0], Flip):  # part of the crop's matrices
+            flip = drawn[operations.pop(0).name].chosen
         repeated = source.expand(count, -1, -1, -1, -1).flatten(0, 1)  # one view takes no copy
-        image = _augment(repeated, recipe, draws, size, self.compiled)
-        to_source = crop_to_source(draws.box, draws.flip, height, width).to(source.device)
+        image = recipe.crop.apply(repeated, box.to(device), flip.to(device), (size, size))
+        to_source = crop_to_source(box, flip, height, width).to(device)
+        for has_planes, run in itertools.groupby(operations, lambda o: o.on_planes is not Operation.on_planes):
+            together = list(run)
+            # code for one image is another
+            if self.compiled and has_planes and len(image) > 1 and any(o.p > 0 for o in together):
+                result = compiled_pass(image, together, drawn)
+                if result is not None:
+                    image = result
+                    continue
+            for operation in together:
+                perform(operation, drawn[operation.name], image, to_source)
         return zip(image.chunk(count), to_source.chunk(count), strict=True)
 
     def _finish(self, image: Tensor, to_source: Tensor, number: int, seed: int, step: int) -> View:
@@ -177,56 +189,28 @@ def build_views(
     small = image_size <= SMALL_IMAGE if config.small is None else config.small
     small_name = f"{config.recipe}_small"
     name = small_name if small and small_name in RECIPES else config.recipe
-    recipes = view_recipes(name, counts, config.override, config.local_override)
+    recipes = view_recipes(name, counts, config.override, config.local_override, config.operations)
     view_sizes = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
     pixels = training_images * sum(size**2 for size in view_sizes)
     compiled = pixels >= COMPILING_PAYS if config.compile is None else config.compile
     return ViewGenerator(recipes, view_sizes, normalization, config.extra, compiled)
 
 
-def _augment(source: Tensor, recipe: ViewRecipe, draws: Draws, size: int, compiled: bool) -> Tensor:
-    device = source.device
-    image = operations.crop_and_resize(
-        source, draws.box.to(device), draws.flip.to(device), (size, size), recipe.interpolation
-    )
-    if recipe.interpolation == "bicubic":
-        image.clamp_(0, 1)
-    image = _color(image, recipe, draws, compiled)
-    kernel = max(3, int(recipe.blur_kernel * size) // 2 * 2 + 1)
-    _apply(partial(operations.gaussian_blur, kernel=kernel), image, draws.blur, draws.sigma.to(device))
-    _apply(partial(operations.solarize, threshold=recipe.solarize_threshold), image, draws.solarize)
-    return image
-
-
-def _color(image: Tensor, recipe: ViewRecipe, draws: Draws, compiled: bool) -> Tensor:
-    """Return the images with jitter and grey; the argument may be changed."""
-    if compiled and len(image) > 1 and (recipe.jitter_p > 0 or recipe.gray_p > 0):  # code for one image is another
-        result = compiled_color(
-            image, arrange(draws).to(image.device), draws.gray.to(image.device), recipe.gray_before_jitter
-        )
-        if result is not None:
-            return result
-    if recipe.gray_before_jitter:
-        _apply(operations.grayscale, image, draws.gray)
-    factors = draws.factors.to(image.device)
-    strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
-    for stage in draws.order.unbind(1):
-        for which, (operation, strength) in enumerate(zip(_COLOR_OPERATIONS, strengths, strict=True)):
-            if strength > 0:
-                _apply(operation, image, draws.jitter & (stage == which), factors[:, which])
-    if not recipe.gray_before_jitter:
-        _apply(operations.grayscale, image, draws.gray)
-    return image
-
-
-def _apply(operation: Callable[..., Tensor], image: Tensor, chosen: Tensor, *parameters: Tensor) -> None:
-    """Replace the chosen images (bool ``[B]`` on the CPU) by the operation's result."""
-    position = chosen.nonzero().squeeze(1).to(image.device)
-    # On a CPU the operation's intermediate results then stay in the cache
-    portion = max(1, CACHED_VALUES // math.prod(image.shape[1:]) if image.device.type == "cpu" else len(position))
-    for start in range(0, len(position), portion):
-        part = position[start : start + portion]
-        image[part] = operation(image[part], *(parameter[part] for parameter in parameters))
+def perform(operation: Operation, drawn: Drawn, image: Tensor, to_source: Tensor) -> None:
+    """Replace the chosen images, and their ``to_source``, by what the operation makes of them."""
+    for function, chosen, parameters in operation.steps(drawn, image.device):
+        position = chosen.nonzero().squeeze(1).to(image.device)
+        own = {name: value.to(image.device) for name, value in parameters.items()}
+        # On a CPU the operation's intermediate results then stay in the cache
+        portion = max(1, CACHED_VALUES // math.prod(image.shape[1:]) if image.device.type == "cpu" else len(position))
+        for start in range(0, len(position), portion):
+            part = position[start : start + portion]
+            image[part] = function(image[part], **{name: value[part] for name, value in own.items()})
+    position = drawn.chosen.nonzero().squeeze(1)
+    movement = operation.movement(**{name: value[position] for name, value in drawn.parameters.items()})
+    if movement is not None:
+        moved = movement.to(to_source).expand(len(position), 2, 3)
+        to_source[position] = compose(to_source[position], moved)
 
 
 def _check(images: Tensor, index: Tensor | None) -> None:

@@ -7,90 +7,127 @@ PIL terms, the torchvision argument of the same meaning is given.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from itertools import chain
+from typing import Any
 
+import torch
+from torch import Tensor
+
+import selfsup.augment.operations  # noqa: F401 - registers them
+from selfsup.augment.base import OPERATIONS, Drawn, Operation, Part
+from selfsup.augment.crop import Crop
 from selfsup.errors import UserError
-from selfsup.registry import nearest
+from selfsup.imports import hint
+from selfsup.random import uniform
+from selfsup.registry import find, nearest
 
-Interpolation = Literal["bilinear", "bicubic"]
+STANDARD = ("flip", "jitter", "gray", "blur", "solarize")
+_OLD = "gray_before_jitter"  # what said the order of these two before operations had one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ViewRecipe:
-    """Distribution of one view.
+    """Distribution of one view: a crop, and the operations that follow, in order.
 
-    Attributes:
-        scale: Range of the crop's area as a fraction of the image, drawn uniformly.
-        ratio: Range of the crop's width over its height, drawn log-uniformly.
-        interpolation: ``bilinear`` or ``bicubic``, both antialiased.
-        flip_p: Probability of a left-right mirror.
-        jitter_p: Probability that brightness, contrast, saturation and hue change, in random order.
-        brightness, contrast, saturation: The factor is uniform in [max(0, 1 - value), 1 + value].
-        hue: The shift is uniform in [-value, value] turns of the colour circle; at most 0.5.
-        gray_p: Probability of a grey image.
-        gray_before_jitter: Grey comes before the jitter in place of after it.
-        blur_p: Probability of a Gaussian blur.
-        blur_sigma: Range in pixels of the standard deviation, drawn uniformly.
-        blur_kernel: Side of the blur's window as a fraction of the view's, made odd and at least 3 pixels.
-        solarize_p: Probability that values at or above ``solarize_threshold`` are inverted.
-        solarize_threshold: In [0, 1].
+    Settings go by the keys of ``augment.override``: ``ViewRecipe(blur_p=0.5)``, ``recipe.blur_p``,
+    ``dataclasses.replace(recipe, blur_p=0.1)``. Each class in ``selfsup/augment/operations/`` says what its own mean.
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bilinear"
-    flip_p: float = 0.5
-    jitter_p: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    gray_p: float = 0.2
-    gray_before_jitter: bool = False
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_kernel: float = 0.1
-    solarize_p: float = 0.0
-    solarize_threshold: float = 0.5
+    crop: Crop
+    operations: tuple[Operation, ...]
 
-    def __post_init__(self) -> None:
-        def check(name: str, fits: bool, wanted: str) -> None:
-            if not fits:
-                raise UserError(f"View recipe: {name} is {getattr(self, name)!r}; it must be {wanted}.")
+    def __init__(
+        self, operations: Iterable[str | Operation] = STANDARD, crop: Crop | None = None, **settings: Any
+    ) -> None:
+        """Build the recipe.
 
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, bool):
-                check(field.name, isinstance(value, bool), "true or false")
-            elif isinstance(field.default, float):
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                check(field.name, number and value >= 0, "a number, at least 0")
-            elif isinstance(field.default, tuple):
-                pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(x, (int, float)) for x in value)
-                check(field.name, pair and 0 < value[0] <= value[1], "a pair: low and high, above 0")
-            if field.name.endswith("_p"):
-                check(field.name, value <= 1, "a probability, at most 1")
-        check("scale", self.scale[1] <= 1, "a pair of fractions, at most 1")
-        check("interpolation", self.interpolation in get_args(Interpolation), "'bilinear' or 'bicubic'")
-        check("hue", self.hue <= 0.5, "at most 0.5 turns")
-        check("blur_kernel", self.blur_kernel <= 1, "a fraction of the view's side, at most 1")
-        check("solarize_threshold", self.solarize_threshold <= 1, "in [0, 1]")
+        Args:
+            operations: In order, by name or as they are.
+            crop: None is torchvision's default.
+            settings: What differs, by key; ``gray_before_jitter`` sets the order of these two.
+
+        Raises:
+            UserError: No such operation or setting, one that is named twice, or a value out of range.
+        """
+        parts: list[Any] = [Crop() if crop is None else crop, *map(_operation, operations)]
+        names = [part.name for part in parts]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"augment.operations: '{min(twice)}' is named twice; an operation has one place.")
+        if _OLD in settings and {"gray", "jitter"} <= set(names):
+            first = settings.pop(_OLD)
+            if not isinstance(first, bool):
+                raise UserError(f"View recipe: {_OLD} is {first!r}; it must be true or false.")
+            gray = parts.pop(names.index("gray"))
+            parts.insert([part.name for part in parts].index("jitter") + (not first), gray)
+        known = set(chain(*(part.keys() for part in parts)))
+        if unknown := next((key for key in settings if key not in known), None):
+            raise UserError(f"View recipe: there is no setting '{unknown}'.{nearest(unknown, known)}")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        for place, part in enumerate(parts):
+            if own := {name: values[key] for key, name in part.keys().items() if key in values}:
+                parts[place] = replace(part, **own)
+        object.__setattr__(self, "crop", parts[0])
+        object.__setattr__(self, "operations", tuple(parts[1:]))
+
+    def __getattr__(self, key: str) -> Any:
+        for part in () if key.startswith("_") else (self.crop, *self.operations):
+            if name := part.keys().get(key):
+                return getattr(part, name)
+        raise AttributeError(f"a recipe has no setting '{key}'")
+
+    def draw(self, seeds: Sequence[int], index: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Drawn]]:
+        """Draw the parameters of views of this recipe, view after view.
+
+        They are drawn on the CPU, in float64: the same on every machine, and the subsets that an operation applies to
+        are known without waiting for the device.
+
+        Args:
+            seeds: One per view; they differ between views and epochs.
+            index: int64 ``[N]`` on the CPU. What is drawn for an image of a view depends on its index and the view's
+                seed.
+            height, width: Size of the source images in pixels.
+
+        Returns:
+            int64 ``[B,4]``, the boxes of the crop, and what each operation drew, by its name.
+        """
+        slots = [part.slots for part in (self.crop, *self.operations)]
+        u = torch.cat([uniform(seed, index, [*chain(*slots)]) for seed in seeds])
+        crop, *others = torch.split(u, [len(own) for own in slots], dim=1)
+        drawn = {o.name: o.draw(own) for o, own in zip(self.operations, others, strict=True)}
+        return self.crop.boxes(crop, height, width), drawn
+
+
+def _operation(named: str | Operation) -> Operation:
+    if isinstance(named, Operation):
+        return named
+    found = find(str(named), OPERATIONS)
+    if found not in OPERATIONS:
+        raise UserError(
+            f"augment.operations: there is no operation '{named}', beside the crop, which always comes first."
+            f"{hint() or nearest(str(named), OPERATIONS)}"
+        )
+    return OPERATIONS[found]()
 
 
 Recipe = tuple[tuple[ViewRecipe, ...], ...]
 """One entry per size group (global crops, local crops); in it the views of the group, repeated in turn."""
 
+
+def _like(recipe: ViewRecipe, **settings: Any) -> ViewRecipe:
+    return ViewRecipe(recipe.operations, recipe.crop, **settings)
+
+
 _SIMCLR = ViewRecipe(
     interpolation="bicubic", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=0.5
 )  # strength 1.0; kernel a tenth of the side, made odd: 23 at 224
-_MOCO_V1 = ViewRecipe(scale=(0.2, 1.0), jitter_p=1.0, hue=0.4, gray_before_jitter=True)
+_MOCO_V1 = ViewRecipe(("flip", "gray", "jitter", "blur", "solarize"), scale=(0.2, 1.0), jitter_p=1.0, hue=0.4)
 _MOCO_V2 = ViewRecipe(scale=(0.2, 1.0), blur_p=0.5)
 _BYOL = ViewRecipe(interpolation="bicubic", saturation=0.2, blur_p=1.0)
 # Global crops as BYOL's; the local ones are smaller and half of them blurred.
-_DINO = replace(_BYOL, scale=(0.4, 1.0))
+_DINO = _like(_BYOL, scale=(0.4, 1.0))
 _SWAV = ViewRecipe(scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=0.5)
 
 # SimCLR's CIFAR setting (its README): half the strength and no blur.
@@ -98,36 +135,36 @@ _SIMCLR_SMALL = ViewRecipe(interpolation="bicubic")
 # MoCo's CIFAR notebook: the default crop of torchvision, v2's colours, no blur.
 _MOCO_V2_SMALL = ViewRecipe()
 # solo-learn's BYOL on CIFAR: no blur, solarisation kept on the second view.
-_BYOL_SMALL = replace(_BYOL, blur_p=0.0)
+_BYOL_SMALL = _like(_BYOL, blur_p=0.0)
 # Ours, after the small versions above: DINO without blur. The paper's crops suit any size.
-_DINO_SMALL = replace(_DINO, blur_p=0.0)
+_DINO_SMALL = _like(_DINO, blur_p=0.0)
 # solo-learn's SwAV on CIFAR, which has no local crops. The local scale is ours: the paper's upper end, 0.14, would
 # leave 12 of 32 pixels.
-_SWAV_SMALL = replace(_SWAV, scale=(0.08, 1.0), interpolation="bicubic")
+_SWAV_SMALL = _like(_SWAV, scale=(0.08, 1.0), interpolation="bicubic")
 # W-MSE on CIFAR, STL and Tiny ImageNet. Its authors change the colours before they crop; here the crop comes first.
-_WMSE_SMALL = replace(_SIMCLR_SMALL, scale=(0.2, 1.0), gray_p=0.1)
+_WMSE_SMALL = _like(_SIMCLR_SMALL, scale=(0.2, 1.0), gray_p=0.1)
 
 RECIPES: dict[str, Recipe] = {
     "simclr": ((_SIMCLR,),),
     "moco_v1": ((_MOCO_V1,),),
     "moco_v2": ((_MOCO_V2,),),
-    "byol": ((_BYOL, replace(_BYOL, blur_p=0.1, solarize_p=0.2)),),
-    "swav": ((_SWAV,), (replace(_SWAV, scale=(0.05, 0.14)),)),
+    "byol": ((_BYOL, _like(_BYOL, blur_p=0.1, solarize_p=0.2)),),
+    "swav": ((_SWAV,), (_like(_SWAV, scale=(0.05, 0.14)),)),
     "dino": (
-        (_DINO, replace(_DINO, blur_p=0.1, solarize_p=0.2)),
-        (replace(_DINO, scale=(0.05, 0.4), blur_p=0.5),),
+        (_DINO, _like(_DINO, blur_p=0.1, solarize_p=0.2)),
+        (_like(_DINO, scale=(0.05, 0.4), blur_p=0.5),),
     ),
     "wmse": ((_SIMCLR,),),  # on ImageNet-100
     "simclr_small": ((_SIMCLR_SMALL,),),
     "moco_v1_small": ((_MOCO_V1,),),  # has no blur, and the paper's crop suits any size
     "moco_v2_small": ((_MOCO_V2_SMALL,),),
     "wmse_small": ((_WMSE_SMALL,),),
-    "byol_small": ((_BYOL_SMALL, replace(_BYOL_SMALL, solarize_p=0.2)),),
+    "byol_small": ((_BYOL_SMALL, _like(_BYOL_SMALL, solarize_p=0.2)),),
     "dino_small": (
-        (_DINO_SMALL, replace(_DINO_SMALL, solarize_p=0.2)),
-        (replace(_DINO_SMALL, scale=(0.05, 0.4)),),
+        (_DINO_SMALL, _like(_DINO_SMALL, solarize_p=0.2)),
+        (_like(_DINO_SMALL, scale=(0.05, 0.4)),),
     ),
-    "swav_small": ((_SWAV_SMALL,), (replace(_SWAV_SMALL, scale=(0.05, 0.3)),)),
+    "swav_small": ((_SWAV_SMALL,), (_like(_SWAV_SMALL, scale=(0.05, 0.3)),)),
 }
 
 
@@ -136,17 +173,19 @@ def view_recipes(
     counts: Sequence[int],
     override: Mapping[str, Any] | None = None,
     local_override: Mapping[str, Any] | None = None,
+    operations: Sequence[str] | None = None,
 ) -> list[ViewRecipe]:
     """Return the recipe of each view.
 
     Args:
         name: A key of ``RECIPES``.
         counts: Number of views in each size group.
-        override: Values that replace the recipe's in every view, by field name of ``ViewRecipe``.
+        override: Values that replace the recipe's in every view, by key.
         local_override: The same for the views of the second size, over ``override``.
+        operations: What follows the crop, in order; None is the recipe's own order.
 
     Raises:
-        UserError: No such recipe or field, a value out of range, or more size groups than the recipe describes.
+        UserError: No such recipe, operation or key, a value out of range, or more size groups than the recipe has.
     """
     if name not in RECIPES:
         raise UserError(f"augment.recipe: there is no recipe '{name}'.{nearest(name, RECIPES)}")
@@ -157,19 +196,38 @@ def view_recipes(
             f"augment.sizes: recipe '{name}' describes {len(groups)} size(s) of crop and {len(counts)} are asked for; "
             f"choose a recipe with more ({several}) or fewer sizes."
         )
-    changes = _changes("override", override)
-    local_changes = {**changes, **_changes("local_override", local_override)}
-    return [
-        replace(group[position % len(group)], **(local_changes if number else changes))
-        for number, (group, count) in enumerate(zip(groups, counts, strict=False))
-        for position in range(count)
-    ]
+    order = None if operations is None else [_operation(word).name for word in operations]
+    changes = _changes("override", override or {}, order)
+    local_changes = {**changes, **_changes("local_override", local_override or {}, order)}
+    recipes = []
+    for number, (group, count) in enumerate(zip(groups, counts, strict=False)):
+        for position in range(count):
+            recipe = group[position % len(group)]
+            own = {o.name: o for o in recipe.operations}
+            parts = recipe.operations if order is None else [own.get(word, word) for word in order]
+            recipes.append(ViewRecipe(parts, recipe.crop, **(local_changes if number else changes)))
+    happening = {o.name for recipe in recipes for o in recipe.operations if o.p > 0}
+    if never := [word for word in order or () if word not in happening]:
+        message = f"augment.operations: the probability of {' and '.join(never)} is 0"
+        warnings.warn(f"{message}; augment.override.{never[0]}_p sets it.", stacklevel=2)
+    return recipes
 
 
-def _changes(setting: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return overrides as ``ViewRecipe`` takes them."""
-    fields = {field.name for field in dataclasses.fields(ViewRecipe)}
-    for key in values or {}:
-        if key not in fields:
-            raise UserError(f"augment.{setting}: a recipe has no '{key}'.{nearest(key, fields)}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in (values or {}).items()}
+def _changes(setting: str, values: Mapping[str, Any], order: Sequence[str] | None) -> dict[str, Any]:
+    """Return those settings of an override whose operation is there."""
+    kinds: list[type[Part]] = [Crop, *OPERATIONS.values()]
+    owners = {key: kind.name for kind in kinds for key in list(kind.keys())} | {_OLD: ""}
+    there = {Crop.name, *(STANDARD if order is None else order), *([""] if order is None else [])}
+    for key in values:
+        if key not in owners:
+            raise UserError(f"augment.{setting}: a recipe has no '{key}'.{hint() or nearest(key, owners)}")
+        if owners[key] not in there and order is None:
+            raise UserError(f"augment.{setting}.{key}: augment.operations must name '{owners[key]}', and its place.")
+    if order is None and _OLD in values:
+        colours = "gray, jitter" if values[_OLD] else "jitter, gray"
+        now = f"augment.operations=[flip, {colours}, blur, solarize]"
+        warnings.warn(f"augment.{setting}.{_OLD} is {now} now; the old key goes on working.", stacklevel=3)
+    if idle := [key for key in values if owners[key] not in there]:
+        why = "as augment.operations leaves their operations out"
+        warnings.warn(f"augment.{setting} is not used for {', '.join(idle)}, {why}.", stacklevel=3)
+    return {key: value for key, value in values.items() if key not in idle}

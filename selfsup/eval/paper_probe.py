@@ -22,7 +22,7 @@ from selfsup.eval.features import check_finite, known_labels, labels_of
 from selfsup.eval.probing import ProbeParts, ProbeResult, class_positions
 
 #: What the papers do to the images of a probe: torchvision's random resized crop, and a flip.
-CROP_AND_FLIP = ViewRecipe(jitter_p=0.0, gray_p=0.0)
+CROP_AND_FLIP = ViewRecipe(["flip"])
 CROP_AND_FLIP_WORDS = "random resized crop (area 0.08 to 1), flip"
 
 

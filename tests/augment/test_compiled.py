@@ -7,11 +7,13 @@ import shutil
 
 import pytest
 import torch
-from test_view_generator import IDENTITY, photographs, reference_view
+from test_view_generator import IDENTITY, photographs, reference_views
 
 from selfsup.augment import AugmentConfig, ViewGenerator, ViewRecipe, build_views, compiled, fold_in
-from selfsup.augment.draws import draw
-from selfsup.augment.generator import _color
+from selfsup.augment.base import Drawn
+from selfsup.augment.compiled import one_pass
+from selfsup.augment.generator import perform
+from selfsup.augment.operations.jitter import HUE, SEQUENCE
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 RECIPE = ViewRecipe(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
@@ -25,40 +27,46 @@ def forget_what_is_compiled():
     compiled._function.cache_clear()
 
 
-def draws_of(order, recipe=RECIPE, count=24):
-    """Parameters with the given orders, every image jittered."""
-    draws = draw(recipe, [5], torch.arange(count), 20, 20)
-    return dataclasses.replace(draws, order=torch.tensor(order), jitter=torch.ones(count, dtype=torch.bool))
+def drawn_in(orders):
+    """What jitter and grey draw for 24 images, every one jittered in one of the given orders."""
+    jitter, gray = RECIPE.operations[1:3]
+    _, drawn = RECIPE.draw([5], torch.arange(24), 20, 20)
+    order = torch.tensor(orders).repeat(24 // len(orders), 1)
+    parameters = {"order": order, "factors": drawn["jitter"].parameters["factors"]}
+    return jitter, Drawn(torch.ones(24, dtype=torch.bool), parameters), gray, drawn["gray"]
 
 
 def test_the_sequence_of_steps_holds_every_order():
     orders = list(itertools.permutations(range(4)))
-    draws = draws_of(orders)
-    factors = compiled.arrange(draws)
-    neutral = torch.tensor([0.0 if which == compiled.HUE else 1.0 for which in compiled.SEQUENCE])
-    for order, row, own in zip(orders, factors, draws.factors, strict=True):
+    jitter, drawn, _, _ = drawn_in(orders)
+    neutral = torch.tensor([0.0 if which == HUE else 1.0 for which in SEQUENCE])
+    for order, row, own in zip(orders, jitter.lay_out(drawn), drawn.parameters["factors"], strict=True):
         steps = (row != neutral).nonzero().squeeze(1).tolist()
-        assert tuple(compiled.SEQUENCE[step] for step in steps) == order
+        assert tuple(SEQUENCE[step] for step in steps) == order
         assert row[steps].tolist() == own[list(order)].tolist()
 
 
 def test_images_without_jitter_get_neutral_factors_and_stay_as_they_are():
-    draws = dataclasses.replace(draws_of([(0, 1, 2, 3)] * 6, count=6), jitter=torch.zeros(6, dtype=torch.bool))
-    images = torch.rand(6, 3, 9, 11)
-    nothing = torch.zeros(6, dtype=torch.bool)
-    assert torch.equal(compiled.color(images, compiled.arrange(draws), nothing, False), images)
+    jitter, drawn, gray, _ = drawn_in([(0, 1, 2, 3)])
+    nothing = torch.zeros(24, dtype=torch.bool)
+    images = torch.rand(24, 3, 9, 11)
+    whole = one_pass((jitter.on_planes, gray.on_planes))
+    assert torch.equal(whole(images, jitter.lay_out(drawn._replace(chosen=nothing)), nothing), images)
 
 
 @pytest.mark.parametrize("gray_first", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_all_steps_in_one_pass_equal_the_operations_one_by_one(channels, gray_first):
     """On every order of the operations; eager is what is tested against torchvision and Kornia."""
-    recipe = dataclasses.replace(RECIPE, gray_before_jitter=gray_first)
-    draws = draws_of(list(itertools.permutations(range(4))), recipe)
+    jitter, drawn, gray, grayed = drawn_in(list(itertools.permutations(range(4))))
+    assert set(grayed.chosen.tolist()) == {True, False}
     images = photographs(24, channels, (20, 20)) / 255
-    assert set(draws.gray.tolist()) == {True, False}
-    once = compiled.color(images, compiled.arrange(draws), draws.gray, gray_first)
-    torch.testing.assert_close(once, _color(images.clone(), recipe, draws, False), rtol=0, atol=5e-6)
+    pair = [(jitter, drawn), (gray, grayed)][:: -1 if gray_first else 1]
+    once = one_pass(tuple(o.on_planes for o, _ in pair))(images, *(o.lay_out(own) for o, own in pair))
+    eager = images.clone()
+    for operation, own in pair:
+        perform(operation, own, eager, torch.zeros(24, 2, 3))
+    torch.testing.assert_close(once, eager, rtol=0, atol=5e-6)
 
 
 @needs_compiler
@@ -69,9 +77,8 @@ def test_compiled_views_equal_torchvisions_and_compile_once():
     generator = ViewGenerator([recipe, recipe], [size, size], IDENTITY, compiled=True)
     torch._dynamo.utils.counters.clear()
     for number, view in enumerate(generator(images, seed=4)):
-        draws = draw(recipe, [fold_in(4, number)], torch.arange(12), *images.shape[-2:])
-        expected = [reference_view(image / 255, recipe, draws, row, size) for row, image in enumerate(images)]
-        torch.testing.assert_close(view.image, torch.stack(expected), rtol=0, atol=1e-4)
+        expected = reference_views(images, recipe, fold_in(4, number), size)
+        torch.testing.assert_close(view.image, expected, rtol=0, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     # other images, draws, epochs and numbers of images
     generator(images.flip(0), seed=fold_in(4, 1), index=torch.arange(100, 112))

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from selfsup.augment.draws import crop_boxes, draw
-from selfsup.augment.recipes import ViewRecipe
+from selfsup.augment import ViewRecipe
+from selfsup.augment.crop import Crop
 from selfsup.random import uniform
 
 RATIO = (3 / 4, 4 / 3)
@@ -36,7 +36,7 @@ def reference_box(area, ratio, position, height, width, scale_range, ratio_range
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0)])
 def test_boxes_equal_the_loop(height, width, scale):
     u = uniform(1, torch.arange(300), 22)
-    boxes = crop_boxes(u[:, :10], u[:, 10:20], u[:, 20:], height, width, scale, RATIO)
+    boxes = Crop(scale, RATIO).boxes(u, height, width)
     expected = [
         reference_box(*(part.tolist() for part in row.split([10, 10, 2])), height, width, scale, RATIO) for row in u
     ]
@@ -45,7 +45,7 @@ def test_boxes_equal_the_loop(height, width, scale):
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(240, 300, (0.08, 1.0)), (100, 200, (0.55, 1.0))])
 def test_boxes_have_torchvisions_distribution(height, width, scale):
-    ours = draw(ViewRecipe(scale=scale), [7], torch.arange(4000), height, width).box.numpy()
+    ours = ViewRecipe(scale=scale).draw([7], torch.arange(4000), height, width)[0].numpy()
     image = torch.empty(3, height, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -61,15 +61,16 @@ def test_boxes_have_torchvisions_distribution(height, width, scale):
 
 def test_the_other_parameters_have_the_recipes_distribution():
     recipe = ViewRecipe(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5)
-    draws = draw(recipe, [11], torch.arange(6000), 32, 32)
+    _, drawn = recipe.draw([11], torch.arange(6000), 32, 32)
+    jitter = drawn["jitter"].parameters
     limits = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
-    for column, (low, high) in zip(draws.factors.T, limits, strict=True):
+    for column, (low, high) in zip(jitter["factors"].T, limits, strict=True):
         assert stats.kstest(column.numpy(), "uniform", args=(low, high - low)).pvalue > 1e-3
-    assert stats.kstest(draws.sigma.numpy(), "uniform", args=(0.1, 1.9)).pvalue > 1e-3
-    for chosen, probability in ((draws.jitter, 0.8), (draws.gray, 0.2), (draws.blur, 0.5), (draws.flip, 0.5)):
-        assert stats.binomtest(int(chosen.sum()), 6000, probability).pvalue > 1e-3
+    assert stats.kstest(drawn["blur"].parameters["sigma"].numpy(), "uniform", args=(0.1, 1.9)).pvalue > 1e-3
+    for name, probability in (("jitter", 0.8), ("gray", 0.2), ("blur", 0.5), ("flip", 0.5)):
+        assert stats.binomtest(int(drawn[name].chosen.sum()), 6000, probability).pvalue > 1e-3
     # all 24 orders, equally often
-    codes = (draws.order * torch.tensor([64, 16, 4, 1])).sum(dim=1)
+    codes = (jitter["order"] * torch.tensor([64, 16, 4, 1])).sum(dim=1)
     _, counts = codes.unique(return_counts=True)
     assert len(counts) == 24
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
@@ -80,6 +81,7 @@ def test_certain_probabilities_are_certain(probability):
     recipe = ViewRecipe(
         flip_p=probability, jitter_p=probability, gray_p=probability, blur_p=probability, solarize_p=probability
     )
-    draws = draw(recipe, [0], torch.arange(500), 32, 32)
-    for chosen in (draws.flip, draws.jitter, draws.gray, draws.blur, draws.solarize):
+    _, drawn = recipe.draw([0], torch.arange(500), 32, 32)
+    assert len(drawn) == 5
+    for chosen, _ in drawn.values():
         assert chosen.double().mean() == probability

@@ -76,6 +76,14 @@ def test_an_extra_affine_augmentation_moves_the_map_with_the_pixels(name, params
     assert in_pixels.nan_to_num().abs().max() < 0.45
 
 
+@pytest.mark.parametrize("order", [["flip"], ["solarize", "flip"]])
+def test_a_flip_moves_the_map_wherever_it_stands(order):
+    recipe = ViewRecipe(order, scale=(0.5, 1.0), flip_p=0.5)
+    view = ViewGenerator([recipe], [44], IDENTITY)(coordinate_ramp(24, 50, 50), seed=0)[0]
+    assert set((view.to_source[:, 0, 0] < 0).tolist()) == {True, False}
+    assert deviation(view)[:, 3:-3, 3:-3].abs().max() < 0.02
+
+
 def test_an_extra_augmentation_of_colors_leaves_the_map():
     extra = [{"name": name, "params": {"p": 1.0}} for name in ("RandomErasing", "RandomGaussianNoise")]
     images = coordinate_ramp(8, 32, 32)

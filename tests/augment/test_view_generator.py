@@ -7,8 +7,8 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from selfsup.augment import RECIPES, ViewGenerator, ViewRecipe, fold_in, multi_crop, operations, two_crop
-from selfsup.augment.draws import draw
+from selfsup.augment import RECIPES, ViewGenerator, ViewRecipe, fold_in, multi_crop, two_crop
+from selfsup.augment.crop import Crop
 from selfsup.types import Normalization
 
 IDENTITY = Normalization((0.0,), (1.0,))
@@ -24,24 +24,40 @@ def photographs(count=12, channels=3, size=(40, 48)):
     return (noisy.clamp(0, 1) * 255).to(torch.uint8)
 
 
-def reference_view(image, recipe, draws, row, size):
-    """One view of one image by torchvision's functions, in the paper's order."""
-    top, left, height, width = draws.box[row].tolist()
-    mode = InterpolationMode(recipe.interpolation)
-    view = F.resized_crop(image, top, left, height, width, [size, size], interpolation=mode, antialias=True).clamp(0, 1)
-    if draws.flip[row]:
-        view = F.horizontal_flip(view)
-    if recipe.gray_before_jitter and draws.gray[row]:
-        view = F.rgb_to_grayscale(view, 3)
-    if draws.jitter[row]:
-        for which in draws.order[row].tolist():
-            view = COLOR[which](view, draws.factors[row, which].item())
-    if not recipe.gray_before_jitter and draws.gray[row]:
-        view = F.rgb_to_grayscale(view, 3)
-    if draws.blur[row]:
-        kernel = max(3, 2 * (int(size * recipe.blur_kernel) // 2) + 1)
-        view = F.gaussian_blur(view, [kernel, kernel], [draws.sigma[row].item()] * 2)
-    return F.solarize(view, recipe.solarize_threshold) if draws.solarize[row] else view
+def jitter(view, recipe, order, factors):
+    for which in order:
+        view = COLOR[which](view, factors[which])
+    return view
+
+
+def blur(view, recipe, sigma):
+    kernel = max(3, 2 * (int(view.shape[-1] * recipe.blur_kernel) // 2) + 1)
+    return F.gaussian_blur(view, [kernel, kernel], [sigma, sigma])
+
+
+THEIRS = {
+    "flip": lambda view, recipe: F.horizontal_flip(view),
+    "jitter": jitter,
+    "gray": lambda view, recipe: F.rgb_to_grayscale(view, 3),
+    "blur": blur,
+    "solarize": lambda view, recipe: F.solarize(view, recipe.solarize_threshold),
+}
+
+
+def reference_views(images, recipe, seed, size):
+    """One view of each image by torchvision's functions, one after the other."""
+    boxes, drawn = recipe.draw([seed], torch.arange(len(images)), *images.shape[-2:])
+    views = []
+    for row, image in enumerate(images / 255):
+        mode = InterpolationMode(recipe.interpolation)
+        view = F.resized_crop(image, *boxes[row].tolist(), [size, size], interpolation=mode, antialias=True).clamp(0, 1)
+        for operation in recipe.operations:
+            chosen, parameters = drawn[operation.name]
+            if chosen[row]:
+                own = {name: value[row].tolist() for name, value in parameters.items()}
+                view = THEIRS[operation.name](view, recipe, **own)
+        views.append(view)
+    return torch.stack(views)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,9 +68,8 @@ def test_views_equal_torchvisions_operations(name, monkeypatch):
     images = photographs()
     views = ViewGenerator(recipes, [size] * len(recipes), IDENTITY)(images, seed=4)
     for number, (recipe, view) in enumerate(zip(recipes, views, strict=True)):
-        draws = draw(recipe, [fold_in(4, number)], torch.arange(len(images)), *images.shape[-2:])
-        expected = [reference_view(image / 255, recipe, draws, row, size) for row, image in enumerate(images)]
-        torch.testing.assert_close(view.image, torch.stack(expected), rtol=0, atol=1e-4)
+        expected = reference_views(images, recipe, fold_in(4, number), size)
+        torch.testing.assert_close(view.image, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["simclr", "moco_v1", "byol_small"])
@@ -153,8 +168,8 @@ def test_views_made_in_one_pass_equal_views_made_one_by_one(compiled, monkeypatc
     generator = multi_crop("swav", (32, 12), (2, 3))
     generator.compiled = compiled
     passes = []
-    crop_and_resize = operations.crop_and_resize
-    monkeypatch.setattr(operations, "crop_and_resize", lambda *args: passes.append(1) or crop_and_resize(*args))
+    apply = Crop.apply
+    monkeypatch.setattr(Crop, "apply", lambda *args: passes.append(1) or apply(*args))
     together = generator(images, seed=2)
     assert len(passes) == 2
     for most, expected in ((2 * images.numel(), 3), (0, 5)):  # 2 and 2 and 1 view; each alone

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,39 +119,17 @@ def operations(recipe: ViewRecipe, channels: int = 3) -> dict[str, ViewRecipe]:
         channels: 1 or 3.
     """
     still = unchanged(recipe)
-    changes: dict[str, dict[str, Any]] = {
-        "crop": {"scale": recipe.scale, "ratio": recipe.ratio},
-        "flip": {"flip_p": 1.0},
-        "brightness": {"jitter_p": 1.0, "brightness": recipe.brightness},
-        "contrast": {"jitter_p": 1.0, "contrast": recipe.contrast},
-        "saturation": {"jitter_p": 1.0, "saturation": recipe.saturation},
-        "hue": {"jitter_p": 1.0, "hue": recipe.hue},
-        "gray": {"gray_p": 1.0},
-        "blur": {"blur_p": 1.0},
-        "solarize": {"solarize_p": 1.0},
-    }
-    found = {
-        name: replace(still, **change) for name, change in changes.items() if channels == 3 or name not in COLOUR_ONLY
-    }
+    found = {"crop": ViewRecipe((), recipe.crop)}
+    for operation in recipe.operations:
+        found |= {name: ViewRecipe([alone], still.crop) for name, alone in operation.alone().items()}
+    if channels == 1:
+        found = {name: view for name, view in found.items() if name not in COLOUR_ONLY}
     return found | {"all": recipe}
 
 
 def unchanged(recipe: ViewRecipe) -> ViewRecipe:
     """Return the recipe with every operation off: the central square of the image, resized."""
-    return replace(
-        recipe,
-        scale=(1.0, 1.0),
-        ratio=(1.0, 1.0),
-        flip_p=0.0,
-        jitter_p=0.0,
-        brightness=0.0,
-        contrast=0.0,
-        saturation=0.0,
-        hue=0.0,
-        gray_p=0.0,
-        blur_p=0.0,
-        solarize_p=0.0,
-    )
+    return ViewRecipe((), recipe.crop, scale=(1.0, 1.0), ratio=(1.0, 1.0))
 
 
 def _cosines(first: Tensor, second: Tensor) -> tuple[float, float]:
