@@ -15,7 +15,7 @@ from pathlib import Path
 
 from selfsup import __version__, commands
 from selfsup.errors import UserError
-from selfsup.registry import nearest
+from selfsup.settings.meanings import no_command
 
 OVERVIEW = """\
 selfsup {version}: learn visual representations without labels, and prove how good they are
@@ -60,7 +60,7 @@ def _run(given: list[str]) -> int:
     name = given[0]
     try:
         if name not in names:
-            raise UserError(f"There is no command '{name}'.{nearest(name, names)}")
+            raise UserError(no_command(given, names))
         return commands.run(import_module(f"selfsup.commands.{name}"), given[1:])
     except UserError as error:
         print(f"selfsup {name}: {error}", file=sys.stderr)

@@ -23,14 +23,17 @@ from selfsup.augment.config import AugmentConfig
 from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensors
 from selfsup.data import DataConfig
 from selfsup.errors import UserError
-from selfsup.eval.config import EvalConfig, eval_config, renamed
+from selfsup.eval.config import EvalConfig, eval_config
 from selfsup.external import MODULE, TIMM
 from selfsup.methods import MethodConfig
 from selfsup.nn import BackboneConfig, idle_settings
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import REGISTRIES
 from selfsup.settings import Section, key_of, setting
-from selfsup.settings.catalog import GROUPS, name_choice, no_setting
+from selfsup.settings.catalog import is_choice, name_choice
+from selfsup.settings.early import known
+from selfsup.settings.meanings import no_setting
+from selfsup.settings.moved import renamed
 from selfsup.settings.overrides import Change, Schema, read_change
 from selfsup.settings.values import read_yaml, write_yaml
 
@@ -258,12 +261,6 @@ def words_of(settings: Mapping[str, Any], key: str = "") -> list[str]:
     return words
 
 
-def is_choice(word: str, kind: str) -> bool:
-    """Whether an override chooses a file of a group, or is one of Hydra's own, and does not set a value."""
-    key, _, text = word.partition("=")
-    return (key in GROUPS[kind] and not text.startswith("{")) or key.startswith(("hydra.", "hydra/"))
-
-
 def compose_choices(words: Sequence[str], kind: str) -> dict[str, Any]:
     """Let Hydra compose the defaults of the chosen groups; see :func:`is_choice`.
 
@@ -374,7 +371,7 @@ def schema_of(kind: str, values: dict[str, Any]) -> Schema:
 
 def _read_change(word: str) -> Change:
     if "=" not in word and not word.startswith("~"):
-        raise UserError(no_setting(word))
+        raise UserError(no_setting([word], known()))
     return read_change(word)
 
 

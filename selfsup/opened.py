@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -137,6 +138,8 @@ def may_be_a_run(name: str) -> bool:
 
 def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None, pretrained: bool) -> Opened:
     if may_be_a_run(name):
+        if timm.is_model(name) and not Path(name).exists():
+            raise UserError(f"There is no checkpoint {name}; timm's network of this name is timm:{name}.")
         file = find_checkpoint(name)
         content = read_tensors(file)
         if is_checkpoint(content, file):

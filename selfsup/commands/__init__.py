@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import inspect
 import json
 import re
@@ -23,7 +24,9 @@ from typing import Any, NoReturn
 
 from selfsup.errors import UserError
 from selfsup.registry import find, nearest
-from selfsup.settings.catalog import GROUPS, choices, listed, no_setting, summaries
+from selfsup.settings.catalog import GROUPS, choices, listed, summaries
+from selfsup.settings.early import known, refuse_mistakes
+from selfsup.settings.meanings import meant_by, no_setting
 
 #: Groups whose choices the help of commands that train, and of commands that evaluate, lists.
 TRAINING, EVALUATION = GROUPS["train"], GROUPS["evaluate"]
@@ -68,7 +71,10 @@ class Parser(argparse.ArgumentParser):
             UserError: Always.
         """
         found = re.fullmatch(r"argument (?:-\w/)?(\S+): expected .*argument.*", message)
-        raise UserError(f"{found.group(1)} needs a value." if found else f"{message[:1].upper()}{message[1:]}.")
+        if found:
+            raise UserError(f"{found.group(1)} needs a value.")
+        found = re.fullmatch(r"argument (?:-\w/)?(\S+): ignored explicit argument .*", message)
+        raise UserError(f"{found.group(1)} takes no value." if found else f"{message[:1].upper()}{message[1:]}.")
 
 
 def run(command: ModuleType, given: Sequence[str]) -> int:
@@ -80,7 +86,7 @@ def run(command: ModuleType, given: Sequence[str]) -> int:
     parser = Parser(command)
     arguments, unknown = parser.parse_known_intermixed_args(list(given))
     if unknown:
-        raise UserError(f"There is no option '{unknown[0]}' here; settings are written key=value, see --help.")
+        raise UserError(_no_option(unknown[0], given, parser))
     if arguments.own_files:
         from selfsup.imports import execute
 
@@ -96,6 +102,25 @@ def run(command: ModuleType, given: Sequence[str]) -> int:
         return 0
     result: int = command.run(arguments)
     return result
+
+
+def _no_option(option: str, given: Sequence[str], parser: Parser) -> str:
+    """Say that there is no such option, and the setting that it means: ``--gpus 2`` is ``trainer.devices=2``."""
+    name, equals, text = option.lstrip("-").partition("=")
+    if not equals:
+        after = given[given.index(option) + 1 :]
+        text = after[0] if after and not after[0].startswith("-") and not _SETTING.match(after[0]) else ""
+    said = f"There is no option '{option.partition('=')[0]}' here"
+    options = [option for action in parser._actions for option in action.option_strings]
+    elsewhere = {"protocol": "--only", "protocols": "--only", "output": "--out", "o": "--out"}.get(name)
+    close = difflib.get_close_matches(elsewhere or option.partition("=")[0], options, n=1, cutoff=0.8)
+    if close:
+        return f"{said}. Did you mean '{close[0]}'?"
+    if parser.groups:
+        there, key = known("train" if parser.groups == TRAINING else "evaluate"), name.replace("-", "_")
+        if meant := meant_by(key, text, there):
+            return f"{said}; settings are written key=value: {' or '.join(meant)}."
+    return f"{said}; settings are written key=value, see --help."
 
 
 def refuse_settings(arguments: argparse.Namespace) -> None:
@@ -124,7 +149,7 @@ def training_settings(arguments: argparse.Namespace) -> list[str]:
     """Return the settings of a training, which may name a folder of images alone: ``selfsup train FOLDER``.
 
     Raises:
-        UserError: A word that names no folder, or a run.
+        UserError: A word that names no folder, or a run; a setting that there is not.
     """
     short = {key: value for key in SHORT.values() if (value := getattr(arguments, key)) is not None}
     for key in short:
@@ -132,12 +157,19 @@ def training_settings(arguments: argparse.Namespace) -> list[str]:
             raise UserError(f"{key}= is given in its short form, too; give one of them.")
     settings = [*(f"{key}={value}" for key, value in short.items()), *arguments.settings]
     words = [*arguments.words, *([] if arguments.data is None else [arguments.data])]
-    if not words:
-        return settings
+    if words:
+        settings = [*_folder_settings(words, settings), *settings]
+    if not (arguments.own_files or getattr(arguments, "multirun", False)):
+        refuse_mistakes(settings)
+    return settings
+
+
+def _folder_settings(words: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Return the settings that name a folder of images, where it is one."""
     first, *more = words
     folder = Path(first).expanduser()
     if more or not folder.is_dir():
-        raise UserError(f"{no_setting((more or [first])[0])[:-1]}, or name a folder of images.")
+        raise UserError(f"{no_setting(more if folder.is_dir() else words, known())[:-1]}, or name a folder of images.")
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file():
         raise UserError(f"'{first}' is a run; go on with it by resume={first}, or evaluate it.")
     if any(setting.startswith("data.root=") for setting in settings):
@@ -145,14 +177,14 @@ def training_settings(arguments: argparse.Namespace) -> list[str]:
     given = [] if any(setting.startswith("data=") for setting in settings) else ["data=image_folder"]
     given.append(f"data.root={folder}")
     print(f"training on the images of {folder}: {' '.join(given)}", file=sys.stderr)
-    return given + settings
+    return given
 
 
 def checkpoint_settings(arguments: argparse.Namespace) -> list[str]:
     """Return the settings of an evaluation, whose checkpoint may stand alone: ``selfsup knn RUN``.
 
     Raises:
-        UserError: More than one checkpoint.
+        UserError: More than one checkpoint, or a setting that there is not.
     """
     named = [f"checkpoint={word}" for word in arguments.words]
     named += [setting for setting in arguments.settings if setting.startswith("checkpoint=")]
@@ -160,7 +192,10 @@ def checkpoint_settings(arguments: argparse.Namespace) -> list[str]:
         raise UserError(
             f"One checkpoint at a time, not {' and '.join(n.partition('=')[2] for n in named)}; see --help."
         )
-    return named + [setting for setting in arguments.settings if not setting.startswith("checkpoint=")]
+    settings = named + [setting for setting in arguments.settings if not setting.startswith("checkpoint=")]
+    if not arguments.own_files:
+        refuse_mistakes(settings, "evaluate")
+    return settings
 
 
 def add_only(parser: Parser, text: str) -> None:

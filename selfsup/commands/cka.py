@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser
 from selfsup.errors import UserError
+from selfsup.settings.early import refuse_mistakes
 from selfsup.writing import check_output
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
+    if not arguments.own_files:
+        refuse_mistakes(arguments.settings, "evaluate")
     check_output(arguments.out, "--out")
     from selfsup.report import save_cka
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from selfsup.commands import Parser, add_training, training_settings
 from selfsup.errors import UserError
 from selfsup.imports import recall
-from selfsup.settings.early import refuse_mistakes
 
 
 def add_arguments(parser: Parser) -> None:
@@ -39,8 +38,6 @@ def run(arguments: Namespace) -> int:
         raise UserError(f"--steps={arguments.steps} must be a whole number, such as 20.")
     if arguments.json is not None and Path(arguments.json).exists():
         raise UserError(f"--json: {arguments.json} exists and is not overwritten; choose another.")
-    if not arguments.own_files:
-        refuse_mistakes(settings)
     if arguments.config is not None:
         recall(Path(arguments.config).parent)
     from selfsup.config import load_config

@@ -18,7 +18,6 @@ from typing import Any
 from selfsup.commands import Parser, add_training, training_settings
 from selfsup.errors import UserError
 from selfsup.imports import recall
-from selfsup.settings.early import refuse_mistakes
 
 
 def add_arguments(parser: Parser) -> None:
@@ -40,8 +39,6 @@ def run(arguments: Namespace) -> int:
     settings = training_settings(arguments)
     if arguments.multirun:
         return _sweep(settings, arguments.own_files)
-    if not arguments.own_files:
-        refuse_mistakes(settings)
     if arguments.config is not None:
         recall(Path(arguments.config).parent)
     from selfsup.config import load_config, to_yaml

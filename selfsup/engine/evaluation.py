@@ -18,11 +18,11 @@ from selfsup.data.workers import worker_count
 from selfsup.engine.trained_images import leave_out_trained, rule_of_run
 from selfsup.errors import UserError
 from selfsup.eval import Encoder, Record, Subject, measure
-from selfsup.eval.config import renamed
 from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import default_protocols
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
 from selfsup.report import Evaluated, draw_figures
+from selfsup.settings.moved import renamed
 from selfsup.settings.overrides import read_change
 from selfsup.types import ImageFacts
 from selfsup.writing import check_output

@@ -12,12 +12,13 @@ from typing import Any, cast, get_origin
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from selfsup.config import TrainConfig, build, compose_choices, is_choice, schema_of, start_network
+from selfsup.config import TrainConfig, build, compose_choices, schema_of, start_network
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES
 from selfsup.settings import TextOrList
-from selfsup.settings.catalog import name_choice
-from selfsup.settings.overrides import Change, Schema, read_change, unknown_key
+from selfsup.settings.catalog import is_choice, name_choice
+from selfsup.settings.meanings import misspelt
+from selfsup.settings.overrides import Change, Schema, read_change
 from selfsup.settings.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote
 
 #: How text begins from which Hydra computes the values of a sweep.
@@ -82,7 +83,7 @@ def _values(change: Change, schemas: Sequence[Schema]) -> tuple[list[Any], bool]
     """Return the values of a setting, and whether Hydra has to be told that the key may be new."""
     found = next((place for schema in schemas if (place := schema.find(change.key)) is not None), None)
     if found is None:
-        raise UserError(unknown_key(change.key, schemas[0]))
+        raise UserError(misspelt(change.key, change.value, schemas[0].known()))
     hint, in_dictionary = found
     kind, _ = split_optional(hint)
     parts = split(change.value)

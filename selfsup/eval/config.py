@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,41 +11,7 @@ from typing import Any
 from selfsup.errors import UserError
 from selfsup.eval.registry import PROTOCOLS, Protocol
 from selfsup.registry import nearest
-
-#: Names that settings had before each protocol got its own, and what they are now.
-MOVED = {
-    "knn_k": ("knn.k",),
-    "temperatures": ("knn.temperatures",),
-    "retrieval_k": ("retrieval.k",),
-    "clusters": ("clustering.clusters",),
-    "probe_learning_rates": ("linear_probe.learning_rates",),
-    "probe_weight_decays": ("linear_probe.weight_decays",),
-    "probe_epochs": ("linear_probe.epochs",),
-    "probe_batch_size": ("linear_probe.batch_size",),
-    "probe_features": ("linear_probe.features",),
-    "probe_protocol": ("linear_probe.paper",),
-    "probe_protocol_epochs": ("linear_probe.paper_epochs",),
-    "ridge_penalties": ("ridge.penalties",),
-    "logistic_c": ("logistic.c",),
-    "logistic_iterations": ("logistic.iterations",),
-    "few_shot_ways": ("few_shot.ways",),
-    "few_shot_shots": ("few_shot.shots",),
-    "few_shot_queries": ("few_shot.queries",),
-    "few_shot_episodes": ("few_shot.episodes",),
-    "fine_tune_learning_rates": ("fine_tune.learning_rates",),
-    "fine_tune_layer_decay": ("fine_tune.layer_decay",),
-    "fine_tune_weight_decay": ("fine_tune.weight_decay",),
-    "fine_tune_epochs": ("fine_tune.epochs",),
-    "fine_tune_batch_size": ("fine_tune.batch_size",),
-    "segmentation_images": ("segmentation.images", "segmentation_knn.images"),
-    "segmentation_learning_rates": ("segmentation.learning_rates",),
-    "segmentation_epochs": ("segmentation.epochs",),
-    "segmentation_batch_size": ("segmentation.batch_size", "segmentation_knn.batch_size"),
-    "segmentation_k": ("segmentation_knn.k",),
-    "segmentation_temperature": ("segmentation_knn.temperature",),
-    "segmentation_cells": ("segmentation_knn.cells",),
-    "invariance_images": ("invariance.images",),
-}
+from selfsup.settings.moved import MOVED, tell_moved
 
 
 @dataclass
@@ -100,9 +65,9 @@ def eval_config(**values: Any) -> EvalConfig:
     nested = {entry.key: entry.settings for entry in PROTOCOLS.values() if entry.settings is not None}
     config = _with_fields(tuple(nested.items()))()
     for name, value in values.items():
-        if name in MOVED:
-            _tell(name)
-            for key, _, field in (place.partition(".") for place in MOVED[name]):
+        if f"eval.{name}" in MOVED:
+            tell_moved(f"eval.{name}")
+            for _, key, field in (place.split(".") for place in MOVED[f"eval.{name}"]):
                 setattr(getattr(config, key), field, value)
         elif name in nested and isinstance(value, Mapping):
             _set(getattr(config, name), value, f"eval.{name}.")
@@ -118,20 +83,6 @@ def _with_fields(nested: tuple[tuple[str, type[Any]], ...]) -> type[EvalConfig]:
     return dataclasses.make_dataclass("EvalConfig", fields, bases=(EvalConfig,))
 
 
-def renamed(overrides: Sequence[str]) -> list[str]:
-    """Return overrides with the names that settings have now, with a note of each that had another."""
-    found = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        old = key.removeprefix("eval.")
-        if key.startswith("eval.") and old in MOVED:
-            _tell(old)
-            found += [f"eval.{new}{equals}{value}" for new in MOVED[old]]
-        else:
-            found.append(override)
-    return found
-
-
 def _set(settings: Any, values: Mapping[str, Any], prefix: str) -> None:
     known = {field.name for field in dataclasses.fields(settings)}
     for name, value in values.items():
@@ -139,8 +90,3 @@ def _set(settings: Any, values: Mapping[str, Any], prefix: str) -> None:
             meant = nearest(f"{prefix}{name}", [f"{prefix}{one}" for one in known])
             raise UserError(f"There is no setting '{prefix}{name}'.{meant}")
         setattr(settings, name, value)
-
-
-def _tell(old: str) -> None:
-    now = " and ".join(f"eval.{new}" for new in MOVED[old])
-    warnings.warn(f"eval.{old} is {now} now; the old name goes on working.", stacklevel=3)

@@ -34,6 +34,14 @@ REGISTERED = {
     "format": ("export_format", PACKAGE / "exporting" / "formats"),
 }
 
+#: What people write that is no choice, and what it means.
+_FURTHER = {
+    **{f"data={name}": "data=image_folder data.root=DIR" for name in ("imagenet", "imagenette", "folder", "images")},
+    **{f"trainer={name}": f"trainer.accelerator={name}" for name in ("cpu", "gpu")},
+    "trainer=cuda": "trainer.accelerator=gpu",
+    **{f"trainer={name}": f"trainer.strategy={name}" for name in ("ddp", "fsdp")},
+}
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -44,12 +52,14 @@ class Listed:
         summary: First line of its documentation.
         settings: Name of the dataclass of its settings, "" where it has none.
         also: Other names that it is known by.
+        key: Of a protocol, where its settings are below ``eval``; else the name.
     """
 
     name: str
     summary: str
     settings: str
     also: tuple[str, ...]
+    key: str
 
 
 def choices(group: str) -> set[str]:
@@ -93,28 +103,29 @@ def name_choice(word: str, *, refuse: bool = True) -> str:
     names = [find(name, choices(group), other_names(group)) for name in words]
     for name in names:
         if refuse and name not in choices(group):
-            raise UserError(f"There is no {group}={name}.{hint() or _meant(group, name)}")
+            meant = written(group, name)
+            near = f" Did you mean '{meant}'?" if meant else nearest(name, choices(group))
+            raise UserError(f"There is no {group}={name}.{hint() or near}")
     return f"{group}=[{','.join(names)}]" if listed else f"{group}={names[0]}"
 
 
-def _meant(group: str, name: str) -> str:
+def written(group: str, name: str) -> str | None:
+    """Return how that is written which ``group=name`` means where it is no choice: a network of timm's, a folder."""
     if group in ("backbone", "optimizer"):
         import timm.optim  # takes two seconds
-    if group == "backbone" and timm.is_model(name):
-        return f" For timm's network of this name write backbone.name={name}."
-    if group == "optimizer" and name in timm.optim.list_optimizers():
-        return f" For timm's optimiser of this name write optimizer.name={name}."
-    if group == "data" and ("/" in name or Path(name).exists()):
-        return f" For a folder of images write data=image_folder data.root={name}."
-    return nearest(name, choices(group))
+
+        known = timm.is_model(name) if group == "backbone" else name in timm.optim.list_optimizers()
+        return f"{group}.name={name}" if known else None
+    if group == "data" and ("/" in name or Path(name).is_dir()):
+        return f"data=image_folder data.root={name}"
+    return _FURTHER.get(f"{group}={name.lower()}")
 
 
-def no_setting(word: str) -> str:
-    """Say that a word without ``=`` is no setting, and if it is a choice, how that is written."""
-    for group in GROUPS["train"]:
-        if (name := find(word, choices(group), other_names(group))) in choices(group):
-            return f"'{word}' is not a setting; write key=value, here {group}={name}."
-    return f"'{word}' is not a setting; write key=value."
+def is_choice(word: str, kind: str) -> bool:
+    """Whether an override chooses a file of a group, or is one of Hydra's own, and does not set a value."""
+    key, given, text = word.partition("=")
+    chooses = bool(given) and key in GROUPS[kind] and not text.startswith("{")
+    return chooses or key.startswith(("hydra.", "hydra/"))
 
 
 @cache
@@ -132,10 +143,12 @@ def _registered(tree: ast.Module, decorator: str) -> Iterator[Listed]:
             continue
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator:
-                name, *settings = call.args
-                also = next((ast.literal_eval(word.value) for word in call.keywords if word.arg == "also"), ())
+                named, *settings = call.args
+                given = {word.arg: word.value for word in call.keywords}
+                also, key = (ast.literal_eval(given[word]) if word in given else None for word in ("also", "key"))
+                name = ast.literal_eval(named)
                 summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                yield Listed(ast.literal_eval(name), summary, "".join(map(ast.unparse, settings)), also)
+                yield Listed(name, summary, "".join(map(ast.unparse, settings)), also or (), key or name)
 
 
 def _yaml_names(folder: Traversable, prefix: str = "") -> set[str]:

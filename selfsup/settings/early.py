@@ -1,4 +1,4 @@
-"""Mistakes in the settings of a training, found before anything that takes seconds is imported.
+"""Mistakes in settings, found before anything that takes seconds is imported.
 
 The settings there are stand in dataclasses, next to code that needs torch. Here their names are read from the text of
 the files. What passes here is looked at again, with types and ranges, when the configuration is composed.
@@ -8,54 +8,76 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES
-from selfsup.settings.catalog import GROUPS, PACKAGE, listed, name_choice
+from selfsup.settings.catalog import PACKAGE, is_choice, listed, name_choice
+from selfsup.settings.meanings import Known, misspelt, of_section
+from selfsup.settings.moved import MOVED
 from selfsup.settings.ranges import key_of
 
-ROOT = "TrainConfig"
+_ROOTS = {"train": "TrainConfig", "evaluate": "EvaluateConfig"}
 
 
-def refuse_mistakes(words: Sequence[str]) -> None:
-    """Refuse choices and settings of a training that there are not.
+def refuse_mistakes(words: Sequence[str], kind: str = "train") -> None:
+    """Refuse choices and settings that there are not.
 
     Args:
         words: As ``load_config`` takes them, where no file of a user's own has registered anything.
+        kind: As of ``load_config``.
 
     Raises:
         UserError: As ``load_config``.
     """
     if any(word.startswith("hydra.") for word in words):
         return  # its search path may hold choices of the user's own
-    chosen = [name_choice(word) for word in words if _chooses(word)]
-    names = dict(word.split("=", 1) for word in chosen)
+    choices = [word for word in words if is_choice(word, kind) and not word.startswith("hydra/")]
+    names: dict[str, str] = {}
+    for group, _, text in (word.partition("=") for word in choices):
+        for name in text.split(",") if kind == "evaluate" else [text]:  # a transfer takes several sources
+            names[group] = name_choice(f"{group}={name}").partition("=")[2]
     if any(names[group] not in listed(group) for group in REGISTRIES if group in names):
         return  # registered in this process, by code that is no file of the package
-    # an experiment or a saved configuration may choose, too: then any choice may be meant
-    open_ended = any(word.startswith(("experiment=", "resume=")) for word in words)
+    if any(word.startswith(("experiment=", "resume=")) for word in words):
+        names = {}  # an experiment or a saved configuration may choose, too: then any choice may be meant
+    there = known(kind, names)
+    for word in words:
+        key, given, text = word.partition("=")
+        name = key.lstrip("+")
+        if not given or word in choices or key.startswith(("++", "~", "hydra/")):
+            continue
+        if kind == "evaluate" and (key in MOVED or (name.startswith("data.") and "data" not in names)):
+            continue  # the data are those of a run, which may be a source of the user's own
+        if not there.holds(name):
+            raise UserError(misspelt(name, text, there))
+        if name in there.sections and not text.startswith("{"):
+            raise UserError(of_section(name, text, there))
+
+
+def known(kind: str = "train", names: Mapping[str, str] | None = None) -> Known:
+    """Return the settings that there are.
+
+    Args:
+        kind: As of ``load_config``.
+        names: What is chosen of ``REGISTRIES``; where it is not known, the settings of every choice count.
+    """
+    chosen = {group: name for group, name in (names or {}).items() if group in REGISTRIES}
     sections = {
-        group: {names[group]: listed(group)[names[group]].settings}
-        if group in names and not open_ended
-        else {name: entry.settings for name, entry in listed(group).items()}
+        group: {entry.settings for name, entry in listed(group).items() if chosen.get(group, name) == name}
         for group in REGISTRIES
     }
-    keys = dict(settings(ROOT, {group: set(classes.values()) for group, classes in sections.items()}))
-    for word in words:
-        key = word.partition("=")[0]
-        if "=" not in word or _chooses(word) or key.startswith(("++", "~", "hydra/")):
-            continue
-        if not _there(key.lstrip("+"), keys):
-            from selfsup.settings.overrides import misspelt
-
-            section = key.lstrip("+").rpartition(".")[0]
-            others = {}
-            if section in names and not open_ended:
-                others = {n: {k for k, _ in settings(e.settings)} for n, e in listed(section).items()}
-            grouped = [name for name, annotation in _fields(ROOT).items() if annotation in _files()]
-            raise UserError(misspelt(key.lstrip("+"), list(keys), grouped, others))
+    keys = dict(settings(_ROOTS[kind], sections))
+    if kind == "evaluate":
+        for entry in listed("protocol").values():
+            keys |= dict(settings(entry.settings, key=f"eval.{entry.key}")) if entry.settings else {}
+    others = {
+        group: {name: {key for key, _ in settings(entry.settings)} for name, entry in listed(group).items()}
+        for group in chosen
+    }
+    grouped = [name for name, annotation in _fields(_ROOTS[kind]).items() if annotation in _files()]
+    return Known(kind, keys, grouped, others)
 
 
 def settings(name: str, sections: dict[str, set[str]] | None = None, key: str = "") -> Iterator[tuple[str, str]]:
@@ -75,23 +97,13 @@ def settings(name: str, sections: dict[str, set[str]] | None = None, key: str = 
             yield full, annotation
 
 
-def _chooses(word: str) -> bool:
-    key, given, text = word.partition("=")
-    return bool(given) and key in GROUPS["train"] and not text.startswith("{")
-
-
-def _there(key: str, keys: dict[str, str]) -> bool:
-    parts = key.split(".")
-    above = (".".join(parts[:count]) for count in range(1, len(parts)))
-    entry = any("dict" in keys[name] or "Any" in keys[name] for name in above if name in keys)
-    return key in keys or entry or any(name.startswith(f"{key}.") for name in keys)
-
-
 @cache
 def _files() -> dict[str, str]:
     """Return the text of the file that each dataclass of settings is in, by its name."""
     texts = (path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
-    return {name: text for text in texts for name in re.findall(r"^class (\w+Config)\b", text, re.MULTILINE)}
+    return {
+        name: text for text in texts for name in re.findall(r"^class (\w+(?:Config|Settings))\b", text, re.MULTILINE)
+    }
 
 
 @cache

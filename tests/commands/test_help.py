@@ -12,7 +12,7 @@ import yaml
 import selfsup.data
 import selfsup.methods  # noqa: F401 - fills the registries
 from selfsup.cli import main
-from selfsup.config import from_values, load_config
+from selfsup.config import EvaluateConfig, TrainConfig, from_values, load_config
 from selfsup.registry import Entry, methods, sources
 from selfsup.settings import setting
 from selfsup.settings.described import sentences, settings
@@ -79,8 +79,8 @@ def _is_ours(entry: Entry[Any]) -> bool:
 def test_every_setting_has_one() -> None:
     # not those that other tests of this process have registered
     ours = [(kind, name) for kind in (methods, sources) for name in kind if _is_ours(kind[name])]
-    configs = [load_config([f"{kind.group}={name}"]) for kind, name in ours]
-    configs.append(load_config(["checkpoint=untrained"], kind="evaluate"))
+    configs: list[Any] = [kind[name].config() for kind, name in ours]
+    configs += [TrainConfig(), EvaluateConfig()]
     assert {key for config in configs for key, _, sentence in settings(config) if not sentence} == set()
 
 
@@ -98,7 +98,7 @@ def test_help_explains_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["knn", "data=digits", "--help"]) == 0
     assert "data.image_size=16" in capsys.readouterr().out
     assert main(["train", "metod=moco", "--help"]) == 2
-    assert "Did you mean 'method'" in capsys.readouterr().err
+    assert "Did you mean 'method=moco'" in capsys.readouterr().err
 
 
 def test_a_source_is_explained_as_a_method_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,22 +7,22 @@ import pytest
 from selfsup.config import load_config
 from selfsup.errors import UserError
 from selfsup.eval import PROTOCOLS, Record, eval_config, protocol
-from selfsup.eval.config import MOVED, renamed
+from selfsup.settings.moved import MOVED, renamed
 
 BASE = ["checkpoint=raw_pixels", "data=shapes"]
 
 
 @pytest.mark.parametrize("old", MOVED)
 def test_an_old_name_sets_what_the_new_one_does(old):
-    places = MOVED[old]
-    key, name = places[0].split(".")
+    places = [place.split(".") for place in MOVED[old]]
+    _, key, name = places[0]
     default = getattr(getattr(eval_config(), key), name)
-    value = [7] if isinstance(default, list) else "moco" if old == "probe_protocol" else 7
-    with pytest.warns(UserWarning, match=rf"eval\.{old} is eval\.{key}\.{name}"):
-        config = eval_config(**{old: value})
-    assert config == eval_config(**{place.split(".")[0]: {place.split(".")[1]: value} for place in places})
+    value = [7] if isinstance(default, list) else "moco" if old == "eval.probe_protocol" else 7
+    with pytest.warns(UserWarning, match=rf"{old} is eval\.{key}\.{name}"):
+        config = eval_config(**{old.removeprefix("eval."): value})
+    assert config == eval_config(**{key: {name: value} for _, key, name in places})
     with pytest.warns(UserWarning, match=f"{old} is"):
-        assert renamed([f"eval.{old}=7", "seed=1"]) == [*(f"eval.{place}=7" for place in places), "seed=1"]
+        assert renamed([f"{old}=7", "seed=1"]) == [*(f"{place}=7" for place in MOVED[old]), "seed=1"]
 
 
 def test_old_and_new_names_from_the_command_line():

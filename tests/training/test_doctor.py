@@ -337,7 +337,7 @@ MISTAKES = {
     "steps in words": (["--steps=many"], "--steps"),
     "a run to resume": (["resume=runs/x"], "resume"),
     "unknown method": (["method=simclrr"], "Did you mean 'simclr'"),
-    "misspelt key": (["trainer.max_epoch=3"], "Did you mean 'trainer.max_epochs'"),
+    "misspelt key": (["trainer.max_epoch=3"], "Did you mean 'trainer.max_epochs=3'"),
     "batch larger than the data": ([*TINY, "batch_size=999"], "batch_size"),
     "queue smaller than a batch": (["method=moco", *TINY, "method.queue_size=8"], "method.queue_size"),
     "missing config": (["--config", "gone.yaml"], "gone.yaml"),
