@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self
@@ -154,6 +155,17 @@ class ImageDataset(ABC):
         if self.read_masks(torch.arange(0)) is None:
             part.facts = dataclasses.replace(self.facts, classes=None)
         return part
+
+    def undecodable(self) -> Counter[str]:
+        """Return how many images of the split have turned out to be undecodable so far, by reason."""
+        return Counter()
+
+    def first(self, order: Tensor, count: int | None = None) -> ImageDataset:
+        """Return the part of the first ``count`` positions of an order, ascending; None is all of them.
+
+        Where images are kept in memory it holds those that can be decoded, and is decoded when this returns.
+        """
+        return self.subset(order[:count].sort().values)
 
     @abstractmethod
     def subset(self, positions: Tensor) -> ImageDataset:

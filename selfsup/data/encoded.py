@@ -9,7 +9,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -33,6 +33,7 @@ from selfsup.types import ImageFacts
 
 logger = logging.getLogger(__name__)
 
+NAMED = 3  # undecodable images that are named on the screen; a training writes all of them to its log
 LOOKED_AT = 32  # images whose headers are read to tell the shapes of all
 
 
@@ -95,7 +96,7 @@ class Undecodable:
         self._reported: set[int] = set()
 
     def report(self, found: Mapping[int, tuple[str, str]]) -> None:
-        """Log images, each once.
+        """Log images, each once: the first few as warnings, then their number when there are more of them.
 
         Args:
             found: Of each image, by its row, its name and why it cannot be decoded.
@@ -106,12 +107,16 @@ class Undecodable:
         new = {row: told for row, told in found.items() if row not in self._reported}
         if not new:
             return
+        before = len(self._reported)
         for row, (name, reason) in new.items():
             self.reasons[row] = reason
             self._reported.add(row)
-            logger.warning(
-                "%s cannot be decoded and is left out (%s; %d so far)", self.root / name, reason, len(self._reported)
-            )
+            level = logging.WARNING if len(self._reported) <= NAMED else logging.INFO
+            logger.log(level, "%s cannot be decoded and is left out (%s)", self.root / name, reason)
+        now = len(self._reported)
+        if before <= NAMED < now or len(str(now)) > len(str(before)):  # then again at 10, 100, 1,000
+            reasons = ", ".join(f"{count:,}: {reason}" for reason, count in self.counts().most_common(NAMED))
+            logger.warning("%s images in %s cannot be decoded so far (%s)", f"{now:,}", self.root, reasons)
         if len(self._reported) > math.ceil(self.allowed * self.total):
             counts = ", ".join(f"{count}: {reason}" for reason, count in self.counts().most_common())
             name = next(iter(new.values()))[0]
@@ -123,6 +128,37 @@ class Undecodable:
     def counts(self) -> Counter[str]:
         """Return how many images there are of each reason."""
         return Counter(self.reasons[row] for row in self._reported)
+
+
+class _Memory:
+    """The pixels of a split as far as they have been asked for; the parts of the split share it."""
+
+    def __init__(self, total: int, side: int) -> None:
+        self.images = torch.empty(total, 3, side, side, dtype=torch.uint8)  # takes memory where it is written to
+        self._known = torch.zeros(total, dtype=torch.bool)
+        self._decoded = torch.zeros(total, dtype=torch.bool)
+
+    def fill(self, rows: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]], what: str) -> Tensor:
+        """Read the rows that are not here yet, and return bool ``[n]``: which of all could be decoded."""
+        missing = torch.unique(rows[~self._known[rows]])
+
+        def one(row: Tensor) -> None:
+            images, decoded = read(row)
+            self.images[row], self._decoded[row] = images, decoded
+
+        # Threads, not processes: the decoders run outside Python's lock and write into the one tensor
+        if len(missing):
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                done = pool.map(one, torch.split(missing, 1))
+                for _ in tqdm(done, total=len(missing), desc=what, unit="image", delay=2):
+                    pass
+            self._known[missing] = True
+        return self._decoded[rows]
+
+
+def _spread(values: Tensor, rows: Tensor, total: int) -> Tensor:
+    """Return the values at their rows, and -1 at all others."""
+    return torch.full((total,), -1, dtype=values.dtype).index_copy(0, rows, values)
 
 
 def side_of_source(asked: int | None, image_size: int) -> int:
@@ -162,6 +198,7 @@ class EncodedDataset(ImageDataset):
         self.root = root
         self._undecodable = Undecodable(root, count, max_undecodable)
         self._pixels: Pixels | None = None
+        self._memory: _Memory | None = None
         self.max_pixels, self.value_range = max_pixels, None if value_range is None else tuple(value_range)
         self.labels = labels
         self.index = torch.arange(count)
@@ -216,10 +253,16 @@ class EncodedDataset(ImageDataset):
 
     def read_decodable(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.index[positions]
+        if self._memory is None:
+            return self._read_source(rows)
+        decoded = self._memory.fill(rows, self._read_source, f"decoding {self.split}")
+        return self._memory.images[rows], decoded
+
+    def _read_source(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self._pixels is not None:
             return self._pixels.read(rows)
-        images = torch.zeros(len(positions), 3, self.source_size, self.source_size, dtype=torch.uint8)
-        decoded = torch.zeros(len(positions), dtype=torch.bool)
+        images = torch.zeros(len(rows), 3, self.source_size, self.source_size, dtype=torch.uint8)
+        decoded = torch.zeros(len(rows), dtype=torch.bool)
         for slot, row in enumerate(rows.tolist()):
             if row in self._undecodable.reasons:
                 continue
@@ -257,33 +300,43 @@ class EncodedDataset(ImageDataset):
         part.keys = None if self.keys is None else self.keys[positions]
         return part
 
-    def decode_all(self) -> ResidentDataset:
+    def keep_in_memory(self) -> None:
+        """Keep every image that is read from now on; it is decoded, or read from the cache, once."""
+        self._memory = _Memory(self._undecodable.total, self.source_size)
+        self.resident = True
+
+    def first(self, order: Tensor, count: int | None = None) -> ImageDataset:
+        """Return the part of the first ``count`` positions of an order.
+
+        Raises:
+            UserError: More images are undecodable than allowed.
+        """
+        if self._memory is None:
+            return super().first(order, count)
+        wanted, taken, begin = len(order) if count is None else count, torch.arange(0), 0
+        while len(taken) < wanted and begin < len(order):
+            some = order[begin : begin + wanted - len(taken)]
+            begin += len(some)
+            decoded = self._memory.fill(self.index[some], self._read_source, f"decoding {self.split}")
+            self.report_undecodable(some[~decoded])
+            taken = torch.cat([taken, some[decoded]])
+        total = self._undecodable.total
+        return ResidentDataset(
+            self._memory.images,
+            None if self.labels is None else _spread(self.labels, self.index, total),
+            self.facts,
+            rows=self.index[taken.sort().values],
+            keys=None if self.keys is None else _spread(self.keys, self.index, total),
+        )
+
+    def decode_all(self) -> ImageDataset:
         """Decode every image in threads, or read the cache, and keep all in memory; undecodable ones are left out.
 
         Raises:
             UserError: More images are undecodable than allowed.
         """
-        images = torch.empty(len(self), 3, self.source_size, self.source_size, dtype=torch.uint8)
-        decoded = torch.zeros(len(self), dtype=torch.bool)
-
-        def decode(position: int) -> None:
-            image, good = self.read_decodable(torch.tensor([position]))
-            images[position], decoded[position] = image[0], good[0]
-
-        # Threads, not processes: the decoders run outside Python's lock and write into the one tensor
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            done = pool.map(decode, range(len(self)))
-            for _ in tqdm(done, total=len(self), desc=f"decoding {self.split}", unit="image", delay=2):
-                pass
-        self.report_undecodable((~decoded).nonzero().flatten())
-        return ResidentDataset(
-            images,
-            self.labels,
-            self.facts,
-            rows=decoded.nonzero().flatten(),
-            index=self.index,
-            keys=self.keys,
-        )
+        self.keep_in_memory()
+        return self.first(torch.arange(len(self)))
 
     def _decode(self, row: int) -> Tensor:
         try:
@@ -297,7 +350,7 @@ class EncodedDataset(ImageDataset):
 def as_source(
     parts: Mapping[str, EncodedDataset], config: EncodedConfig, found: Found, said: Mapping[str, str]
 ) -> SourceSplits:
-    """Bring the splits of a source to where they are read from, the cache, and memory where all of them fit.
+    """Let the splits of a source be read from the cache, and be kept in memory where all of them fit.
 
     Args:
         parts: ``train``, and ``holdout`` and ``test`` where there are some.
@@ -308,13 +361,12 @@ def as_source(
     note = kept_by_the_square(list(parts.values()))
     found.notes += [] if note is None else [note]
     needed = sum(len(part) * 3 * part.source_size**2 for part in parts.values())
-    ready: dict[str, ImageDataset] = {}
     for split, part in parts.items():
         if config.cache is not None:
             part.use_cache(Path(config.cache).expanduser())
-        ready[split] = part.decode_all() if needed <= config.resident_limit_mb * 2**20 else part
-        found.undecodable(part.undecodable())
-        found.splits[split] = (len(ready[split]), said[split])
+        if needed <= config.resident_limit_mb * 2**20:
+            part.keep_in_memory()
+        found.splits[split] = (len(part), said[split])
     classes = parts["train"].classes
     labels = {split: part.labels for split, part in parts.items() if part.labels is not None}
     if labels and classes is not None:
@@ -322,7 +374,7 @@ def as_source(
         new = {*torch.cat(list(labels.values())).tolist()} - {*labels["train"].tolist(), -1}
         if new:
             found.notes.append(f"{len(new):,} classes have no training image, {classes[min(new)]} for one")
-    return SourceSplits(ready["train"], ready.get("test"), holdout=ready.get("holdout"), found=found)
+    return SourceSplits(parts["train"], parts.get("test"), holdout=parts.get("holdout"), found=found)
 
 
 def kept_by_the_square(parts: Sequence[EncodedDataset]) -> str | None:

@@ -75,10 +75,14 @@ def load_splits(config: DataConfig) -> Splits:
         UserError: ``limit`` or ``holdout`` is outside what the source has, or the source cannot be read.
     """
     source: SourceSplits = _labelled(sources[config.name].target(config), config)
+    undrawn = source.train
     every = source.train if source.pretrain is None else source.pretrain
     count = len(source.train)
     fraction = config.holdout if source.holdout is None else 0.0
     by_image = config.membership == "image" and every.keys is not None
+    if not by_image and source.pretrain is None:  # the draw depends on how many images can be decoded
+        every = source.train.first(torch.arange(count))
+        source, count = replace(source, train=every), len(every)
     if by_image:
         assert every.keys is not None
         holdout, rest, unlabelled = _by_key(draw(every.keys, config.subset_seed), count, fraction)
@@ -103,6 +107,9 @@ def load_splits(config: DataConfig) -> Splits:
         train = _limited(source.train, rest, config.limit and min(config.limit, len(rest)))
     held_out = source.train.subset(holdout) if source.holdout is None else source.holdout
     if source.found is not None:
+        for part in (undrawn, source.test, source.holdout):
+            if part is not None:
+                source.found.undecodable(part.undecodable())
         said = source.found.splits["train"][1] + ("" if config.limit is None else f", data.limit={config.limit}")
         source.found.splits["train"] = (len(pretrain), said)
         if source.holdout is None and len(held_out):
@@ -156,14 +163,13 @@ def _keys(part: ImageDataset, number: int) -> Tensor:
 
 
 def _limited(dataset: ImageDataset, order: Tensor, limit: int | None) -> ImageDataset:
-    if limit is not None:
-        if limit > len(order):
-            raise UserError(
-                f"data.limit is {limit} but only {len(order)} training images are left of '{dataset.name}' after the "
-                "hold-out; lower data.limit or data.holdout, or set data.limit=null."
-            )
-        order = order[:limit]
-    return dataset.subset(order.sort().values)
+    part = dataset.first(order, limit) if limit is None or limit <= len(order) else None
+    if part is None or (limit is not None and len(part) < limit):
+        raise UserError(
+            f"data.limit is {limit} but only {len(order if part is None else part)} training images are left of "
+            f"'{dataset.name}' after the hold-out; lower data.limit or data.holdout, or set data.limit=null."
+        )
+    return part
 
 
 def _labelled(source: SourceSplits, config: DataConfig) -> SourceSplits:

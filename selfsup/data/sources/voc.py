@@ -136,8 +136,10 @@ def voc(config: VocConfig) -> SourceSplits:
         )
         if config.cache is not None:
             images.use_cache(Path(config.cache).expanduser())
-        ready = images.decode_all() if resident else images
-        found.undecodable(images.undecodable())
+        ready: ImageDataset = images
+        if resident:
+            ready = images.decode_all()
+            found.undecodable(images.undecodable())
         found.splits[name] = (len(ready), f"{lists[name]}.txt")
         return ready
 
