@@ -7,7 +7,6 @@ DEMO := runs/demo-$(NOW)
 FASHION := runs/fashion-$(NOW)
 RIVALS := $(VENV)/rivals
 BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
-QUICK := --only diagnostics,knn,linear_probe,segmentation eval.linear_probe.epochs=30 eval.segmentation.epochs=5
 # the environment is keyed by what it is made from, so that a changed dependency is always installed
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)
@@ -16,7 +15,7 @@ INSTALLED := $(VENV)/.installed-$(KEY)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train SimCLR and MoCo v2 on drawn images, evaluate, compare: about five minutes on two cores"
+	@echo "make demo    train SimCLR and MoCo v2 on drawn images, evaluate, compare: about five minutes on two cores; says how long here"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   every measured figure of the README and the docs, about three hours on two cores"
 
@@ -31,13 +30,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=shapes run_dir=$(DEMO)/raw_pixels $(QUICK)
-	$(BIN)/selfsup evaluate checkpoint=untrained data=shapes backbone=convnet run_dir=$(DEMO)/untrained $(QUICK)
-	$(BIN)/selfsup train experiment=demo run_dir=$(DEMO)/simclr
-	$(BIN)/selfsup evaluate checkpoint=$(DEMO)/simclr $(QUICK)
-	$(BIN)/selfsup train experiment=demo_moco run_dir=$(DEMO)/moco
-	$(BIN)/selfsup evaluate checkpoint=$(DEMO)/moco $(QUICK)
-	$(BIN)/selfsup compare $(DEMO)/raw_pixels $(DEMO)/untrained $(DEMO)/simclr $(DEMO)/moco --out $(DEMO)/comparison
+	$(BIN)/python benchmarks/demo.py $(DEMO)
 
 bench: $(INSTALLED) $(RIVALS)
 	$(BENCH)/views.py --threads 2
