@@ -67,7 +67,7 @@ class TrainerConfig(Section):
             keeps the last one only.
         keep_best: Also keep the checkpoint of the epoch that was best by ``online/knn`` or ``health/rank``, as
             ``checkpoints/best.ckpt``; looked at as often as ``online.every_epochs`` says.
-        progress: Show a progress bar; it moves as often as a row is written.
+        progress: Show a bar of the whole run and a line an epoch; ``train.log`` has the lines in any case.
         compile: Compile backbone and heads with ``torch.compile`` when training starts. Values stay the same up to
             rounding. It takes from seconds to minutes, and pays on a GPU, and on a CPU for narrow networks.
     """
@@ -114,6 +114,10 @@ class OnlineConfig(Section):
     k: int = setting(20, least=1)
     temperature: float = setting(0.07, above=0)
     stop_on_collapse: bool = True
+
+    def looks(self, epoch: int, last: int) -> bool:
+        """Whether features are looked at after an epoch, counted from 1; ``last`` is the number of the last one."""
+        return bool(self.every_epochs) and (epoch % self.every_epochs == 0 or epoch == last)
 
 
 @dataclass

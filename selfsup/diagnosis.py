@@ -29,9 +29,10 @@ from tqdm import tqdm
 from selfsup.config import TrainConfig, from_values
 from selfsup.data import ResidentDataset, Splits, load_splits
 from selfsup.data.workers import worker_count
-from selfsup.engine.callbacks import Checkpoints, OnlineEvaluation, StopSignal, Stopwatch, ViewsFigure
+from selfsup.engine.callbacks import Checkpoints, OnlineEvaluation, Stopwatch, ViewsFigure
 from selfsup.engine.checks import check_settings
 from selfsup.engine.environment import environment, keep_memory, quieten, saves_memory
+from selfsup.engine.stop import StopSignal
 from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.engine.training import build_method
 from selfsup.errors import UserError

@@ -55,17 +55,16 @@ def run(arguments: Namespace) -> int:
 
 
 def _train(config: Any) -> int:
-    from selfsup.engine.callbacks import Interrupted
     from selfsup.engine.run_folder import is_first_process
+    from selfsup.engine.stop import Interrupted
     from selfsup.engine.training import train
 
     try:
-        run_dir = train(config)
+        train(config)
     except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
+        if is_first_process():
+            print(stop, file=sys.stderr)
         return 128 + stop.signal
-    if is_first_process():
-        print(f"\nTrained: {run_dir}\nnext: selfsup evaluate checkpoint={run_dir}")
     return 0
 
 

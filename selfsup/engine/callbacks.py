@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,12 +15,14 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from selfsup.augment import save_views_figure
-from selfsup.checkpoint import copy_checkpoint, run_of
+from selfsup.checkpoint import copy_checkpoint
 from selfsup.config import OnlineConfig, TrainerConfig
 from selfsup.data import ImageDataset, Splits
 from selfsup.distributed import any_rank, world
 from selfsup.engine.compilation import evaluating
+from selfsup.engine.environment import device_memory_mb
 from selfsup.engine.sharding import ShardedStrategy
+from selfsup.engine.stop import Interrupted, StopSignal
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.eval.features import labelled
@@ -34,61 +34,8 @@ from selfsup.nn import batch_statistics
 from selfsup.random import fold_in
 from selfsup.writing import replace_text
 
-
-class Interrupted(BaseException):
-    """The run was told to stop; the message says how it goes on. No ``except Exception`` may take it for a fault.
-
-    Attributes:
-        signal: Number of the signal.
-        checkpoint: What it left to go on from; None when it was stopped before it trained.
-    """
-
-    def __init__(self, number: int, checkpoint: Path | None) -> None:
-        super().__init__(
-            "Stopped before the first step; start it again as before, with resume=auto if its folder is there already."
-            if checkpoint is None
-            else f"Stopped. Everything up to here is saved; go on with: selfsup train resume={run_of(checkpoint)}"
-        )
-        self.signal = number
-        self.checkpoint = checkpoint
-
-
-class StopSignal:
-    """Hears Ctrl-C and SIGTERM, as a context manager around a training.
-
-    Before the first step a signal ends the run where it is. From then on, and until the ``with`` ends, it is only noted
-    down: whoever trains asks ``received``. A second signal ends the process at once.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.training = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            self.listen()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def listen(self) -> None:
-        """Take the signals (again, after Lightning has put its own handler over this one)."""
-        for number in self._before:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            self.__exit__()
-            raise KeyboardInterrupt
-        self.received = number
-        if not self.training:
-            raise Interrupted(number, None)
-
+#: Seconds of a step beside which the ranks' asking each other is nothing; and the steps that show it.
+SLOW_STEP, FIRST_STEPS = 1.0, 3
 
 #: Metrics by which the best checkpoint may be kept: more is better for each.
 BEST = ("online/knn", "health/rank")
@@ -101,9 +48,9 @@ class Checkpoints(Checkpoint):
     written before ``last.ckpt``: a run that is killed between them goes on from before, and writes them again.
 
     A signal is acted on after the running optimiser step, never within one: what is saved is a state that the
-    uninterrupted run passes through too. On several ranks it is the next step of which a row is written. What would be
-    saved after the last step of an epoch is saved when the epoch's evaluation is done too, so that no run goes on from
-    between the two.
+    uninterrupted run passes through too. Several ranks that take short steps ask each other only in those of which a
+    row is written, when they wait for the device anyway. What would be saved after the last step of an epoch is saved
+    when the epoch's evaluation is done too, so that no run goes on from between the two.
 
     A ``Checkpoint`` to Lightning, so that it comes after all that follow a metric and have a state of their own.
     """
@@ -112,6 +59,10 @@ class Checkpoints(Checkpoint):
         self.folder, self.settings, self.stop = run_dir / "checkpoints", settings, stop
         self._best: float | None = None
         self._stopping = False
+        self._steps = 0
+        self._slow = False  # as all ranks see it
+        self._since = 0.0
+        stop.checkpoint = self.path
 
     @property
     def path(self) -> Path:
@@ -129,6 +80,8 @@ class Checkpoints(Checkpoint):
         if self.stop.received:
             raise Interrupted(self.stop.received, None)
         self.stop.training = True
+        self.stop.silent = not trainer.is_global_zero
+        self._since = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,9 +89,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         assert isinstance(module, Method)
-        # several ranks ask each other only where a row is written and they wait for the device anyway
-        asked = world() is None or trainer.global_step % module.log_every_steps == 0
-        self._stopping = asked and any_rank(bool(self.stop.received), module.device)
+        self._steps += 1
+        self._stopping = self._asks(trainer.global_step, module) and any_rank(bool(self.stop.received), module.device)
         every = self.settings.checkpoint_every_steps
         if self._stopping or (every and trainer.global_step % every == 0):
             self._save(trainer, module, [self.path])
@@ -146,6 +98,21 @@ class Checkpoints(Checkpoint):
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:  # only now has Lightning logged the step that was saved
             raise Interrupted(self.stop.received or signal.SIGTERM, self.path)
+        assert isinstance(module, Method)
+        next_row = module.log_every_steps * (trainer.global_step // module.log_every_steps + 1)
+        here = "this step" if world() is None or self._slow else f"step {next_row}, where all ranks ask each other"
+        self.stop.after = "the end of this epoch" if trainer.is_last_batch else here
+
+    def _asks(self, step: int, module: Method) -> bool:
+        """Whether the ranks ask each other after this step, on which they agree."""
+        if world() is None:
+            return True
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        if not (self._slow or self._steps <= FIRST_STEPS or step % module.log_every_steps == 0):
+            return False
+        self._slow = any_rank(seconds > SLOW_STEP, module.device)
+        return True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Method)
@@ -191,18 +158,25 @@ def require_finite(module: Method) -> None:
         )
 
 
+#: Columns of ``times.csv``: what differs between two equal runs.
+TIMES = ("step", "seconds", "images_per_second", "memory_mb")
+
+
 class Stopwatch(pl.Callback):
     """Count the seconds of training, over all the parts of a run that was resumed.
 
-    The file ``times.csv`` tells the seconds at the end of every epoch, with the step as in ``metrics.csv``: a file of
-    its own, as no two runs take the same time and the metrics of equal runs are equal.
+    The file ``times.csv`` has a row for every epoch, with the step as in ``metrics.csv``: the seconds so far, the
+    images a second without what happens between epochs, and the most memory that the device, or on a CPU the process,
+    has held since it started. A file of its own, as no two runs take the same time and the metrics of equal runs are
+    equal.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._before = 0.0
-        self._started = time.perf_counter()
-        self._epochs: list[tuple[int, float]] = []
+        self._started = self._epoch_began = self._batch_ended = time.perf_counter()
+        self._batches = 0
+        self._epochs: list[tuple[int | float | None, ...]] = []
 
     @property
     def seconds(self) -> float:
@@ -212,11 +186,24 @@ class Stopwatch(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._epoch_began, self._batches = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_ended = time.perf_counter()
+        self._batches += 1
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._epochs.append((trainer.global_step - 1, round(self.seconds, 3)))
+        assert isinstance(module, Method)
+        taken = self._batch_ended - self._epoch_began
+        speed = round(self._batches * module.batch_size / taken, 1) if self._batches else None
+        memory = round(device_memory_mb(module.device), 1)
+        self._epochs.append((trainer.global_step - 1, round(self.seconds, 3), speed, memory))
         if trainer.is_global_zero:
             text = io.StringIO(newline="")
-            csv.writer(text).writerows([("step", "seconds"), *self._epochs])
+            csv.writer(text).writerows([TIMES, *self._epochs])
             replace_text(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,8 +211,9 @@ class Stopwatch(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = state_dict["seconds"]
-        # a checkpoint of an earlier version has no epochs
-        self._epochs = [(int(step), float(seconds)) for step, seconds in state_dict.get("epochs", ())]
+        # of earlier versions a checkpoint has no epochs, or knows their steps and seconds only
+        rows = [(*row, *[None] * (len(TIMES) - len(row))) for row in state_dict.get("epochs", ())]
+        self._epochs = [(int(step), float(seconds), *others) for step, seconds, *others in rows]
 
 
 class WatchLoss(pl.Callback):
@@ -300,7 +288,7 @@ class OnlineEvaluation(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.config.every_epochs and epoch != trainer.max_epochs:
+        if not self.config.looks(epoch, trainer.max_epochs or 0):
             return
         assert isinstance(module, Method)
         collapse, values = "", dict[str, float]()

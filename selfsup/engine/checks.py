@@ -9,12 +9,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from selfsup.augment import build_views
 from selfsup.config import TrainConfig
 from selfsup.engine.callbacks import BEST
+from selfsup.engine.devices import lightning
 from selfsup.errors import UserError
 from selfsup.methods import Method
+from selfsup.nn import build_backbone, side_step
 from selfsup.registry import nearest
 from selfsup.settings import check
+from selfsup.types import Normalization
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -29,6 +33,27 @@ def check_settings(config: TrainConfig) -> None:
         raise UserError(f"trainer.keep_best: there is no '{best}' to go by.{nearest(best, BEST)}")
     if best is not None and not online.every_epochs:
         raise UserError(f"trainer.keep_best={best} needs the online evaluation; set online.every_epochs to 1 or more.")
+
+
+def check_before_data(config: TrainConfig) -> None:
+    """Find what is wrong with devices, network and sizes while no image has been read. Nothing random is drawn.
+
+    Raises:
+        UserError: A device that is not there, a network that there is not or that does not take images of these sizes,
+            or a batch larger than ``data.limit``.
+    """
+    lightning(config, logger=False, enable_checkpointing=False)
+    data, backbone = config.data, config.backbone
+    if data.limit is not None and config.batch_size > data.limit:
+        raise UserError(
+            f"batch_size is {config.batch_size} but data.limit leaves only {data.limit} training images; lower "
+            "batch_size or raise data.limit."
+        )
+    channels, statistics = len(data.mean), Normalization(tuple(data.mean), tuple(data.std))
+    step = side_step(backbone, channels)
+    views = build_views(config.augment, data.image_size, statistics, config.trainer.max_epochs, step)
+    with torch.device("meta"):  # without memory for its weights
+        build_backbone(backbone, channels, statistics, [*views.sizes, data.image_size])
 
 
 def check_batch(config: TrainConfig, method: Method, world_size: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from selfsup.config import TrainerConfig
+from selfsup.eval.results import peak_memory_mb
 
 
 def environment() -> dict[str, Any]:
@@ -77,10 +78,16 @@ def quieten() -> None:
         ".*isinstance.treespec.*",
         ".*broadcast_buffers.*",
         ".*transfer_batch_to_device.*",
+        ".*sync_dist=True.*",  # what is logged for the first rank is for all
         ".*smaller than the logging interval.*",  # rows are counted over epochs
         ".*Checkpoint directory .* exists and is not empty.*",  # it is the run's own
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def device_memory_mb(device: torch.device) -> float:
+    """Return the most memory in MB (10⁶ bytes) so far: of tensors on a CUDA device, else of the process."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_memory_mb()
 
 
 def saves_memory(settings: TrainerConfig) -> bool:

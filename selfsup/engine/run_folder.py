@@ -33,6 +33,7 @@ BEFORE_A_CHECKPOINT = {
     MEMBERSHIP,
     "metrics.csv",
     "times.csv",
+    "train.log",
     "checkpoints",
     "figures",
     "imports",

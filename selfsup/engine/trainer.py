@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from selfsup.checkpoint import AtomicCheckpointIO
 from selfsup.config import TrainConfig
 from selfsup.data import Splits, TrainLoader
 from selfsup.data.resident import ResidentDataset, fits
@@ -20,16 +15,16 @@ from selfsup.data.workers import worker_count
 from selfsup.engine.callbacks import (
     Checkpoints,
     OnlineEvaluation,
-    StopSignal,
     Stopwatch,
     ViewsFigure,
     WatchLoss,
 )
 from selfsup.engine.compilation import Compile
+from selfsup.engine.devices import lightning
 from selfsup.engine.loggers import build_loggers
-from selfsup.engine.sharding import ShardedStrategy
+from selfsup.engine.rates import Rates
+from selfsup.engine.stop import StopSignal
 from selfsup.errors import UserError
-from selfsup.registry import methods
 
 
 class TrainData(pl.LightningDataModule):
@@ -103,51 +98,14 @@ def build_trainer(
     settings, online = config.trainer, config.online
     _check_followed(further, config)
     views = ViewsFigure(run_dir / "figures" / "views.png", splits.pretrain)
-    callbacks: list[pl.Callback] = [*further, stopwatch, views, WatchLoss(settings.log_every_steps)]
+    callbacks: list[pl.Callback] = [*further, stopwatch, views, WatchLoss(settings.log_every_steps), Rates()]
     if settings.compile:
         callbacks.append(Compile())
-    if settings.progress:
-        # every refresh reads the loss, for which it has to wait for the device
-        callbacks.append(TQDMProgressBar(refresh_rate=settings.log_every_steps))
     if online.every_epochs:
         callbacks.append(OnlineEvaluation(splits, online))
     # saving comes last: a checkpoint stands for an epoch whose evaluation found nothing wrong
     callbacks.append(Checkpoints(run_dir, settings, stop))
-    strategy: str | Strategy = settings.strategy
-    if strategy == "fsdp":
-        strategy = ShardedStrategy()
-    elif settings.strategy.startswith("fsdp"):
-        raise UserError(f"trainer.strategy={strategy} is not offered; take trainer.strategy=fsdp, or ddp.")
-    elif strategy == "ddp":
-        # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
-        strategy = DDPStrategy(broadcast_buffers=False)
-    try:
-        trainer = pl.Trainer(
-            max_epochs=settings.max_epochs,
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            strategy=strategy,
-            precision=cast(Any, settings.precision),
-            accumulate_grad_batches=settings.accumulate,
-            gradient_clip_val=settings.gradient_clip,
-            log_every_n_steps=settings.log_every_steps,
-            enable_progress_bar=settings.progress,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            logger=build_loggers(config.logger, run_dir, resumed_step),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            sync_batchnorm=_share_batchnorm(config),
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    if trainer.precision.split("-")[0] != settings.precision.split("-")[0]:  # Lightning does it where a device cannot
-        raise UserError(
-            f"trainer.precision={settings.precision} is not for this device, which would train in {trainer.precision}; "
-            f"choose trainer.precision={trainer.precision}, or another accelerator."
-        )
-    return trainer
+    return lightning(config, logger=build_loggers(config.logger, run_dir, resumed_step), callbacks=callbacks)
 
 
 def _check_followed(callbacks: Sequence[pl.Callback], config: TrainConfig) -> None:
@@ -167,10 +125,3 @@ def _check_followed(callbacks: Sequence[pl.Callback], config: TrainConfig) -> No
                 f"{type(callback).__name__} wants {followed} every {looks} epoch(s), and online.every_epochs={every} "
                 f"looks at other times; set online.every_epochs={looks}."
             )
-
-
-def _share_batchnorm(config: TrainConfig) -> bool:
-    wanted = config.trainer.sync_batchnorm
-    if wanted is None:
-        return bool(methods[config.method.name].target.sync_batchnorm) and torch.cuda.device_count() > 1
-    return wanted

@@ -16,10 +16,12 @@ from selfsup.augment import build_views
 from selfsup.checkpoint import INFO, find_checkpoint, read_checkpoint, run_of, start_facts
 from selfsup.config import TrainConfig, from_values
 from selfsup.data import Splits, load_splits
-from selfsup.engine.callbacks import StopSignal, Stopwatch
-from selfsup.engine.checks import check_batch, check_disk, check_settings
+from selfsup.engine.callbacks import Stopwatch
+from selfsup.engine.checks import check_batch, check_before_data, check_disk, check_settings
 from selfsup.engine.environment import keep_memory, quieten, saves_memory
+from selfsup.engine.log import RunLog
 from selfsup.engine.loggers import keep_rows
+from selfsup.engine.progress import Progress
 from selfsup.engine.resuming import Change, changes, check_changes, check_fit, saved_config
 from selfsup.engine.run_folder import (
     begun_without_checkpoint,
@@ -33,6 +35,8 @@ from selfsup.engine.run_folder import (
 )
 from selfsup.engine.sharding import ShardedStrategy, check_shardable
 from selfsup.engine.start import start_from
+from selfsup.engine.stop import StopSignal
+from selfsup.engine.summary import next_command, summary
 from selfsup.engine.trained_images import go_on
 from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.errors import UserError
@@ -51,11 +55,11 @@ AUTO = "auto"
 def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     """Train a method and return the run folder.
 
-    The folder receives ``config.yaml``, ``environment.json``, ``metrics.csv``, ``times.csv``, ``checkpoints/last.ckpt``
-    and ``figures/``. With ``config.resume`` the run it names goes on in its own folder, and the result is bit for bit
-    the one of a run that was never stopped. Settings that differ from those it had, and may, count from there on; they
-    are told and noted in ``changes.json``. ``resume="auto"`` starts the run of ``run_dir``, or goes on with it, or says
-    that it is done.
+    The folder receives ``config.yaml``, ``environment.json``, ``metrics.csv``, ``times.csv``, ``train.log``,
+    ``checkpoints/last.ckpt`` and ``figures/``. With ``config.resume`` the run it names goes on in its own folder, and
+    the result is bit for bit the one of a run that was never stopped. Settings that differ from those it had, and may,
+    count from there on; they are told and noted in ``changes.json``. ``resume="auto"`` starts the run of ``run_dir``,
+    or goes on with it, or says that it is done.
 
     Args:
         config: The run.
@@ -69,19 +73,30 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     """
     check_settings(config)
     checkpoint = _checkpoint_to_resume(config)
-    with StopSignal() as stop, contextlib.ExitStack() as lock:
+    with RunLog() as log, StopSignal() as stop, contextlib.ExitStack() as lock:
+        work = _Work(log, stop, lock, callbacks)
         if checkpoint is None:
-            return _train(dataclasses.replace(config, resume=None), _new_run_dir(config), None, stop, lock, callbacks)
+            return _train(dataclasses.replace(config, resume=None), _new_run_dir(config), None, work)
         run_dir = run_of(checkpoint)
         if is_first_process():
             lock.enter_context(held(run_dir))
         resumed = _Resumed.read(checkpoint, config)
         if resumed.epochs >= config.trainer.max_epochs:
             if is_first_process():
-                _finish(config, run_dir, resumed)
+                _finish(config, run_dir, resumed, log)
             return run_dir
         config = dataclasses.replace(config, run_dir=resumed.config["run_dir"], resume=None)
-        return _train(config, run_dir, resumed, stop, lock, callbacks)
+        return _train(config, run_dir, resumed, work)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What goes on around a training: its log, its ear for signals, the lock of its folder, a user's own callbacks."""
+
+    log: RunLog
+    stop: StopSignal
+    lock: contextlib.ExitStack
+    callbacks: Sequence[pl.Callback]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,25 +146,22 @@ def _new_run_dir(config: TrainConfig) -> Path:
     return run_dir
 
 
-def _train(
-    config: TrainConfig,
-    run_dir: Path,
-    resumed: _Resumed | None,
-    stop: StopSignal,
-    lock: contextlib.ExitStack,
-    callbacks: Sequence[pl.Callback],
-) -> Path:
+def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _Work) -> Path:
     """Train from the start or from where a run stopped, once it is settled which of them."""
-    pl.seed_everything(config.seed, verbose=False)
     quieten()
+    check_before_data(config)
+    pl.seed_everything(config.seed, verbose=False)
     if not saves_memory(config.trainer):
         keep_memory()
     splits = load_splits(config.data)
     stopwatch = Stopwatch(run_dir / "times.csv")
     step, epochs = (resumed.step, resumed.epochs) if resumed is not None else (0, 0)
-    trainer = build_trainer(config, splits, run_dir, step, stopwatch, stop, callbacks)
+    trainer = build_trainer(config, splits, run_dir, step, stopwatch, work.stop, work.callbacks)
     data = TrainData(splits, config)
-    data.loader(world_size=trainer.world_size)  # a batch that does not fit is found before a folder is made
+    # a batch that does not fit is found before a folder is made
+    batches = len(data.loader(world_size=trainer.world_size))
+    progress = Progress(config, run_dir, batches, work.log)
+    trainer.callbacks.insert(-1, progress)  # type: ignore[attr-defined]  # before the checkpoint is saved
     method = build_method(config, splits, trainer.world_size, starts=resumed is None)
     if resumed is not None:
         method.checkpoint_info["start"] = resumed.content[INFO].get("start")
@@ -169,9 +181,10 @@ def _train(
         check_disk(run_dir, config, method, optimizer, epochs)
         if resumed is None:
             make_run_dir(run_dir, again=run_dir.exists())
-            lock.enter_context(held(run_dir))
+            work.lock.enter_context(held(run_dir))
             fill_run_dir(run_dir, config, splits)
-        else:
+        work.log.keep(run_dir)
+        if resumed is not None:
             note_changes(run_dir, config, step, epochs, resumed.changed)
             note_imports(run_dir)
         _announce(config, splits, run_dir, method, None if resumed is None else resumed.changed)
@@ -179,18 +192,23 @@ def _train(
             note = go_on(run_dir, splits.membership, known and known["digest"])
             if note is not None:
                 print(f"note: data.root: {note}.", flush=True)
+    else:
+        work.log.keep(run_dir, trainer.global_rank)
     checkpoint = None if resumed is None else resumed.checkpoint
-    trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with progress.watching(trainer.global_rank, trainer.world_size):
+        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
-        record = _training_record(config, len(splits.pretrain), trainer.current_epoch, stopwatch.seconds)
-        found = {"peak_memory_mb": round(peak_memory_mb(), 1), **start_facts(method.checkpoint_info)}
+        seconds, memory = stopwatch.seconds, peak_memory_mb()
+        record = _training_record(config, len(splits.pretrain), trainer.current_epoch, seconds)
+        found = {"peak_memory_mb": round(memory, 1), **start_facts(method.checkpoint_info)}
         add_results(run_dir, [dataclasses.replace(record, found=found)])
         if (run_dir / "metrics.csv").exists():  # a short run may end before the first row
             save(training_curves(run_dir / "metrics.csv"), run_dir / "figures" / "training.png")
+        print(summary(config, run_dir, progress, seconds, memory), flush=True)
     return run_dir
 
 
-def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
+def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed, log: RunLog) -> None:
     """Write what a run that was stopped after its last checkpoint lacks, and say what that was.
 
     Raises:
@@ -213,6 +231,7 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
         written.append(str(curves.relative_to(run_dir)))
     done = f"this run has already trained its {resumed.epochs} epochs"
     if written:
+        log.keep(run_dir)
         print(f"{run_dir}: {done}; put right now: {', '.join(written)}.", flush=True)
     elif config.resume == AUTO:
         print(f"{run_dir}: {done}, and nothing is missing.", flush=True)
@@ -220,6 +239,7 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed) -> None:
         raise UserError(f"resume: {done}, and nothing is missing; a larger trainer.max_epochs lets it go on.")
     if changed := [str(change) for change in resumed.changed if change.key != "trainer.max_epochs"]:
         print(f"note: nothing was trained, so this counts for nothing: {'; '.join(changed)}.", flush=True)
+    print(next_command(config, run_dir), flush=True)
 
 
 def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, starts: bool = False) -> Method:

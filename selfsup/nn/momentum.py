@@ -14,10 +14,14 @@ class MomentumEncoder(nn.Module):
 
     The copy stays in training mode, so its BatchNorm layers use the batch and keep their own running statistics:
     only parameters are averaged. It has no gradients.
+
+    Attributes:
+        momentum: That of the last update; None before the first.
     """
 
     def __init__(self, online: nn.Module) -> None:
         super().__init__()
+        self.momentum: float | None = None
         self.module = copy.deepcopy(online).requires_grad_(False)
 
     @torch.no_grad()
@@ -29,4 +33,5 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def update(self, online: nn.Module, momentum: float) -> None:
         """Move every parameter: ``k <- momentum * k + (1 - momentum) * q``. Call it once an optimiser step."""
+        self.momentum = momentum
         torch._foreach_lerp_(list(self.module.parameters()), [q.detach() for q in online.parameters()], 1 - momentum)

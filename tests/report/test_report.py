@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
-from selfsup.engine.callbacks import Interrupted
+from selfsup.engine.stop import Interrupted
 from selfsup.engine.training import load_resumed_config, train
 from selfsup.eval import add_results
 from selfsup.report import compare

@@ -21,7 +21,7 @@ from tiny import TINY, TINY_METHOD
 from selfsup.augment import compiled
 from selfsup.checkpoint import read_checkpoint
 from selfsup.config import load_config
-from selfsup.engine.callbacks import Interrupted
+from selfsup.engine.stop import Interrupted
 from selfsup.engine.training import load_resumed_config, train
 from selfsup.errors import UserError
 from selfsup.registry import methods

@@ -15,8 +15,8 @@ from torch import nn
 
 from selfsup.checkpoint import read_checkpoint
 from selfsup.data import TrainLoader, load_splits
-from selfsup.engine.callbacks import Interrupted
 from selfsup.engine.compilation import compile_networks, evaluating, rehearse, repeated_blocks
+from selfsup.engine.stop import Interrupted
 from selfsup.engine.training import build_method, load_resumed_config, train
 from selfsup.functional import nt_xent
 from selfsup.methods import Method

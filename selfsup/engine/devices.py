@@ -1,0 +1,70 @@
+"""The devices that a configuration asks for, as Lightning's trainer on them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+
+from selfsup.checkpoint import AtomicCheckpointIO
+from selfsup.config import TrainConfig
+from selfsup.engine.sharding import ShardedStrategy
+from selfsup.errors import UserError
+from selfsup.registry import methods
+
+
+def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
+    """Return Lightning's trainer for the devices, the precision and the length of a run.
+
+    Args:
+        config: The run.
+        more: Further arguments of the trainer.
+
+    Raises:
+        UserError: Settings that Lightning refuses, or devices that are not there.
+    """
+    settings = config.trainer
+    strategy: str | Strategy = settings.strategy
+    if strategy == "fsdp":
+        strategy = ShardedStrategy()
+    elif settings.strategy.startswith("fsdp"):
+        raise UserError(f"trainer.strategy={strategy} is not offered; take trainer.strategy=fsdp, or ddp.")
+    elif strategy == "ddp":
+        # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
+        strategy = DDPStrategy(broadcast_buffers=False)
+    try:
+        trainer = pl.Trainer(
+            max_epochs=settings.max_epochs,
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=strategy,
+            precision=cast(Any, settings.precision),
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.gradient_clip,
+            log_every_n_steps=settings.log_every_steps,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO()],
+            sync_batchnorm=_share_batchnorm(config),
+            **more,
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    if trainer.precision.split("-")[0] != settings.precision.split("-")[0]:  # Lightning does it where a device cannot
+        raise UserError(
+            f"trainer.precision={settings.precision} is not for this device, which would train in {trainer.precision}; "
+            f"choose trainer.precision={trainer.precision}, or another accelerator."
+        )
+    return trainer
+
+
+def _share_batchnorm(config: TrainConfig) -> bool:
+    wanted = config.trainer.sync_batchnorm
+    if wanted is None:
+        return bool(methods[config.method.name].target.sync_batchnorm) and torch.cuda.device_count() > 1
+    return wanted
