@@ -37,7 +37,7 @@ __all__ = [
 if TYPE_CHECKING:
     from selfsup import augment, data, eval, functional, methods, nn, report
     from selfsup.config import load_config
-    from selfsup.diagnosis import doctor
+    from selfsup.doctor import doctor
     from selfsup.engine.evaluation import load_evaluate_config
     from selfsup.exporting import embed, export, read_embeddings
     from selfsup.opened import load_backbone, open_network
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "compare": "selfsup.run",
-    "doctor": "selfsup.diagnosis",
     "embed": "selfsup.exporting",
     "evaluate": "selfsup.run",
     "export": "selfsup.exporting",
@@ -68,7 +67,7 @@ def __getattr__(name: str) -> Any:
     # torch and its friends take seconds to import; `selfsup --help` should not
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
-    if name in ("augment", "data", "eval", "functional", "methods", "nn", "report"):
+    if name in ("augment", "data", "doctor", "eval", "functional", "methods", "nn", "report"):
         return import_module(f"selfsup.{name}")
     raise AttributeError(f"module 'selfsup' has no attribute '{name}'")
 

@@ -15,7 +15,7 @@ FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random", "writing"}
+NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random", "tables", "writing"}
 
 #: Parts of selfsup, and other packages, that a part may import. The standard library and itself always.
 RULES = {
@@ -27,7 +27,7 @@ RULES = {
         {"torch", "pytorch_lightning"},
     ),
 }
-IMPORT_METHODS = {"commands", "config", "diagnosis", "engine", "opened", "phases"}
+IMPORT_METHODS = {"commands", "config", "doctor", "engine", "opened"}
 
 
 def imports(module: str, source: str, is_package: bool) -> Iterator[str]:
@@ -130,7 +130,6 @@ WAITING = {
     "selfsup.config",
     "selfsup.data.encoded",
     "selfsup.data.loader",
-    "selfsup.diagnosis",
     "selfsup.methods.parts",
 }
 

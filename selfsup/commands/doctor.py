@@ -41,7 +41,7 @@ def run(arguments: Namespace) -> int:
     if arguments.config is not None:
         recall(Path(arguments.config).parent)
     from selfsup.config import load_config
-    from selfsup.diagnosis import doctor
+    from selfsup.doctor import doctor
 
     config = load_config(settings, file=arguments.config)
     report = doctor(config, int(arguments.steps), compile=arguments.compile)

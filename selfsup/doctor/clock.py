@@ -1,8 +1,7 @@
-"""Where the time of a training step goes: a clock that gives every moment to one phase, and where it is read."""
+"""A clock that gives every moment of a training step to one phase, and where it is read."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +10,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.profilers import Profiler
 from torch import nn
 
-from selfsup.data import TrainLoader
 from selfsup.methods import Method
 from selfsup.nn import Backbone, MomentumEncoder
-from selfsup.types import Batch
 
-OTHER = "other"
+BACKWARD, OTHER = "backward", "other"
 #: In the order of a step. What no phase claims is ``other``: the trainer's own loop.
 PHASES = (
     "data wait",
@@ -27,7 +25,7 @@ PHASES = (
     "forward",
     "momentum forward",
     "loss",
-    "backward",
+    BACKWARD,
     "optimiser",
     "momentum update",
     "logging",
@@ -35,15 +33,25 @@ PHASES = (
     OTHER,
 )
 
+#: Phases of what Lightning names (``[Strategy]….backward``), by the last word. All else belongs to what is around it.
+NAMED = {
+    "batch_to_device": "transfer",
+    "training_step": OTHER,  # Lightning hands it and the backward pass to the optimiser's step
+    "backward": BACKWARD,
+    "optimizer_step": "optimiser",
+    "optimizer_zero_grad": "optimiser",
+    "lr_scheduler_step": "optimiser",
+}
+
 
 @dataclass
 class Step:
     """One optimiser step: from asking for its first batch to asking for the next step's.
 
     Attributes:
-        phases: Seconds of each phase that occurred.
         batches: Batches it took.
         begins_epoch: Whether it is the first of an epoch, which waits for the loader to start.
+        phases: Seconds of each phase that occurred.
     """
 
     batches: int = 0
@@ -56,8 +64,10 @@ class Step:
         return sum(self.phases.values())
 
 
-class Clock:
+class Clock(Profiler):
     """Gives every moment of a step to the innermost phase that is open, so that the phases add up to the step.
+
+    As the profiler of a trainer it hears of the parts of a step that Lightning names; ``timed`` adds others.
 
     Args:
         device: Where the training runs; a CUDA device is waited for wherever one phase ends and another begins. None
@@ -65,6 +75,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__()
         self.device = device
         self.steps: list[Step] = []
         self._step: Step | None = None
@@ -97,26 +108,32 @@ class Clock:
             self.steps.append(self._step)
         self._step, self._moved = None, False
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count what happens inside as ``name``, but for the phases inside it."""
-        if "backward" in self._open:  # a forward pass that is repeated there belongs to it
-            yield
-            return
-        self._turn()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
+    def start(self, action_name: str) -> None:
+        """Count what follows as the phase of an action, until it stops, but for the phases inside it."""
+        if (phase := self._phase(action_name)) is not None:
+            again = BACKWARD in self._open  # a forward pass that is repeated there belongs to it
+            if not again:
+                self._turn()
+            self._open.append(BACKWARD if again else phase)
+
+    def stop(self, action_name: str) -> None:
+        """End the action."""
+        if self._phase(action_name) is not None:
+            if self._open.count(BACKWARD) < 2:
+                self._turn()
             self._open.pop()
 
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function with every call counted as ``name``."""
+    def _phase(self, action: str) -> str | None:
+        if action in PHASES:
+            return action
+        return "callbacks" if action.startswith("[Callback]") else NAMED.get(action.rpartition(".")[2])
+
+    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with every call counted as ``phase``."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self.phase(name):
+            with self.profile(phase):
                 return function(*args, **kwargs)
 
         return call
@@ -130,41 +147,6 @@ class Clock:
         self._mark = now
 
 
-class TimedLoader:
-    """A loader whose waits are read by a clock, and which ends after some optimiser steps.
-
-    Args:
-        loader: What is iterated.
-        clock: Receives the phase ``data wait``.
-        enough: Asked before every batch; once true, there is none. (Lightning's own ways to stop write a row of metrics
-            that no other step would.)
-    """
-
-    def __init__(self, loader: TrainLoader, clock: Clock, enough: Callable[[], bool]) -> None:
-        self.loader, self.clock, self.enough = loader, clock, enough
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self.loader)
-        begins_epoch = True
-        while not self.enough():
-            self.clock.begin_batch(begins_epoch)
-            with self.clock.phase("data wait"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-            begins_epoch = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
-
-
 def watch(trainer: pl.Trainer, method: Method, clock: Clock) -> None:
     """Put the clock's phases around the parts of a training that is about to take its first step.
 
@@ -172,33 +154,25 @@ def watch(trainer: pl.Trainer, method: Method, clock: Clock) -> None:
     these instances and go with them.
     """
 
-    def put(owner: Any, name: str, phase: str) -> None:
-        setattr(owner, name, clock.timed(phase, getattr(owner, name)))
+    def put(phase: str, owner: Any, *names: str) -> None:
+        for name in names:
+            setattr(owner, name, clock.timed(phase, getattr(owner, name)))
 
-    put(trainer.strategy, "batch_to_device", "transfer")
-    put(method, "step", "loss")  # less the networks inside it
-    put(method, "backward", "backward")
-    put(method, "after_optimizer_step", "momentum update")
-    put(method, "log", "logging")
-    for name in ("configure_gradient_clipping", "optimizer_zero_grad", "lr_scheduler_step"):
-        put(method, name, "optimiser")
-    for module, phase in _networks(method):
+    trainer.profiler = clock  # type: ignore[attr-defined]
+    put("loss", method, "step")  # less the networks inside it
+    put("momentum update", method, "after_optimizer_step")
+    put("logging", method, "log")
+    for logger in trainer.loggers:
+        put("logging", logger, "log_metrics", "save")
+    for module, phase in networks(method):
         # the slot that nn.Module calls in place of its own forward and hooks when it is set
         call = getattr(module, "_compiled_call_impl", None) or module._call_impl
         module._compiled_call_impl = clock.timed(phase, call)
         if isinstance(module, Backbone):
-            put(module, "forward_dense", phase)
-    for optimizer in trainer.optimizers:
-        _watch_optimizer(optimizer, clock)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for name in ("on_train_batch_start", "on_train_batch_end"):
-            put(callback, name, "callbacks")
-    for logger in trainer.loggers:
-        put(logger, "log_metrics", "logging")
-        put(logger, "save", "logging")
+            put(phase, module, "forward_dense")
 
 
-def _networks(method: Method) -> Iterator[tuple[nn.Module, str]]:
+def networks(method: Method) -> Iterator[tuple[nn.Module, str]]:
     """The modules that a method calls, with their phases; a list of modules is not called, its members are."""
     modules = list(method.children())
     while modules:
@@ -211,17 +185,13 @@ def _networks(method: Method) -> Iterator[tuple[nn.Module, str]]:
             yield module, "momentum forward" if isinstance(module, MomentumEncoder) else "forward"
 
 
-def _watch_optimizer(optimizer: torch.optim.Optimizer, clock: Clock) -> None:
-    """Count an optimiser's step without the forward and backward passes that Lightning hands to it as a closure."""
-    original = optimizer.step
-
-    @functools.wraps(original)
-    def step(closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        inner = None if closure is None else clock.timed(OTHER, closure)
-        with clock.phase("optimiser"):
-            return original(closure=inner, **kwargs)
-
-    setattr(optimizer, "step", step)  # noqa: B010 a type checker has methods for constants
+def seconds_of(work: Callable[[], object], device: torch.device | None = None) -> float:
+    """Return how long some work takes, the device's part included."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device | None) -> None:
