@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from selfsup.tables import markdown_table
+
 
 def alternate(rivals: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
     """Return the seconds of ``repeats`` calls of every rival.
@@ -59,14 +61,8 @@ def write(out: str | Path, name: str, rows: Sequence[Mapping[str, Any]], protoco
     """
     machine = hardware()
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [
-        f"{protocol}\n",
-        f"{'; '.join(f'{key} {value}' for key, value in machine.items())}\n",
-        f"| {' | '.join(columns)} |",
-        f"|{'---|' * len(columns)}",
-        *(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows),
-    ]
-    markdown = "\n".join(lines) + "\n"
+    table = markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
+    markdown = f"{protocol}\n\n{'; '.join(f'{key} {value}' for key, value in machine.items())}\n\n{table}"
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(markdown)

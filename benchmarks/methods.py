@@ -47,6 +47,7 @@ from selfsup.engine.environment import keep_memory
 from selfsup.engine.training import build_method, load_resumed_config
 from selfsup.eval import Encoder, SegmentationSettings, segmentation_probe
 from selfsup.registry import methods
+from selfsup.tables import markdown_table
 
 #: Settings of all methods, over the presets, which are those for drawn scenes. Two crops or many, blur and solarisation
 #: are the method's own.
@@ -234,8 +235,8 @@ def table(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
         run_all(jobs, arguments.jobs)
         rows = [row(folder / name, name, data, times.get(data, {})) for name in (*BASELINES, *chosen)]
         shown = [i for i, column in enumerate(zip(*rows, strict=True)) if set(column) != {MISSING}]
-        rows = [list(COLUMNS), ["---"] * len(COLUMNS), *rows]
-        text = "\n".join(f"| {' | '.join(cells[i] for i in shown)} |" for cells in rows) + "\n"
+        heads, *rows = ([cells[i] for i in shown] for cells in (COLUMNS, *rows))
+        text = markdown_table(heads, rows)
         folder.with_suffix(".md").write_text(text)
         print(f"\n{data}, {epochs} epochs, seed {arguments.seed}\n\n{text}")
 
@@ -269,10 +270,8 @@ def tune(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
     with (Path(arguments.out) / "tune.csv").open("a", newline="") as file:
         csv.writer(file).writerows(rows)
     measure = "mIoU" if data == "shapes_dense" else "kNN"
-    print(
-        f"| data | method | epochs | learning rate | other settings | held-out {measure} |\n|---|---|---|---|---|---|"
-    )
-    print("\n".join(f"| {' | '.join(map(str, cells))} |" for cells in rows))
+    heads = ["data", "method", "epochs", "learning rate", "other settings", f"held-out {measure}"]
+    print(markdown_table(heads, [[str(cell) for cell in cells] for cells in rows]))
 
 
 class StepTimes(pl.Callback):
@@ -313,8 +312,8 @@ def time_steps(names: Sequence[str] | None, arguments: argparse.Namespace) -> No
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             own[name] = process.submit(measure, name, data, 20 + WARM_UP).result()
         path.write_text(json.dumps(times, indent=2) + "\n")
-    print("| method | ms a step | MB |\n|---|---|---|")
-    print("\n".join(f"| {name} | {own[name][0]:.0f} | {own[name][1]:.0f} |" for name in chosen))
+    rows = [[name, f"{own[name][0]:.0f}", f"{own[name][1]:.0f}"] for name in chosen]
+    print(markdown_table(["method", "ms a step", "MB"], rows))
 
 
 def main() -> None:

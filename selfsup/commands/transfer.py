@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser, add_only, checkpoint_settings, chosen_protocols
 from selfsup.errors import UserError
+from selfsup.tables import console_table, markdown_table
 from selfsup.writing import check_output
 
 if TYPE_CHECKING:
@@ -57,14 +58,10 @@ class TransferTable:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        from selfsup.report import console_table
-
         return "\n".join([console_table(*self._cells()), *(f"left out: {note}" for note in self._notes())])
 
     def save(self) -> None:
         """Write ``transfer.md`` and ``transfer.csv`` (values as fractions)."""
-        from selfsup.report import markdown_table
-
         self.folder.mkdir(parents=True, exist_ok=True)
         text = markdown_table(*self._cells(), [f"left out: {note}" for note in self._notes()])
         (self.folder / "transfer.md").write_text(text, "utf-8")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from selfsup.eval.results import FILE, read_results
 from selfsup.exporting.trained import Trained
+from selfsup.tables import markdown_table
 
 
 def model_card(run: Trained, code: str) -> str:
@@ -33,26 +34,23 @@ def model_card(run: Trained, code: str) -> str:
     }
     lines = ["---", "library_name: selfsup", "tags: [self-supervised, image-feature-extraction]", "---", ""]
     lines += [f"# {run.config.name}, trained with {method['name']} on {data['name']}", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
-    lines += ["## Results", "", *_results(run), "", "## Load it", "", "```python", code, "```", ""]
+    lines += [markdown_table(["", ""], list(facts.items())), "## Results", "", _results(run)]
+    lines += ["## Load it", "", "```python", code, "```", ""]
     return "\n".join(lines)
 
 
-def _results(run: Trained) -> Iterator[str]:
+def _results(run: Trained) -> str:
     records = read_results(run.folder) if (run.folder / FILE).exists() else []
     shown = [r for r in records if r["protocol"] != "training" and r.get("epoch") == run.opened.epochs]
     if not shown:
-        yield "Not evaluated yet."
-        return
-    common = {"protocol", "metric", "value", "split", "seconds", "peak_memory_mb"}
-    yield "| protocol | metric | value | on | details |"
-    yield "|---|---|---|---|---|"
+        return "Not evaluated yet.\n"
+    common = {"protocol", "metric", "value", "split", "seconds", "peak_memory_mb", "epoch"}
+    rows = []
     for record in shown:
-        details = {
-            k: v for k, v in record.items() if k not in common and isinstance(v, str | int | float) and k != "epoch"
-        }
+        details = {k: v for k, v in record.items() if k not in common and isinstance(v, str | int | float)}
         written = ", ".join(f"{key} {value}" for key, value in details.items())
-        yield f"| {record['protocol']} | {record['metric']} | {record['value']:.4g} | {record['split']} | {written} |"
+        rows.append([record["protocol"], record["metric"], f"{record['value']:.4g}", record["split"], written])
+    return markdown_table(["protocol", "metric", "value", "on", "details"], rows)
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ from selfsup.report.charts.training import training_curves
 from selfsup.report.compare import compare, save_cka
 from selfsup.report.comparison import Table
 from selfsup.report.drawing import CHARTS, Evaluated, chart, draw_figures, save
+from selfsup.report.lines import record_line
 from selfsup.report.notebook import Comparison
-from selfsup.report.table import console_table, markdown_table, record_line
 
 __all__ = [
     "CHARTS",
@@ -20,10 +20,8 @@ __all__ = [
     "chart",
     "cka_picture",
     "compare",
-    "console_table",
     "contact_sheet",
     "draw_figures",
-    "markdown_table",
     "patches_picture",
     "record_line",
     "save",

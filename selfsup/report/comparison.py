@@ -13,8 +13,8 @@ from typing import Any
 from selfsup.errors import UserError
 from selfsup.eval.record import Record
 from selfsup.eval.results import FILE, read_results
-from selfsup.report.table import console_table, markdown_table
 from selfsup.settings.values import read_yaml
+from selfsup.tables import console_table, markdown_table
 
 MISSING = "–"
 COLUMNS = (
