@@ -7,8 +7,9 @@
 """
 
 import warnings
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from selfsup.offered import offered
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,35 +43,8 @@ if TYPE_CHECKING:
     from selfsup.exporting import embed, export, read_embeddings
     from selfsup.opened import load_backbone, open_network
     from selfsup.run import Run, compare, evaluate, runs, train
-
-_PLACES = {
-    "compare": "selfsup.run",
-    "embed": "selfsup.exporting",
-    "evaluate": "selfsup.run",
-    "export": "selfsup.exporting",
-    "load_backbone": "selfsup.opened",
-    "load_config": "selfsup.config",
-    "load_evaluate_config": "selfsup.engine.evaluation",
-    "open_network": "selfsup.opened",
-    "read_embeddings": "selfsup.exporting",
-    "runs": "selfsup.run",
-    "Run": "selfsup.run",
-    "train": "selfsup.run",
-}
-
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 # tqdm says it in a notebook when other libraries import it; the bars here are text and need no widget
 warnings.filterwarnings("ignore", message="IProgress not found")
-
-
-def __getattr__(name: str) -> Any:
-    # torch and its friends take seconds to import; `selfsup --help` should not
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
-    if name in ("augment", "data", "doctor", "eval", "functional", "methods", "nn", "report"):
-        return import_module(f"selfsup.{name}")
-    raise AttributeError(f"module 'selfsup' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])

@@ -16,6 +16,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random", "tables", "writing"}
+NEUTRAL |= {"offered"}
 
 #: Parts of selfsup, and other packages, that a part may import. The standard library and itself always.
 RULES = {
@@ -84,7 +85,7 @@ def broken(importer: str, imported: set[str]) -> set[str]:
         ("selfsup.functional", True, "from ..errors import UserError", {"selfsup.errors"}),
         ("selfsup.nn.a", False, "from selfsup.augment import View", {"selfsup.augment"}),
         ("selfsup.nn.a", False, "from .. import errors, methods", {"selfsup.methods"}),
-        ("selfsup.methods.a", False, "from selfsup.eval import knn", {"selfsup.eval.knn"}),
+        ("selfsup.methods.a", False, "from selfsup.eval import knn", {"selfsup.eval"}),
     ],
 )
 def test_the_rule_finds_what_breaks_it(module, is_package, source, expected):

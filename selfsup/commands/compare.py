@@ -3,6 +3,7 @@
 selfsup compare RUN RUN … [--out DIR]
 """
 
+import sys
 from argparse import Namespace
 
 from selfsup.commands import Parser, refuse_settings
@@ -21,8 +22,11 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     refuse_settings(arguments)
-    from selfsup.report import compare
+    from selfsup.report import read_table, save_comparison
 
-    print(compare(arguments.words, arguments.out))
+    table = read_table(arguments.words)
+    print(table)
+    sys.stdout.flush()  # before the charts, which take longer
+    save_comparison(table, arguments.out)
     print(f"\nsaved: {arguments.out}/comparison.md, .csv, .html, and .png where there are accuracies")
     return 0

@@ -1,37 +1,44 @@
 """Evaluation of frozen features: neighbours, probes, diagnostics. One file a protocol, in ``protocols/``."""
 
-import selfsup.eval.protocols  # noqa: F401 - fills PROTOCOLS
-from selfsup.eval.audit import Audit, audit, audit_dataset
-from selfsup.eval.cka import CkaTable, cka
-from selfsup.eval.config import EvalConfig, eval_config
-from selfsup.eval.encoder import Encoder, extract_features, raw_pixels
-from selfsup.eval.feature_choices import ChosenFeatures
-from selfsup.eval.features import FeatureSet
-from selfsup.eval.knn import KnnResult, KnnSettings, MultiLabelResult, knn, knn_grid, knn_loo, knn_multilabel
-from selfsup.eval.neighbours import recall_of, search, search_others
-from selfsup.eval.paper_probe import PROBE_PROTOCOLS, ProbeProtocol, paper_probe
-from selfsup.eval.patches import PatchMatches, retrieve_patches
-from selfsup.eval.pixels import segment
-from selfsup.eval.probing import ProbeResult, labelled_positions
-from selfsup.eval.protocols.clustering import ClusteringResult, clustering
-from selfsup.eval.protocols.few_shot import FewShotResult, few_shot
-from selfsup.eval.protocols.fine_tune import FineTuneResult, FineTuneSettings, fine_tune
-from selfsup.eval.protocols.linear_probe import linear_probe
-from selfsup.eval.protocols.logistic import logistic_probe
-from selfsup.eval.protocols.retrieval import RetrievalResult, retrieval
-from selfsup.eval.protocols.ridge import ridge_probe
-from selfsup.eval.protocols.segmentation import SegmentationResult, SegmentationSettings, segmentation_probe
-from selfsup.eval.protocols.segmentation_knn import (
-    CellBank,
-    SegmentationKnnResult,
-    SegmentationKnnSettings,
-    segmentation_knn,
-)
-from selfsup.eval.record import Record, Spread
-from selfsup.eval.registry import PROTOCOLS, protocol
-from selfsup.eval.results import add_results, read_results
-from selfsup.eval.runner import measure
-from selfsup.eval.subject import SplitFeatures, Subject, choice_splits, extract_splits
+from typing import TYPE_CHECKING
+
+from selfsup.offered import offered
+
+if TYPE_CHECKING:
+    from selfsup.eval.auditing import Audit, audit, audit_dataset
+    from selfsup.eval.config import EvalConfig, eval_config
+    from selfsup.eval.encoder import Encoder, extract_features, raw_pixels
+    from selfsup.eval.feature_choices import ChosenFeatures
+    from selfsup.eval.features import FeatureSet
+    from selfsup.eval.kernel_alignment import CkaTable, cka
+    from selfsup.eval.neighbours import recall_of, search, search_others
+    from selfsup.eval.paper_probe import PROBE_PROTOCOLS, ProbeProtocol, paper_probe
+    from selfsup.eval.patches import PatchMatches, retrieve_patches
+    from selfsup.eval.pixels import segment
+    from selfsup.eval.probing import ProbeResult, labelled_positions
+    from selfsup.eval.protocols import PROTOCOLS
+    from selfsup.eval.protocols.clustering import ClusteringResult, clustering
+    from selfsup.eval.protocols.few_shot import FewShotResult, few_shot
+    from selfsup.eval.protocols.fine_tune import FineTuneResult, FineTuneSettings, fine_tune
+    from selfsup.eval.protocols.linear_probe import linear_probe
+    from selfsup.eval.protocols.logistic import logistic_probe
+    from selfsup.eval.protocols.retrieval import RetrievalResult, retrieval
+    from selfsup.eval.protocols.ridge import ridge_probe
+    from selfsup.eval.protocols.segmentation import SegmentationResult, SegmentationSettings, segmentation_probe
+    from selfsup.eval.protocols.segmentation_knn import (
+        CellBank,
+        SegmentationKnnResult,
+        SegmentationKnnSettings,
+        segmentation_knn,
+    )
+    from selfsup.eval.record import Record, Spread
+    from selfsup.eval.registry import protocol
+    from selfsup.eval.results import add_results, read_results
+    from selfsup.eval.runner import measure
+    from selfsup.eval.subject import SplitFeatures, Subject, choice_splits, extract_splits
+    from selfsup.eval.voting import KnnResult, KnnSettings, MultiLabelResult, knn, knn_grid, knn_loo, knn_multilabel
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "PROBE_PROTOCOLS",

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from selfsup.errors import UserError
-from selfsup.eval.registry import PROTOCOLS, Protocol
+from selfsup.eval.registry import Protocol
 from selfsup.registry import nearest
 from selfsup.settings.moved import MOVED, tell_moved
 
@@ -47,6 +47,8 @@ class EvalConfig:
 
     def of(self, protocol: Protocol | str) -> Any:
         """Return the settings of a protocol, or None where it has none."""
+        from selfsup.eval.protocols import PROTOCOLS  # whose files import this one
+
         entry = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
         found = getattr(self, entry.key, None)
         return entry.settings() if found is None and entry.settings is not None else found
@@ -62,6 +64,8 @@ def eval_config(**values: Any) -> EvalConfig:
     Raises:
         UserError: There is no such setting.
     """
+    from selfsup.eval.protocols import PROTOCOLS
+
     nested = {entry.key: entry.settings for entry in PROTOCOLS.values() if entry.settings is not None}
     config = _with_fields(tuple(nested.items()))()
     for name, value in values.items():

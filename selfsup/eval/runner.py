@@ -15,8 +15,9 @@ import torch
 from selfsup.errors import UserError
 from selfsup.eval.features import labels_of
 from selfsup.eval.pixels import check_dense
+from selfsup.eval.protocols import PROTOCOLS
 from selfsup.eval.record import Record
-from selfsup.eval.registry import PROTOCOLS, Protocol
+from selfsup.eval.registry import Protocol
 from selfsup.eval.results import add_results, peak_memory_mb
 from selfsup.eval.subject import Subject
 from selfsup.registry import nearest

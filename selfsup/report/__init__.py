@@ -1,16 +1,23 @@
 """Everything that draws and writes for a person: charts, tables, the page of a comparison. It reads records."""
 
-import selfsup.report.charts  # noqa: F401 - fills CHARTS
-from selfsup.report.charts.cka import cka_picture
-from selfsup.report.charts.contact_sheet import contact_sheet
-from selfsup.report.charts.patches import patches_picture
-from selfsup.report.charts.similarity import similarity_picture
-from selfsup.report.charts.training import training_curves
-from selfsup.report.compare import compare, save_cka
-from selfsup.report.comparison import Table
-from selfsup.report.drawing import CHARTS, Evaluated, chart, draw_figures, save
-from selfsup.report.lines import record_line
-from selfsup.report.notebook import Comparison
+from typing import TYPE_CHECKING
+
+from selfsup.offered import offered
+
+if TYPE_CHECKING:
+    from selfsup.report.charts import CHARTS, draw_figures
+    from selfsup.report.charts.cka import cka_picture
+    from selfsup.report.charts.contact_sheet import contact_sheet
+    from selfsup.report.charts.patches import patches_picture
+    from selfsup.report.charts.similarity import similarity_picture
+    from selfsup.report.charts.training import training_curves
+    from selfsup.report.comparing import compare, save_cka, save_comparison
+    from selfsup.report.comparison import Table, read_table
+    from selfsup.report.drawing import Evaluated, chart, save
+    from selfsup.report.lines import record_line
+    from selfsup.report.notebook import Comparison
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "CHARTS",
@@ -23,9 +30,11 @@ __all__ = [
     "contact_sheet",
     "draw_figures",
     "patches_picture",
+    "read_table",
     "record_line",
     "save",
     "save_cka",
+    "save_comparison",
     "similarity_picture",
     "training_curves",
 ]

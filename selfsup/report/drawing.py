@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from selfsup.eval.record import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RIGHT, WRONG, PLAIN = "#2a9d4a", "#d1352b", "#888888"
 BLUE, ORANGE = "#1f77b4", "#ff7f0e"
@@ -48,23 +48,6 @@ def chart(name: str) -> Callable[[Chart], Chart]:
         return draw
 
     return add
-
-
-def draw_figures(evaluated: Evaluated, folder: str | Path) -> list[Path]:
-    """Draw every chart that has something to show, and return the files.
-
-    Whatever goes wrong with a picture becomes a warning: it must not cost the numbers.
-    """
-    drawn = []
-    for name, draw in CHARTS.items():
-        try:
-            figure = draw(evaluated)
-            if figure is not None:
-                drawn.append(save(figure, Path(folder) / f"{name}.png"))
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"figures/{name}.png could not be drawn ({reason}); the results are kept.", stacklevel=2)
-    return drawn
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -7,15 +7,15 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
 from selfsup.errors import UserError
 from selfsup.settings.ranges import TextOrList
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 #: Largest configuration file, and most values in one: more than any configuration, and read in a moment.
 MOST_BYTES, MOST_VALUES = 1_000_000, 100_000
@@ -160,16 +160,22 @@ def parse(word: str) -> Override:
     """Read an override by Hydra's grammar.
 
     Raises:
-        HydraException: It cannot be read.
+        ValueError: It cannot be read.
     """
-    return OverridesParser.create().parse_override(word)
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # takes longer than all else here
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise ValueError(str(error)) from error
 
 
 def _guess(text: str) -> Any:
     """Return what a setting of any type means: a number, true, false, null, a list, a dictionary, else the text."""
     try:
         override = parse(f"key={text}")
-    except HydraException:
+    except ValueError:
         return _structure(text, "") if text.startswith(("[", "{")) else text
     value = override.value()
     quoted = unquote(text) != text
@@ -180,7 +186,7 @@ def _structure(text: str, key: str) -> Any:
     """Read a list or a dictionary: as Hydra does, or, where its grammar knows a character not, as YAML."""
     try:
         return parse(f"key={text}").value()
-    except HydraException:
+    except ValueError:
         pass
     try:
         return _bounded(yaml.load(text, Loader=_Loader))

@@ -9,7 +9,7 @@ from selfsup.data import load_splits
 from selfsup.data.sources.image_folder import ImageFolderConfig
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, raw_pixels
-from selfsup.eval.audit import COLUMNS, audit, audit_dataset
+from selfsup.eval.auditing import COLUMNS, audit, audit_dataset
 from selfsup.report import contact_sheet, save
 
 

@@ -6,7 +6,7 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, knn, knn_grid, search
-from selfsup.eval.knn import knn_loo, knn_multilabel
+from selfsup.eval.voting import knn_loo, knn_multilabel
 
 
 def set_of(features, labels):
@@ -66,7 +66,7 @@ def test_more_queries_than_are_handled_at_once(monkeypatch):
     train, test = clusters(50, 0), clusters(23, 1)
     whole = knn(train, test, k=7)
     # the package's attribute of this name is the function
-    monkeypatch.setattr(sys.modules["selfsup.eval.knn"], "QUERIES_AT_ONCE", 4)
+    monkeypatch.setattr(sys.modules["selfsup.eval.voting"], "QUERIES_AT_ONCE", 4)
     assert knn(train, test, k=7) == whole
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selfsup.eval.knn import KnnSettings, knn_grid, knn_records, search_settings
+from selfsup.eval.voting import KnnSettings, knn_grid, knn_records, search_settings
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject

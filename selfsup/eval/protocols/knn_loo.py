@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selfsup.eval.knn import KnnSettings, knn_loo, knn_records, search_settings
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.eval.voting import KnnSettings, knn_loo, knn_records, search_settings
 
 
 @protocol("knn_loo", KnnSettings, key="knn", needs=("labels",), told=("k", "temperature"))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from selfsup.eval.knn import KnnSettings, knn_grid
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, evenly
+from selfsup.eval.voting import KnnSettings, knn_grid
 from selfsup.functional.diagnostics import rank_me
 
 BANK, QUERIES = 5000, 2000  # a table of every layer is kept in memory

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfsup.eval.cka import CkaTable
 from selfsup.report.drawing import new_figure
+
+if TYPE_CHECKING:
+    from selfsup.eval.kernel_alignment import CkaTable
 
 
 def cka_picture(table: CkaTable) -> Any:

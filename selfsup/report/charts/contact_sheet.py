@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfsup.eval.audit import Audit, AuditedImages
 from selfsup.report.drawing import PLAIN, RIGHT, WRONG, new_figure, show_image
+
+if TYPE_CHECKING:
+    from selfsup.eval.auditing import Audit, AuditedImages
 
 SHEET_ROWS = 12  # of each kind
 SHEET_NEIGHBOURS = 5

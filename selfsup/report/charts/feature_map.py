@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfsup.eval.shown import FeatureMap
 from selfsup.report.drawing import Evaluated, chart, class_colour, class_name, new_figure
+
+if TYPE_CHECKING:
+    from selfsup.eval.shown import FeatureMap
 
 
 @chart("feature_map")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfsup.eval.shown import NeighbourImages
 from selfsup.report.drawing import PLAIN, RIGHT, WRONG, Evaluated, chart, class_name, new_figure, show_image
+
+if TYPE_CHECKING:
+    from selfsup.eval.shown import NeighbourImages
 
 
 @chart("neighbours")

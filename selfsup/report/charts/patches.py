@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from selfsup.data.base import ImageDataset
-from selfsup.eval.encoder import prepare_images
-from selfsup.eval.patches import PatchMatches
 from selfsup.report.drawing import new_figure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfsup.data.base import ImageDataset
+    from selfsup.eval.patches import PatchMatches
 
 FRAME = "#ff7f0e"
 
@@ -37,7 +37,10 @@ def patches_picture(found: PatchMatches, queries: ImageDataset, *, gallery: Imag
 
 
 def _framed(axes: Any, dataset: ImageDataset, cell: Tensor, map_size: tuple[int, int]) -> None:
+    import torch
     from matplotlib.patches import Rectangle
+
+    from selfsup.eval.encoder import prepare_images
 
     position, row, column = cell.tolist()
     image = prepare_images(dataset.read(torch.tensor([position])), dataset.image_size, dataset.channels)[0]

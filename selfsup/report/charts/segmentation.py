@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from selfsup.eval.shown import Panels
 from selfsup.report.drawing import Evaluated, chart, class_colour, class_name, new_figure
+
+if TYPE_CHECKING:
+    from selfsup.eval.shown import Panels
 
 
 @chart("segmentation")
@@ -19,6 +19,7 @@ def segmentation_chart(evaluated: Evaluated) -> Any:
 def segmentation_panels(shown: Panels) -> Any:
     """Draw image, true mask and predicted mask of each image, one column an image, with the classes that occur."""
     import matplotlib
+    import torch
     from matplotlib.patches import Patch
 
     images, truth, predicted, classes = shown.images, shown.truth, shown.predicted, shown.classes

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from selfsup.eval.shown import SimilarityMaps
 from selfsup.report.drawing import Evaluated, chart, new_figure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfsup.eval.shown import SimilarityMaps
 
 MAPS = ("image", "similarity", "partner", "similarity", "SmoothGrad", "masking")
 
@@ -53,7 +54,7 @@ def _overlay(axes: Any, picture: Tensor, overlay: Tensor | None) -> None:
         return
     grey = picture.mean(2)
     axes.imshow(grey.numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
-    strongest = max(float(overlay.abs().max()), torch.finfo(overlay.dtype).tiny)
+    strongest = float(overlay.abs().max()) or 1.0
     axes.imshow(
         overlay.numpy(),
         cmap="seismic",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selfsup.eval.cka import CkaTable
-from selfsup.report.charts.accuracies import accuracies_chart
-from selfsup.report.charts.cka import cka_picture
-from selfsup.report.compared import compared, with_legend
 from selfsup.report.comparison import Table, read_table
 from selfsup.report.drawing import save
-from selfsup.report.page import write_report
+
+if TYPE_CHECKING:
+    from selfsup.eval.kernel_alignment import CkaTable
 
 
 def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Table:
@@ -27,20 +26,31 @@ def compare(run_dirs: Sequence[str | Path], output: str | Path | None = None) ->
     """
     table = read_table(run_dirs)
     if output is not None:
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.md").write_text(table.markdown(), "utf-8")
-        (folder / "comparison.csv").write_text(table.csv(), "utf-8", newline="")
-        (folder / "comparison.png").unlink(missing_ok=True)
-        runs = compared(table)
-        for chart in accuracies_chart(runs):
-            save(with_legend(chart, runs), folder / "comparison.png")
-        write_report(table, folder / "comparison.html")
+        save_comparison(table, output)
     return table
+
+
+def save_comparison(table: Table, output: str | Path) -> None:
+    """Write the files of a comparison to a folder; see :func:`compare`."""
+    from selfsup.report.charts.accuracies import accuracies_chart  # these draw, which takes a second to import
+    from selfsup.report.compared import compared, with_legend
+    from selfsup.report.page import write_report
+
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.md").write_text(table.markdown(), "utf-8")
+    (folder / "comparison.csv").write_text(table.csv(), "utf-8", newline="")
+    (folder / "comparison.png").unlink(missing_ok=True)
+    runs = compared(table)
+    for chart in accuracies_chart(runs):
+        save(with_legend(chart, runs), folder / "comparison.png")
+    write_report(table, folder / "comparison.html")
 
 
 def save_cka(table: CkaTable, folder: str | Path) -> None:
     """Write ``cka.csv`` and ``cka.png``."""
+    from selfsup.report.charts.cka import cka_picture
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "cka.csv").open("w", newline="", encoding="utf-8") as file:
