@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from selfsup.augment.config import AugmentConfig
 from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensors
@@ -30,7 +24,8 @@ from selfsup.nn import BackboneConfig, idle_settings
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import REGISTRIES
 from selfsup.settings import Section, key_of, setting
-from selfsup.settings.catalog import is_choice, name_choice
+from selfsup.settings.catalog import is_choice
+from selfsup.settings.composing import compose_choices
 from selfsup.settings.early import known
 from selfsup.settings.meanings import no_setting
 from selfsup.settings.moved import renamed
@@ -265,23 +260,6 @@ def words_of(settings: Mapping[str, Any], key: str = "") -> list[str]:
     return words
 
 
-def compose_choices(words: Sequence[str], kind: str) -> dict[str, Any]:
-    """Let Hydra compose the defaults of the chosen groups; see :func:`is_choice`.
-
-    Raises:
-        UserError: There is no such choice.
-    """
-    own_files = any(word.startswith("hydra.searchpath=") for word in words)
-    named = [word if word.startswith("hydra") else name_choice(word, refuse=not own_files) for word in words]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("selfsup.configs", version_base="1.3"):
-            composed = compose(kind, overrides=named)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
-    return cast(dict[str, Any], OmegaConf.to_container(composed))
-
-
 def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> Any:
     """Make plain dataclasses of values and check them; no code beyond sees a ``DictConfig``.
 
@@ -384,17 +362,6 @@ def to_yaml(config: Any) -> str:
     return write_yaml(
         dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
     )
-
-
-def explain(error: Exception) -> str:
-    """Say in one sentence what Hydra or OmegaConf found wrong."""
-    text = " ".join(str(error).split())
-    if found := re.search(r"hydra/(launcher|sweeper)/(\w+)", text):
-        return (
-            f"There is no hydra/{found.group(1)}={found.group(2)}: a package of its own brings it "
-            "(submitit_slurm and submitit_local: pip install hydra-submitit-launcher)."
-        )
-    return text
 
 
 def _read_saved(path: Path) -> dict[str, Any]:

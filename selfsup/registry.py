@@ -95,7 +95,7 @@ class Registry(Generic[T]):
             summary = (target.__doc__ or "").strip().split("\n")[0]
             self._entries[name] = Entry(name, target, config, summary, overrides)
             self.other_names |= dict.fromkeys(also, name)
-            ConfigStore.instance().store(group=self.group, name=name, node=_with_defaults(config, overrides))
+            ConfigStore.instance().store(group=self.group, name=name, node=with_defaults(config, overrides))
             return target
 
         return add
@@ -126,7 +126,7 @@ class Registry(Generic[T]):
         return name in self._entries
 
 
-def _with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
+def with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
     """Give the dataclass a Hydra defaults list; Hydra takes the field out when it composes."""
     if not overrides:
         return config

@@ -17,15 +17,17 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from selfsup.errors import UserError
-from selfsup.registry import find, nearest
-from selfsup.settings.catalog import GROUPS, choices, listed, summaries
+from selfsup.eval.registry import PROTOCOLS
+from selfsup.registry import REGISTRIES, find, nearest
+from selfsup.settings.catalog import GROUPS, choices, listed, other_names, summaries
 from selfsup.settings.early import known, refuse_mistakes
+from selfsup.settings.excerpts import excerpt
 from selfsup.settings.meanings import meant_by, no_setting
 
 #: Groups whose choices the help of commands that train, and of commands that evaluate, lists.
@@ -40,9 +42,11 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         groups: The groups of the configuration whose choices its help lists.
+        names: Gives the words that may follow; None is paths.
     """
 
     groups: tuple[str, ...] = ()
+    names: Callable[[], Iterable[str]] | None = None
 
     def __init__(self, command: ModuleType) -> None:
         super().__init__(
@@ -63,6 +67,10 @@ class Parser(argparse.ArgumentParser):
             help="execute a Python file of your own first, such as one that registers a method",
         )
         self.add_argument("-h", "--help", action="store_true", help="show this")
+
+    def options(self) -> list[argparse.Action]:
+        """Return the options, each with its strings."""
+        return [action for action in self._actions if action.option_strings]
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse complains about as a sentence.
@@ -95,7 +103,7 @@ def run(command: ModuleType, given: Sequence[str]) -> int:
     arguments.words = [word for word in arguments.words if not _SETTING.match(word)]
     if arguments.help or arguments.words[:1] == ["help"]:
         if arguments.settings and parser.groups:
-            _print_settings(arguments.settings, "train" if parser.groups == TRAINING else "evaluate")
+            _print_settings(arguments, "train" if parser.groups == TRAINING else "evaluate")
         else:
             print(parser.format_help().strip())
             _print_choices(parser.groups)
@@ -211,11 +219,7 @@ def chosen_protocols(arguments: argparse.Namespace) -> tuple[str, ...] | None:
     """
     if arguments.only is None:
         return None
-    known = set(listed("protocol"))
-    if arguments.own_files:
-        from selfsup.eval import PROTOCOLS
-
-        known |= set(PROTOCOLS)
+    known = {*listed("protocol"), *PROTOCOLS}
     names = tuple(arguments.only.split(","))
     for name in names:
         if name not in known:
@@ -253,46 +257,55 @@ def explain_choices(group: str, arguments: argparse.Namespace) -> str | None:
     refuse_settings(arguments)
     if len(arguments.words) > 1:
         raise UserError(f"One name at a time, not {' and '.join(arguments.words)}.")
+    own: Any = PROTOCOLS if group == "protocol" else REGISTRIES[group]  # what --import has brought, not more
+    known = summaries(group) | {name: own[name].summary for name in own}
     if not arguments.words:
-        for name, summary in sorted(summaries(group).items()):
+        for name, summary in sorted(known.items()):
             print(f"{name:16s} {summary}")
         print(f"\n{_TAKEN[group]}")
         return None
-    import selfsup.data
-    import selfsup.methods  # noqa: F401 - fills the registries
-    from selfsup.eval import PROTOCOLS
-    from selfsup.registry import REGISTRIES
-
     word = arguments.words[0]
-    if group == "protocol":
-        name = find(word, PROTOCOLS)
-        if name not in PROTOCOLS:
-            raise UserError(f"There is no protocol '{word}'.{nearest(word, PROTOCOLS)}")
-        target: Any = PROTOCOLS[name].run
-        config, key = PROTOCOLS[name].settings, f"eval.{PROTOCOLS[name].key}"
-        print(f"{name}: {inspect.getdoc(target)}")
+    name = find(word, known, other_names(group))
+    if name not in known:
+        raise UserError(f"There is no {group} '{word}'.{nearest(word, known)}")
+    config: type[Any] | None
+    if name in listed(group):
+        entry = listed(group)[name]
+        text, key = entry.text, entry.key
+        config = excerpt(entry.module, entry.settings) if entry.settings else None
+    elif group == "protocol":
+        text, key, config = inspect.getdoc(own[name].run) or "", own[name].key, own[name].settings
     else:
-        entry = REGISTRIES[group][word]
-        name, target, config, key = entry.name, entry.target, entry.config, group
-        print(f"{inspect.getdoc(sys.modules[target.__module__])}\n\n{group}={name}: {entry.summary}")
+        text, key, config = inspect.getdoc(sys.modules[own[name].target.__module__]) or "", name, own[name].config
+    print(f"{name}: {text}" if group == "protocol" else f"{text}\n\n{group}={name}: {known[name]}")
     if config is not None:
         print("\nSettings:\n")
-        _print_described(config(), key)
+        _print_described(config(), f"eval.{key}" if group == "protocol" else group)
     return name
 
 
-def _print_settings(given: Sequence[str], kind: str) -> None:
+def _print_settings(arguments: argparse.Namespace, kind: str) -> None:
     """Print the sections of a configuration that settings belong to, each setting with its value and its meaning."""
-    from selfsup.config import load_config
-
+    given = arguments.settings
     named = {setting.lstrip("+").partition("=")[0].partition(".")[0] for setting in given}
     needed = ["checkpoint=RUN"] if kind == "evaluate" and "checkpoint" not in named else []
-    config = load_config([*given, *needed], kind=kind)
+    if arguments.own_files or "selfsup.config" in sys.modules:
+        from selfsup.config import load_config
+
+        config = load_config([*given, *needed], kind=kind)
+    else:
+        from selfsup.settings.composing import config_for_help
+
+        config = config_for_help([*given, *needed], kind)
     for field in dataclasses.fields(config):
         section = getattr(config, field.name)
         if dataclasses.is_dataclass(section) and ("experiment" in named or field.name in named):
             _print_described(section, field.name)
     _print_described(config, "", nested=False)
+    others = [f.name for f in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, f.name))]
+    others = [name for name in others if name not in named]
+    if others and "experiment" not in named:
+        print(f"\nMore settings are in {', '.join(others)}; name one of a section, or its choice, to see them here.")
 
 
 def _print_described(config: Any, key: str, nested: bool = True) -> None:

@@ -6,11 +6,12 @@ selfsup methods [NAME]
 from argparse import Namespace
 
 from selfsup.commands import Parser, explain_choices
-from selfsup.settings.catalog import choices
+from selfsup.settings.catalog import choices, summaries
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the options: there are none of its own."""
+    """Declare the words that may follow; there are no options of its own."""
+    parser.names = lambda: summaries("method")
 
 
 def run(arguments: Namespace) -> int:

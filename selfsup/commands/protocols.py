@@ -6,10 +6,12 @@ selfsup protocols [NAME]
 from argparse import Namespace
 
 from selfsup.commands import Parser, explain_choices
+from selfsup.settings.catalog import summaries
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the options: there are none of its own."""
+    """Declare the words that may follow; there are no options of its own."""
+    parser.names = lambda: summaries("protocol")
 
 
 def run(arguments: Namespace) -> int:

@@ -76,9 +76,9 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from selfsup import configs
-    from selfsup.config import explain
     from selfsup.engine.sweeps import job_config, sweep_words
     from selfsup.imports import execute
+    from selfsup.settings.composing import explain
 
     own_files = [str(Path(file).resolve()) for file in own_files]
     # a launcher's processes import what they unpickle, by the name of its file

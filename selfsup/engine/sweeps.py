@@ -12,11 +12,12 @@ from typing import Any, cast, get_origin
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from selfsup.config import TrainConfig, build, compose_choices, schema_of, start_network
+from selfsup.config import TrainConfig, build, schema_of, start_network
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES
 from selfsup.settings import TextOrList
 from selfsup.settings.catalog import is_choice, name_choice
+from selfsup.settings.composing import compose_choices
 from selfsup.settings.meanings import misspelt
 from selfsup.settings.overrides import Change, Schema, read_change
 from selfsup.settings.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote

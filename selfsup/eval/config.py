@@ -64,9 +64,7 @@ def eval_config(**values: Any) -> EvalConfig:
     Raises:
         UserError: There is no such setting.
     """
-    from selfsup.eval.protocols import PROTOCOLS
-
-    nested = {entry.key: entry.settings for entry in PROTOCOLS.values() if entry.settings is not None}
+    nested = protocol_settings()
     config = _with_fields(tuple(nested.items()))()
     for name, value in values.items():
         if f"eval.{name}" in MOVED:
@@ -78,6 +76,13 @@ def eval_config(**values: Any) -> EvalConfig:
         else:
             _set(config, {name: value}, "eval.")
     return config
+
+
+def protocol_settings() -> dict[str, type[Any]]:
+    """Return the settings of every protocol that is registered now, by their key below ``eval``."""
+    from selfsup.eval.protocols import PROTOCOLS
+
+    return {entry.key: entry.settings for entry in PROTOCOLS.values() if entry.settings is not None}
 
 
 @cache

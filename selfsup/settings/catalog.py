@@ -53,6 +53,9 @@ class Listed:
         settings: Name of the dataclass of its settings, "" where it has none.
         also: Other names that it is known by.
         key: Of a protocol, where its settings are below ``eval``; else the name.
+        module: Where it and the dataclass are.
+        text: The documentation of its file; of a protocol that of its function.
+        choices: Those of other groups that come with it.
     """
 
     name: str
@@ -60,6 +63,9 @@ class Listed:
     settings: str
     also: tuple[str, ...]
     key: str
+    module: str
+    text: str
+    choices: dict[str, str]
 
 
 def choices(group: str) -> set[str]:
@@ -132,23 +138,28 @@ def is_choice(word: str, kind: str) -> bool:
 def listed(group: str) -> dict[str, Listed]:
     """Return what the files of a group register."""
     decorator, folder = REGISTERED[group]
-    trees = (ast.parse(file.read_text("utf-8")) for file in folder.glob("*.py"))
-    found = {entry.name: entry for tree in trees for entry in _registered(tree, decorator)}
+    found = {entry.name: entry for file in folder.glob("*.py") for entry in _registered(file, decorator)}
     return dict(sorted(found.items()))
 
 
-def _registered(tree: ast.Module, decorator: str) -> Iterator[Listed]:
+def _registered(file: Path, decorator: str) -> Iterator[Listed]:
+    tree = ast.parse(file.read_text("utf-8"))
+    module = ".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts))
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator:
                 named, *settings = call.args
-                given = {word.arg: word.value for word in call.keywords}
-                also, key = (ast.literal_eval(given[word]) if word in given else None for word in ("also", "key"))
                 name = ast.literal_eval(named)
-                summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                yield Listed(name, summary, "".join(map(ast.unparse, settings)), also or (), key or name)
+                given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+                own = ast.get_docstring(node) or ""
+                text = own if decorator == "protocol" else ast.get_docstring(tree) or ""
+                also = given.pop("also", ())
+                comes = {} if decorator == "protocol" else given
+                summary = own.partition("\n")[0]
+                settings_name = "".join(map(ast.unparse, settings))
+                yield Listed(name, summary, settings_name, also, given.get("key", name), module, text, comes)
 
 
 def _yaml_names(folder: Traversable, prefix: str = "") -> set[str]:

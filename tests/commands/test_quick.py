@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -33,6 +34,11 @@ LINES = [
     "train method=simclrr",
     "train trainer.max_epoch=3",
     "doctor method=moco method.queue_sise=3",
+    "methods moco",
+    "data image_folder",
+    "protocols linear_probe",
+    "completion bash",
+    "completion --line=selfsup",
 ]
 
 
@@ -57,6 +63,15 @@ def imported() -> dict[str, list[str]]:
 @pytest.mark.parametrize("line", LINES)
 def test_it_starts_at_once(line: str, imported: dict[str, list[str]]) -> None:
     assert imported[line] == []
+
+
+def test_help_of_settings_needs_hydra_alone() -> None:
+    code = (
+        "import sys\nfrom selfsup.cli import main\nmain(['train', 'method=moco', 'data=image_folder', '--help'])\n"
+        f"print(set({SLOW}) & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(done.stdout.splitlines()[-1])) <= {"hydra", "omegaconf"}
 
 
 @pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "unbuffered"])
