@@ -49,10 +49,10 @@ bench: $(INSTALLED) $(RIVALS)
 	$(BENCH)/speedrun.py
 	$(BENCH)/methods.py time --data shapes
 	$(BENCH)/methods.py table
-	$(BIN)/selfsup evaluate checkpoint=raw_pixels data=fashion_mnist data.limit=10000 run_dir=$(FASHION)/raw_pixels
+	$(BIN)/selfsup evaluate raw_pixels --all data=fashion_mnist data.limit=10000 run_dir=$(FASHION)/raw_pixels
 	$(BIN)/selfsup train experiment=fashion_mnist run_dir=$(FASHION)/simclr
-	$(BIN)/selfsup evaluate checkpoint=$(FASHION)/simclr
-	$(BIN)/selfsup evaluate checkpoint=untrained data=fashion_mnist data.limit=10000 backbone=convnet \
+	$(BIN)/selfsup evaluate $(FASHION)/simclr --all
+	$(BIN)/selfsup evaluate untrained --all data=fashion_mnist data.limit=10000 backbone=convnet \
 	    backbone.width=32 backbone.blocks=[2,2,2,2] run_dir=$(FASHION)/untrained
 	$(BIN)/selfsup compare $(FASHION)/raw_pixels $(FASHION)/untrained $(FASHION)/simclr --out $(FASHION)/comparison
 

@@ -122,7 +122,7 @@ class Run(os.PathLike[str]):
             _give_network(network, self.config.data.image_size)
         return load_backbone(self.path)
 
-    def evaluate(self, protocols: Sequence[str] | None = None, **settings: Any) -> pd.DataFrame:
+    def evaluate(self, protocols: Sequence[str] | str | None = None, **settings: Any) -> pd.DataFrame:
         """Evaluate it, add the records to its ``results.json``, and return those of this evaluation as a table.
 
         Args:
@@ -270,7 +270,7 @@ def train(config: TrainConfig | Sequence[str] = (), callbacks: Sequence[pl.Callb
 
 def evaluate(
     what: EvaluateConfig | Sequence[str] | str | os.PathLike[str] | nn.Module,
-    protocols: Sequence[str] | None = None,
+    protocols: Sequence[str] | str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> list[Record]:
@@ -282,7 +282,8 @@ def evaluate(
     Args:
         what: A run, whatever ``checkpoint=`` takes, or any module that maps float ``[B,C,H,W]`` to ``[B,D]``; or
             overrides, or a configuration.
-        protocols: Some of ``selfsup.eval.PROTOCOLS``; None is all that the data allows.
+        protocols: Some of ``selfsup.eval.PROTOCOLS``; None is kNN, the linear probe and diagnostics, ``"all"`` all that
+            the data allows but those that take longest.
         progress: Show progress bars.
         settings: Settings by name, as of :func:`train`.
 

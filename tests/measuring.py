@@ -12,7 +12,7 @@ def subject_of(network, splits, config, cache_dir=None, **about):
     return Subject(encoder, splits, config, cache_dir=cache_dir, **about)
 
 
-def evaluate(network, splits, config, protocols=None, *, run_dir=None, facts=None, **about):
+def evaluate(network, splits, config, protocols="all", *, run_dir=None, facts=None, **about):
     """Measure, keep records and features in a folder, and draw, as the settings say."""
     cache = Path(run_dir) / "features" if run_dir is not None and config.cache else None
     subject = subject_of(network, splits, config, cache, **about)

@@ -1,21 +1,23 @@
-"""Run every protocol on a checkpoint: kNN, linear probe, segmentation where there are masks, diagnostics, figures.
+"""Judge a checkpoint in minutes: kNN, linear probe, diagnostics, figures; with --all by every other protocol, too.
 
-  selfsup evaluate RUN [--only PROTOCOL,PROTOCOL] [key=value …]
+  selfsup evaluate RUN [--all | --only PROTOCOL,PROTOCOL] [key=value …]
 
 RUN is a run folder, a .ckpt file, timm:NAME, a file of weights with backbone=NAME, module:FILE.py:NAME, or one of the
 two baselines: raw_pixels, untrained. It may also be written checkpoint=RUN.
 
-Left out unless --only names them, as they take longest: logistic, fine_tune.
+Even --all leaves out what takes longest, logistic and fine_tune; --only runs them.
 """
 
 from argparse import Namespace
 
-from selfsup.commands import EVALUATION, Parser, add_only, chosen_protocols, run_protocols
+from selfsup.commands import EVALUATION, Parser, add_only, checkpoint_settings, chosen_protocols
+from selfsup.errors import UserError
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.groups = EVALUATION
+    parser.add_argument("--all", action="store_true", help="run every protocol that the data and the network allow")
     add_only(
         parser,
         "run these protocols alone; selfsup protocols lists them. What cannot run is named, the rest goes on, and the "
@@ -25,4 +27,22 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
-    return run_protocols(arguments, chosen_protocols(arguments))
+    named = chosen_protocols(arguments)
+    if named and arguments.all:
+        raise UserError("--all and --only both say what to run; give one of them.")
+    settings = checkpoint_settings(arguments)
+    from selfsup.engine.evaluation import evaluate_opened, open_evaluation, results_folder
+    from selfsup.report import result_table
+
+    config, opened = open_evaluation(settings)
+    records = evaluate_opened(config, opened, named or ("all" if arguments.all else None))
+    folder = results_folder(config, opened)
+    print(f"\n{result_table(records)}\n")
+    if folder is None:
+        print("saved: nothing, as there is no run; name a folder with run_dir=DIR")
+    else:
+        print(f"saved: {folder}/results.json{', figures/' if config.eval.figures else ''}")
+        more = "" if named or arguments.all else f", or all protocols: selfsup evaluate {opened.name} --all"
+        print(f"next: selfsup compare {folder} OTHER_RUN{more}")
+    # what was asked for by name and could not run has been told, and a script has to know
+    return 2 if set(named or ()) - {record["protocol"] for record in records} else 0

@@ -9,7 +9,7 @@ runs a paper's probe, with augmented images, in place of the grid.
 
 from argparse import Namespace
 
-from selfsup.commands import EVALUATION, Parser, run_protocols
+from selfsup.commands import EVALUATION, Parser, run_protocol
 
 
 def add_arguments(parser: Parser) -> None:
@@ -19,4 +19,4 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
-    return run_protocols(arguments, ("linear_probe",))
+    return run_protocol(arguments, "linear_probe")

@@ -5,7 +5,7 @@ selfsup segmentation RUN [eval.segmentation.images=2000] [key=value …]
 
 from argparse import Namespace
 
-from selfsup.commands import EVALUATION, Parser, run_protocols
+from selfsup.commands import EVALUATION, Parser, run_protocol
 
 
 def add_arguments(parser: Parser) -> None:
@@ -15,4 +15,4 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
-    return run_protocols(arguments, ("segmentation",))
+    return run_protocol(arguments, "segmentation")

@@ -19,9 +19,10 @@ from selfsup.engine.trained_images import leave_out_trained, rule_of_run
 from selfsup.errors import UserError
 from selfsup.eval import Encoder, Record, Subject, measure
 from selfsup.eval.encoder import input_channels
-from selfsup.eval.runner import default_protocols
+from selfsup.eval.runner import protocols_of
 from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
 from selfsup.report import Evaluated, draw_figures
+from selfsup.settings.catalog import choices
 from selfsup.settings.moved import renamed
 from selfsup.settings.overrides import read_change
 from selfsup.types import ImageFacts
@@ -94,7 +95,10 @@ def opened_evaluation(what: EvaluateConfig | Sequence[str]) -> tuple[EvaluateCon
 
 
 def _which_data(name: str) -> UserError:
-    return UserError(f"checkpoint={name} has no data of its own; say on which images to judge it: data=….")
+    return UserError(
+        f"checkpoint={name} has no data of its own; say on which images to judge it: data=image_folder data.root=DIR, "
+        f"or data= one of {', '.join(sorted(choices('data') - {'own', 'image_folder'}))}."
+    )
 
 
 def images_of(config: EvaluateConfig) -> ImageFacts:
@@ -148,13 +152,14 @@ def tell(opened: Opened, images: ImageFacts) -> None:
 
 
 def evaluate(
-    what: EvaluateConfig | Sequence[str], protocols: Sequence[str] | None = None, progress: bool = True
+    what: EvaluateConfig | Sequence[str], protocols: Sequence[str] | str | None = None, progress: bool = True
 ) -> list[Record]:
     """Evaluate a checkpoint, add the records to its run's ``results.json`` and return them.
 
     Args:
         what: Overrides, as :func:`open_evaluation` takes them, or a configuration that was made of them.
-        protocols: Some of ``selfsup.eval.PROTOCOLS``; None is all that the data allows.
+        protocols: Some of ``selfsup.eval.PROTOCOLS``; None is kNN, the linear probe and diagnostics, ``"all"`` all that
+            the data allows but those that take longest.
         progress: Show progress bars.
 
     Raises:
@@ -165,10 +170,11 @@ def evaluate(
 
 
 def evaluate_opened(
-    config: EvaluateConfig, opened: Opened, protocols: Sequence[str] | None = None, progress: bool = True
+    config: EvaluateConfig, opened: Opened, protocols: Sequence[str] | str | None = None, progress: bool = True
 ) -> list[Record]:
     """Evaluate a network that is open, as :func:`evaluate`."""
-    run_dir = opened.run if config.run_dir is None else Path(config.run_dir).expanduser()
+    names = protocols_of(protocols)
+    run_dir = results_folder(config, opened)
     if run_dir is not None:
         check_output(run_dir, "run_dir")
     if progress:
@@ -187,15 +193,20 @@ def evaluate_opened(
         build_encoder(config, opened.network, progress),
         splits,
         config.eval,
-        head=opened.head() if "layers" in (protocols or default_protocols()) else None,
+        head=opened.head() if "layers" in names else None,
         epoch=opened.epochs,
         seed=config.seed,
         cache_dir=run_dir / "features" if run_dir is not None and config.eval.cache else None,
     )
-    records = measure(subject, protocols, run_dir=run_dir, facts=facts)
+    records = measure(subject, names, run_dir=run_dir, facts=facts)
     if run_dir is not None and config.eval.figures:
         draw_figures(Evaluated(records, subject.shown, splits.train.classes), run_dir / "figures")
     return records
+
+
+def results_folder(config: EvaluateConfig, opened: Opened) -> Path | None:
+    """Return the folder that results and figures of an evaluation go to, or None where there is none."""
+    return opened.run if config.run_dir is None else Path(config.run_dir).expanduser()
 
 
 def tell_found(data: DataConfig, opened: Opened, splits: Splits) -> None:

@@ -25,6 +25,7 @@ class Protocol:
         settings: Dataclass of its settings, or None.
         key: They are ``eval.KEY.…``.
         needs: Some of ``NEEDS``.
+        plain: Whether it runs when nothing is asked for.
         by_name: Whether it runs only when it is asked for by name, as it takes long.
         told: Fields that the console says beside the value.
         summary: First line of its documentation.
@@ -35,6 +36,7 @@ class Protocol:
     settings: type[Any] | None
     key: str
     needs: tuple[str, ...]
+    plain: bool
     by_name: bool
     told: tuple[str, ...]
     summary: str
@@ -50,6 +52,7 @@ def protocol(
     *,
     key: str | None = None,
     needs: tuple[str, ...] = (),
+    plain: bool = False,
     by_name: bool = False,
     told: tuple[str, ...] = (),
 ) -> Callable[[Run], Run]:
@@ -61,7 +64,8 @@ def protocol(
         key: Where they are below ``eval.``; None is the name. Protocols with one key share their settings.
         needs: What the data or the network must have: ``network`` (not raw pixels), ``dense`` (raw pixels, or a network
             with ``forward_dense``), ``labels``, ``masks``.
-        by_name: Run it only when it is asked for by name.
+        plain: Run it when nothing is asked for; it takes minutes at most.
+        by_name: Run it only when it is asked for by name, not with all the others either.
         told: Fields of its records that the console says beside the value.
 
     Raises:
@@ -73,7 +77,7 @@ def protocol(
         if name in PROTOCOLS and PROTOCOLS[name].run.__module__ != run.__module__:
             raise UserError(f"The protocol '{name}' is already taken; register under another name.")
         summary = (run.__doc__ or "").strip().split("\n")[0]
-        PROTOCOLS[name] = Protocol(name, run, settings, key or name, needs, by_name, told, summary)
+        PROTOCOLS[name] = Protocol(name, run, settings, key or name, needs, plain, by_name, told, summary)
         return run
 
     return add

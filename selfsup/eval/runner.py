@@ -25,7 +25,7 @@ from selfsup.registry import nearest
 
 def measure(
     subject: Subject,
-    protocols: Sequence[str] | None = None,
+    protocols: Sequence[str] | str | None = None,
     *,
     run_dir: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -37,17 +37,14 @@ def measure(
 
     Args:
         subject: What is judged.
-        protocols: Some of ``PROTOCOLS``; None is all but those that run only by name.
+        protocols: As :func:`protocols_of` takes them.
         run_dir: Folder whose ``results.json`` the records are added to; None only returns them.
         facts: What else every record says of how it was measured, such as where the weights come from.
 
     Raises:
         UserError: There is no such protocol, or none of them can run.
     """
-    names = default_protocols() if protocols is None else list(protocols)
-    for name in names:
-        if name not in PROTOCOLS:
-            raise UserError(f"There is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+    names = protocols_of(protocols)
     records: list[Record] = []
     left_out: dict[str, list[str]] = {}  # protocols by the reason
     for name in names:
@@ -67,9 +64,25 @@ def measure(
     return records
 
 
-def default_protocols() -> list[str]:
-    """Return the protocols that run when none is named."""
-    return [name for name, entry in PROTOCOLS.items() if not entry.by_name]
+def protocols_of(asked: Sequence[str] | str | None) -> list[str]:
+    """Return the names of protocols.
+
+    Args:
+        asked: Some of ``PROTOCOLS``; None is those that take minutes at most (kNN, linear probe, diagnostics), and
+            ``"all"`` all but those that run only by name.
+
+    Raises:
+        UserError: There is no such protocol.
+    """
+    if asked is None:
+        return [name for name, entry in PROTOCOLS.items() if entry.plain]
+    if asked == "all":
+        return [name for name, entry in PROTOCOLS.items() if not entry.by_name]
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UserError(f"There is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
+    return names
 
 
 def _run(entry: Protocol, subject: Subject, found: list[Record], facts: dict[str, Any]) -> None:

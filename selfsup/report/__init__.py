@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from selfsup.report.comparing import compare, save_cka, save_comparison
     from selfsup.report.comparison import Table, read_table
     from selfsup.report.drawing import Evaluated, chart, save
-    from selfsup.report.lines import record_line
+    from selfsup.report.lines import record_line, result_table
     from selfsup.report.notebook import Comparison
 else:
     __getattr__, __dir__ = offered(__name__)
@@ -32,6 +32,7 @@ __all__ = [
     "patches_picture",
     "read_table",
     "record_line",
+    "result_table",
     "save",
     "save_cka",
     "save_comparison",

@@ -34,7 +34,9 @@ def test_a_checkpoint_by_position(
 
 def test_options_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda *given: taken.append(given) or [])
+    monkeypatch.setattr(evaluation, "open_evaluation", lambda settings: (settings, None))
+    monkeypatch.setattr(evaluation, "evaluate_opened", lambda settings, _, names: taken.append((settings, names)) or [])
+    monkeypatch.setattr(evaluation, "results_folder", lambda *_: None)
     about = ["data=digits", "data.limit=60", "eval.knn.k=[3]"]
     for words in (
         ["raw_pixels", "--only", "layers", *about],

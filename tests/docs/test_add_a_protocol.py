@@ -34,7 +34,7 @@ def test_evaluate_by_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) 
         code = main([*shlex.split(command)[1:], "data.limit=200", "eval.knn.k=[5]", "eval.figures=false"])
         out, err = capsys.readouterr()
         assert code == 0, err
-        assert re.search(r"^class_mean +\d+\.\d\d %  on test \(center=(True|False)\)$", out, re.MULTILINE)
+        assert re.search(r"^class_mean +\d+\.\d\d %  test +center=(True|False)$", out, re.MULTILINE)
     records = read_results("runs/digits")
     own = [record for record in records if record.protocol == "class_mean"]
     assert [record["center"] for record in own] == [True, False]

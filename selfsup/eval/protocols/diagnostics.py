@@ -26,7 +26,7 @@ SPECTRUM_POINTS = 64
 IMAGES = 25_600  # what RankMe is computed on in its paper
 
 
-@protocol("diagnostics")
+@protocol("diagnostics", plain=True)
 def evaluate(subject: Subject, settings: None) -> Iterator[Record]:
     """Uniformity, spread, RankMe and alpha-ReQ of the training features.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selfsup.eval.voting import KnnSettings, knn_grid, knn_records, search_settings
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.eval.voting import KnnSettings, knn_grid, knn_records, search_settings
 
 
-@protocol("knn", KnnSettings, needs=("labels",), told=("k", "temperature"))
+@protocol("knn", KnnSettings, needs=("labels",), plain=True, told=("k", "temperature"))
 def evaluate(subject: Subject, settings: KnnSettings) -> Iterator[Record]:
     """kNN accuracy of the scored images, for every ``k`` and temperature; the first of each is *the* accuracy."""
     features = subject.features
