@@ -4,7 +4,7 @@ selfsup train [--config FILE] [key=value …]
 selfsup train FOLDER [key=value …]           the images of a folder: data=image_folder data.root=FOLDER
 selfsup train resume=RUN [key=value …]       go on where a run stopped
 selfsup train run_dir=RUN resume=auto …      start a run, or go on with it: the same line every time
-selfsup train --multirun method=simclr,moco seed=0,1
+selfsup train --multirun method=simclr,moco seed=0,1   a sweep: each run in a folder named by what differs
 """
 
 import os
@@ -76,7 +76,7 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from selfsup import configs
-    from selfsup.engine.sweeps import job_config, sweep_words
+    from selfsup.engine.sweeps import job_config, job_folder, sweep_table, sweep_words, swept_keys
     from selfsup.imports import execute
     from selfsup.settings.composing import explain
 
@@ -85,18 +85,27 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
     folders = [str(Path(file).parent) for file in own_files]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (*folders, os.environ.get("PYTHONPATH"))))
 
-    def job(config: DictConfig) -> None:
+    keys = swept_keys(settings)
+    named = [word.partition("=")[2] for word in settings if word.startswith("run_dir=")]
+    folder = Path(named[-1] if named else f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}")
+
+    def job(composed: DictConfig) -> None:
         execute(own_files)  # in a process of its own it has to be recorded there
-        code = _train(job_config(config))
+        config = job_config(composed)
+        if "run_dir" not in keys:
+            config.run_dir = str(job_folder(folder, keys))
+        code = _train(config)
         if code:
             raise KeyboardInterrupt
 
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    sys.argv = [sys.argv[0], "--multirun", f"hydra.sweep.dir=runs/sweep-{stamp}", *sweep_words(settings)]
+    words = sweep_words(settings)
+    sys.argv = [sys.argv[0], "--multirun", *([] if "run_dir" in keys else [f"hydra.sweep.dir='{folder}'"]), *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     sweep = hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")(job)
     try:
         sweep()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    if "run_dir" not in keys:
+        print(f"\n{sweep_table(folder)}\n\nsaved: {folder}\nnext: selfsup compare {folder}")
     return 0

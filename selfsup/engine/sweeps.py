@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import keyword
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast, get_origin
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,12 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from selfsup.config import TrainConfig, build, schema_of, start_network
 from selfsup.errors import UserError
 from selfsup.registry import REGISTRIES
+from selfsup.run import MEASURES, runs
 from selfsup.settings import TextOrList
 from selfsup.settings.catalog import is_choice, name_choice
 from selfsup.settings.composing import compose_choices
 from selfsup.settings.meanings import misspelt
 from selfsup.settings.overrides import Change, Schema, read_change
 from selfsup.settings.values import from_hydra, from_text, hydra_word, parse, split, split_optional, unquote
+from selfsup.tables import console_table
+
+LONGEST_NAME = 120  # characters of a run's folder
 
 #: How text begins from which Hydra computes the values of a sweep.
 _FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
@@ -95,6 +102,46 @@ def _values(change: Change, schemas: Sequence[Schema]) -> tuple[list[Any], bool]
     values = [from_text(part, hint, change.key) for part in parts]
     renamed = keyword.iskeyword(change.key.rpartition(".")[2])  # Hydra knows it with a _ behind, see settings.key_of
     return values, change.forced or in_dictionary or get_origin(kind) is dict or renamed
+
+
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys whose values differ between the jobs of a sweep."""
+    found = []
+    for key, _, text in (word.partition("=") for word in overrides):
+        if not key.startswith("hydra") and (_FUNCTION.fullmatch(text) or len(split(text)) > 1):
+            found.append(key.lstrip("+"))
+    return found
+
+
+def job_folder(sweep: str | Path, keys: Sequence[str]) -> Path:
+    """Return where the run of a job goes, named by what differs: ``method=moco,lr=0.1``; to be called in the job.
+
+    Args:
+        sweep: Folder of the sweep.
+        keys: Of :func:`swept_keys`.
+    """
+    job = HydraConfig.get()
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    parts = []
+    for word in map(parse, job.overrides.task):
+        key, end = word.key_or_group, word.key_or_group.rpartition(".")[2]
+        if key in keys:
+            parts.append(f"{end if ends[end] == 1 else key}={from_hydra(word.value())}")
+    name = re.sub(r"[^\w.=,+-]+", "-", ",".join(parts))
+    if not 0 < len(name) <= LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{job.job.num}".lstrip("-")
+    return Path(sweep) / name
+
+
+def sweep_table(folder: Path) -> str:
+    """Return a table of the runs of a sweep, the best by its online measure first."""
+    measured = [(run.name, run.summary()) for run in runs(folder)]
+    columns = [measure for measure in MEASURES if any(measure in summary for _, summary in measured)]
+    if columns:
+        sign = 1 if columns[0] == "train/loss" else -1  # of all others more is better
+        measured.sort(key=lambda item: sign * item[1].get(columns[0], sign * math.inf))
+    cells = [[f"{found[name]:.4g}" if name in found else "–" for name in columns] for _, found in measured]
+    return console_table(["run", *columns], [[name, *row] for (name, _), row in zip(measured, cells, strict=True)])
 
 
 def job_config(composed: DictConfig) -> TrainConfig:

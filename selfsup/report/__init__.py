@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from selfsup.report.comparing import compare, save_cka, save_comparison
     from selfsup.report.comparison import Table, read_table
     from selfsup.report.drawing import Evaluated, chart, save
+    from selfsup.report.estimates import seeds_table
     from selfsup.report.lines import record_line, result_table
     from selfsup.report.notebook import Comparison
 else:
@@ -36,6 +37,7 @@ __all__ = [
     "save",
     "save_cka",
     "save_comparison",
+    "seeds_table",
     "similarity_picture",
     "training_curves",
 ]

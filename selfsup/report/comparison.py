@@ -112,16 +112,16 @@ def read_table(run_dirs: Sequence[str | Path]) -> Table:
     repetition) are those of the training.
 
     Args:
-        run_dirs: Folders of the runs.
+        run_dirs: Folders of the runs, or folders that hold some, such as a sweep's.
 
     Raises:
-        UserError: No run is given, a folder is no run, or a file in it is broken.
+        UserError: No run is given, a folder neither is a run nor holds one, or a file in it is broken.
     """
     if not run_dirs:
         raise UserError("compare: name at least one run folder.")
-    folders = [Path(run) for run in run_dirs]
+    notes: list[str] = []
+    folders = [folder for run in run_dirs for folder in _runs_of(Path(run), notes)]
     names = _short_names(folders)
-    notes = []
     runs = [_read(folder) for folder in folders]
     rows = [_row(run, name) for run, name in zip(runs, names, strict=True)]
     used = {name: run.used for run, name in zip(runs, names, strict=True)}
@@ -150,10 +150,27 @@ def pick(records: Sequence[Record], protocol: str, metric: str) -> Record | None
     return max(fitting, key=worth)[1]
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or (folder / FILE).exists()
+
+
+def _runs_of(folder: Path, notes: list[str]) -> list[Path]:
+    """Return the folder, or the runs in it where it is none; a note names what is left out."""
+    if _is_run(folder):
+        return [folder]
+    inside = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    runs = [entry for entry in inside if _is_run(entry)]
+    if not runs:
+        raise UserError(
+            f"'{folder}' is no run: it has neither config.yaml nor {FILE}, and holds no run; name the folder of a run."
+        )
+    if others := [entry.name for entry in inside if entry not in runs]:
+        notes.append(f"{folder}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} no run and left out")
+    return runs
+
+
 def _read(folder: Path) -> Run:
     config_path = folder / "config.yaml"
-    if not config_path.exists() and not (folder / FILE).exists():
-        raise UserError(f"'{folder}' is no run: it has neither config.yaml nor {FILE}; name the folder of a run.")
     config = _read_config(config_path) if config_path.exists() else {}
     records = read_results(folder) if (folder / FILE).exists() else []
     found = {column: pick(records, protocol, metric) for column, (protocol, metric) in ACCURACIES.items()}

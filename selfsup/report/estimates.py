@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from selfsup.report.comparison import Run, Table
+from selfsup.report.comparison import MISSING, Run, Table
+from selfsup.tables import console_table
 
 NORMAL_95 = 1.959963984540054
 NOT_THE_METHOD = ("seed", "run_dir", "resume", "logger")  # settings that runs of one group may differ in
@@ -77,6 +78,27 @@ def seed_groups(table: Table) -> list[Group]:
         if labels[number] in twice:
             labels[number] += f" ({table.rows[part[0]]['run']})"
     return [Group(label, tuple(part), style) for style, (label, part) in enumerate(zip(labels, parts, strict=True))]
+
+
+def seeds_table(table: Table) -> str:
+    """Return a table of means and deviations over the seeds, or "" where no runs differ in the seed alone."""
+    columns = [*table.accuracies, "RankMe"]
+    rows = []
+    for group in seed_groups(table):
+        if len(group.places) == 1:
+            continue
+        seeds = ", ".join(str(table.rows[place]["seed"]) for place in group.places)
+        found = [(column, estimate(table, group.places, column)) for column in columns]
+        rows.append([group.label, seeds, *(_mean_text(table, column, mean) for column, mean in found)])
+    return console_table(["mean ± deviation", "seeds", *columns], rows) if rows else ""
+
+
+def _mean_text(table: Table, column: str, found: Estimate | None) -> str:
+    if found is None:
+        return MISSING
+    if column in table.accuracies:
+        return f"{100 * found.value:.1f} {range_text(found)} %"
+    return f"{found.value:.1f}" if found.high is None else f"{found.value:.1f} ± {found.high - found.value:.1f}"
 
 
 def estimate(table: Table, places: Sequence[int], column: str) -> Estimate | None:

@@ -63,7 +63,11 @@ def test_the_whole_path(run: Run, tmp_path: Path) -> None:
     assert run("probe", "checkpoint=moco/checkpoints/last.ckpt", "eval.linear_probe.epochs=2")[0] == 0
     assert [r["protocol"] for r in read_results("moco")] == ["training", "linear_probe"]
     for name in ("simclr", "moco"):
-        assert run("evaluate", f"checkpoint={name}", *quick)[0] == 0
+        code, out, _ = run("evaluate", f"checkpoint={name}", *quick)
+        assert code == 0
+        lines = [line.split()[0] for line in out.partition("measure ")[2].splitlines()[2:] if line]
+        assert set(lines[:2]) == {"knn", "linear_probe"}, "accuracies come first"
+        assert {"rank_me", "saved:", "next:"} <= set(lines)
         assert (tmp_path / name / "figures" / "neighbours.png").exists()
         assert (tmp_path / name / "figures" / "feature_map.png").exists()
     shapes = ["data=shapes", "data.train_size=72", "data.test_size=40", *quick]
@@ -86,14 +90,28 @@ def test_a_number_carries_its_protocol(run: Run, trained: Path) -> None:
     assert probe["selected_on"] == "holdout"
 
 
-def test_multirun_trains_every_combination(tmp_path: Path) -> None:
+def test_multirun_trains_every_combination(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [sys.executable, "-m", "selfsup.cli", "train", "--multirun", "method=simclr,moco", "seed=0,1"]
     settings = [*TINY, "trainer.max_epochs=1", "++method.hidden_dim=8"]
     done = subprocess.run([*command, *settings], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    runs = [p for p in (tmp_path / "runs").iterdir() if (p / "checkpoints" / "last.ckpt").exists()]
-    kinds = sorted((c["method"]["name"], c["seed"]) for c in (read_checkpoint(p)["selfsup"]["config"] for p in runs))
+    (sweep,) = (tmp_path / "runs").iterdir()
+    runs = sorted(p for p in sweep.iterdir() if (p / "checkpoints" / "last.ckpt").exists())
+    assert [p.name for p in runs] == [f"method={m},seed={s}" for m in ("moco", "simclr") for s in (0, 1)]
+    kinds = [(c["method"]["name"], c["seed"]) for c in (read_checkpoint(p)["selfsup"]["config"] for p in runs)]
     assert kinds == [("moco", 0), ("moco", 1), ("simclr", 0), ("simclr", 1)]
+    table = done.stdout.partition("online/knn")[2]
+    found = [float(line.split()[1]) for line in table.splitlines() if line.startswith("method=")]
+    assert len(found) == 4
+    assert found == sorted(found, reverse=True), "the best comes first"
+    (sweep / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", str(sweep)]) == 0
+    out = capsys.readouterr().out
+    assert "notes is no run and left out" in out
+    assert out.count(", 2 seeds") == 2, "what differs in the seed alone is averaged"
 
 
 def test_multirun_through_a_launcher(tmp_path: Path) -> None:
@@ -115,7 +133,8 @@ def test_multirun_through_a_launcher(tmp_path: Path) -> None:
     settings = ["hydra/launcher=submitit_local", "method=launched", "seed=0,1", *TINY, "trainer.max_epochs=1"]
     done = subprocess.run([*command, *settings], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    runs = [p for p in (tmp_path / "runs").iterdir() if (p / "checkpoints" / "last.ckpt").exists()]
+    (sweep,) = (tmp_path / "runs").iterdir()
+    runs = [p for p in sweep.iterdir() if (p / "checkpoints" / "last.ckpt").exists()]
     assert sorted(read_checkpoint(p)["selfsup"]["config"]["seed"] for p in runs) == [0, 1]
 
 
@@ -181,13 +200,14 @@ def test_one_s_own_folder_of_images(run: Run, tmp_path: Path) -> None:
     settings = [s for s in TINY if not s.startswith("data.")]
     code, _, err = run("train", "data=image_folder", "data.root=images", "data.image_size=32", *settings, "run_dir=r")
     assert code == 0, err
-    assert run("evaluate", "checkpoint=r")[0] == 0  # unlabelled: the diagnostics alone
-    assert {r["protocol"] for r in read_results("r")} == {
-        "training",
-        "diagnostics",
-        "layers",
-        "invariance",
-    }
+    code, out, _ = run("evaluate", "checkpoint=r")  # unlabelled: the diagnostics alone
+    assert code == 0
+    assert {r["protocol"] for r in read_results("r")} == {"training", "diagnostics"}
+    assert "saved: r/results.json" in out
+    assert "selfsup evaluate r --all" in out
+    assert run("evaluate", "r", "--all", "--only", "knn")[0] == 2
+    assert run("evaluate", "r", "--all")[0] == 0
+    assert {r["protocol"] for r in read_results("r")} == {"training", "diagnostics", "layers", "invariance"}
 
 
 @pytest.mark.parametrize(
