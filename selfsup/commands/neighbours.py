@@ -3,8 +3,9 @@
   selfsup neighbours RUN [data=image_folder data.root=DIR] [key=value …]
 
 All images of the data are looked at, training and test together; without data= they are those of the run.
-Two images whose features have a cosine similarity of eval.duplicate_similarity or more are near-duplicates. A label
-is probably wrong when most of the votes of the nearest images (eval.knn.k, the first) are for other labels.
+Two images are near-duplicates when they are ten times nearer than neighbours usually are, or have a cosine similarity
+of eval.duplicate_similarity or more where that is set. A label is probably wrong when most of the votes of the nearest
+images (eval.knn.k, the first) are against it, and another has as many as its own images usually give it.
 The findings go to neighbours/ in run_dir: by default the checkpoint's run, or runs/ where it has none.
 """
 
@@ -34,8 +35,11 @@ def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     found, table, sheet = find_neighbours(checkpoint_settings(arguments))
     images = len({row for pair in found.duplicates for row in (pair.first, pair.second)})
-    print(f"near-duplicates        {len(found.duplicates)} pairs of {images} images")
+    pairs = f"{len(found.duplicates)} pairs of {images} images"
+    print(f"near-duplicates        {pairs}, cosine similarity {found.duplicate_similarity:.4f} or more")
     print(f"probable label errors  {len(found.label_errors)}")
+    if found.doubt:
+        print(f"note: {found.doubt}")
     print(f"\nsaved: {table}, {sheet}")
     return 0
 

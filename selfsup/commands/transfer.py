@@ -25,7 +25,20 @@ if TYPE_CHECKING:
     from selfsup.opened import Opened
 
 PROTOCOLS = ("knn", "linear_probe")
-COLUMNS = ("data", "protocol", "metric", "split", "value", "std", "interval", "image_size", "train_images", "seconds")
+COLUMNS = (
+    "data",
+    "protocol",
+    "metric",
+    "split",
+    "value",
+    "std",
+    "interval",
+    "image_size",
+    "train_images",
+    "holdout_images",
+    "test_images",
+    "seconds",
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -80,8 +93,9 @@ class TransferTable:
         for name, found in self.records.items():
             first = next(iter(found.values()))
             numbers = [found[protocol].text(1) if protocol in found else "–" for protocol in protocols]
-            rows.append([name, first.split, str(first["train_images"]), *numbers])
-        return ["data", "split", "images", *protocols], rows
+            scored = f"{first[f'{first.split}_images']} ({first.split})"
+            rows.append([name, str(first["train_images"]), scored, *numbers])
+        return ["data", "trained on", "tested on", *protocols], rows
 
 
 def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, progress: bool = True) -> TransferTable:

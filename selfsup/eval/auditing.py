@@ -18,6 +18,9 @@ from selfsup.eval.features import FeatureSet, check_finite
 from selfsup.eval.neighbours import search_others
 from selfsup.writing import replacing
 
+TRUSTED = 0.75  # least agreement at which a contradicted label is rather wrong than the features weak
+NEAR = 0.1  # share of the usual distance below which two images are near-duplicates
+
 COLUMNS = (
     "finding",
     "image",
@@ -72,10 +75,30 @@ class LabelError:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found: duplicates, the most similar first, and label errors, the clearest first."""
+    """What was found, and how far it can be trusted.
+
+    Attributes:
+        duplicates: The most similar first.
+        label_errors: The clearest first.
+        duplicate_similarity: From which cosine on two images are called duplicates.
+        agreement: Share of the labelled images whose label no other one is ahead of; None without labels.
+    """
 
     duplicates: list[Duplicate]
     label_errors: list[LabelError]
+    duplicate_similarity: float
+    agreement: float | None = None
+
+    @property
+    def doubt(self) -> str:
+        """A sentence where the features are too weak to call labels wrong, or ""."""
+        if self.agreement is None or self.agreement >= TRUSTED:
+            return ""
+        return (
+            f"The neighbours agree with the label of {100 * self.agreement:.0f} % of the images only: these features "
+            f"are too weak to call labels wrong; most of the {len(self.label_errors)} that are named will be right. "
+            "Take a network that knows such images better."
+        )
 
 
 def audit(
@@ -84,22 +107,24 @@ def audit(
     *,
     k: int = 20,
     temperature: float = 0.07,
-    duplicate_similarity: float = 0.97,
+    duplicate_similarity: float | None = None,
     **settings: Any,
 ) -> Audit:
     """Look for near-duplicates and label errors; one search of each image's nearest others serves both.
 
     Two images are near-duplicates when their cosine similarity is ``duplicate_similarity`` or more; of one image at
     most ``k`` are found. A label is probably wrong when, of the votes ``exp(s/T)`` of the ``k`` nearest other images,
-    another label has more than its own, so that more than half are against it. Images without a label neither vote nor
-    are judged.
+    more than half are against it, and another label has more than its own and at least as many as that label gets from
+    the neighbours of its own images on average, as in confident learning (Northcutt, Jiang and Chuang 2021). Images
+    without a label neither vote nor are judged.
 
     Args:
         features: float ``[N,D]``, at least two rows.
         labels: int64 ``[N]``, -1 where there is none; or None.
         k: Number of neighbours; all others where there are fewer.
         temperature: ``T``.
-        duplicate_similarity: Above -1, at most 1.
+        duplicate_similarity: Above -1, at most 1. None follows the features: a distance ``1 - s`` of at most a tenth of
+            the usual one, the median over the images of that to the ``k``-th neighbour.
         settings: Of ``selfsup.eval.search``: ``index`` and others.
 
     Raises:
@@ -109,7 +134,7 @@ def audit(
         raise UserError(f"eval.knn.k is {k}; set it to at least 1 neighbour.")
     if temperature <= 0:
         raise UserError(f"eval.knn.temperatures: {temperature} is no temperature; set one above 0.")
-    if not -1 < duplicate_similarity <= 1:
+    if duplicate_similarity is not None and not -1 < duplicate_similarity <= 1:
         raise UserError(
             f"eval.duplicate_similarity is {duplicate_similarity}; set a cosine similarity above -1 and at most 1."
         )
@@ -117,8 +142,10 @@ def audit(
         raise UserError(f"neighbours: at least two images are needed and there are {len(features)}; add images.")
     check_finite(features, "features")
     similarity, position = search_others(features, min(k, len(features) - 1), **settings)
-    errors = [] if labels is None else _label_errors(similarity, position, labels, temperature)
-    return Audit(_duplicates(similarity, position, duplicate_similarity), errors)
+    if duplicate_similarity is None:
+        duplicate_similarity = 1 - NEAR * float((1 - similarity[:, -1].double()).median())
+    errors, agreement = ([], None) if labels is None else _label_errors(similarity, position, labels, temperature)
+    return Audit(_duplicates(similarity, position, duplicate_similarity), errors, duplicate_similarity, agreement)
 
 
 def audit_dataset(
@@ -201,21 +228,34 @@ def _duplicates(similarity: Tensor, position: Tensor, least: float) -> list[Dupl
     return [Duplicate(*pair, cosine) for pair, cosine in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _label_errors(similarity: Tensor, position: Tensor, labels: Tensor, temperature: float) -> list[LabelError]:
+def _label_errors(
+    similarity: Tensor, position: Tensor, labels: Tensor, temperature: float
+) -> tuple[list[LabelError], float | None]:
+    """Return the errors, and the share of the labelled images that their neighbours agree with."""
     votes = ((similarity - similarity[:, :1]).double() / temperature).exp() * (labels[position] >= 0)
     shares = votes / votes.sum(1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+    own = (shares * (labels[position] == labels[:, None])).sum(1)
+    judged = (labels >= 0) & (votes.sum(1) > 0)
+    if not judged.any():
+        return [], None
     against = (shares * (labels[position] != labels[:, None])).sum(1)
+    usual = {label: float(own[judged & (labels == label)].mean()) for label in torch.unique(labels[judged]).tolist()}
     errors = []
+    disagreeing = 0
     # where no more than half are against it, no other label can be ahead
-    for row in ((against > 0.5) & (labels >= 0)).nonzero().flatten().tolist():
+    for row in ((against > 0.5) & judged).nonzero().flatten().tolist():
         classes, which = torch.unique(labels[position[row]], return_inverse=True)
         total = torch.zeros(len(classes), dtype=torch.float64).scatter_add_(0, which, shares[row])
         best = int(total.argmax())
         suggested, support = int(classes[best]), float(total[best])
-        if support > float(total[classes == labels[row]].sum()):
+        if support <= float(total[classes == labels[row]].sum()):
+            continue
+        disagreeing += 1
+        if support >= usual.get(suggested, 0.0):
             near = (tuple(position[row].tolist()), tuple(similarity[row].tolist()))
             errors.append(LabelError(row, int(labels[row]), suggested, float(against[row]), support, *near))
-    return sorted(errors, key=lambda error: (-error.support, error.row))
+    errors.sort(key=lambda error: (-error.support, error.row))
+    return errors, 1 - disagreeing / int(judged.sum())
 
 
 def _csv_rows(found: Audit, images: AuditedImages) -> list[dict[str, object]]:

@@ -23,7 +23,8 @@ class EvalConfig:
             another index than ``flat`` say its recall, the share of the true neighbours it finds.
         index_effort: How much of an approximate index is visited; more raises its recall and takes longer.
         search_memory_mb: Most memory of an index; a larger bank is searched in blocks.
-        duplicate_similarity: Cosine similarity from which ``selfsup neighbours`` calls two images near-duplicates.
+        duplicate_similarity: Cosine similarity from which ``selfsup neighbours`` calls two images near-duplicates; None
+            follows the features, see ``audit``.
         label_fraction: Share of the training labels that ``linear_probe``, ``logistic``, ``ridge`` and ``fine_tune``
             see: the same number of images of every class, drawn with the seed.
         seeds: Runs of each of these, with seeds from ``seed`` on; records say their mean and standard deviation.
@@ -37,7 +38,7 @@ class EvalConfig:
     index: str = "flat"
     index_effort: float = 1.0
     search_memory_mb: int = 512
-    duplicate_similarity: float = 0.97
+    duplicate_similarity: float | None = None
     label_fraction: float = 1.0
     seeds: int = 1
     batch_size: int = 256

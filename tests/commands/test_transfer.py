@@ -42,8 +42,10 @@ def test_one_table_over_datasets(finished, capsys):
         assert record["data"] == row["data"]
         assert float(row["value"]) == record["value"]
         assert row["train_images"] == "64"
+        assert row["test_images"] == str(record["test_images"])
         line = next(line for line in out.splitlines() if line.startswith(row["data"]))
         assert f"{100 * record['value']:.1f}" in line
+        assert line.split()[1:4] == ["64", str(record["test_images"]), "(test)"]
         if row["protocol"] == "linear_probe":
             assert f"± {100 * record['std']:.1f} %" in line
             assert float(row["std"]) == record["std"]

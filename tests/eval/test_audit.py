@@ -20,7 +20,7 @@ def circle(*degrees):
 def by_loop(features, labels, k, temperature, least):
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     table = (unit @ unit.T).tolist()
-    pairs, errors = set(), {}
+    pairs, errors, shares = set(), {}, {}
     for i, row in enumerate(table):
         nearest = sorted((j for j in range(len(row)) if j != i), key=lambda j: (-row[j], j))[:k]
         pairs |= {(min(i, j), max(i, j)) for j in nearest if row[j] >= least}
@@ -31,10 +31,19 @@ def by_loop(features, labels, k, temperature, least):
         total = sum(votes.values())
         if labels[i] < 0 or not total:
             continue
+        shares[i] = {label: vote / total for label, vote in votes.items()}
+    usual = {}
+    for label in set(labels):
+        own = [votes.get(label, 0) for i, votes in shares.items() if labels[i] == label]
+        usual[label] = sum(own) / len(own) if own else 0
+    ahead = 0
+    for i, votes in shares.items():
         own, best = votes.get(labels[i], 0), min(votes, key=lambda c: (-votes[c], c))
-        if own < total / 2 and votes[best] > own:
-            errors[i] = (best, 1 - own / total, votes[best] / total)
-    return pairs, errors
+        if own < 0.5 and votes[best] > own:
+            ahead += 1
+            if votes[best] >= usual[best]:
+                errors[i] = (best, 1 - own, votes[best])
+    return pairs, errors, 1 - ahead / len(shares)
 
 
 @pytest.mark.parametrize("k", [1, 4, 200])
@@ -48,7 +57,8 @@ def test_findings_are_those_of_a_loop(k, seed):
     labels = torch.where(wrong, labels.roll(1), labels)
     labels[torch.rand(60, generator=generator) < 0.15] = -1
     found = audit(features, labels, k=k, temperature=0.2, duplicate_similarity=0.98)
-    pairs, errors = by_loop(features, labels.tolist(), k, 0.2, 0.98)
+    pairs, errors, agreement = by_loop(features, labels.tolist(), k, 0.2, 0.98)
+    assert found.agreement == pytest.approx(agreement)
     assert {(d.first, d.second) for d in found.duplicates} == pairs
     assert [d.similarity for d in found.duplicates] == sorted((d.similarity for d in found.duplicates), reverse=True)
     for pair in found.duplicates:
@@ -68,6 +78,25 @@ def test_the_threshold_decides_what_is_a_duplicate():
     assert [(d.first, d.second) for d in audit(features, None).duplicates] == [(2, 3), (0, 1)]
     assert [(d.first, d.second) for d in audit(features, None, duplicate_similarity=0.99).duplicates] == [(2, 3)]
     assert audit(features, None, duplicate_similarity=0.999).duplicates == []
+
+
+def test_duplicates_are_much_nearer_than_neighbours_usually_are():
+    features = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    features[1] = features[0] + 0.01  # a copy
+    collapsed = features + 30  # all alike: every cosine is above 0.9
+    for given in (features, collapsed):
+        found = audit(given, None, k=5)
+        assert [(d.first, d.second) for d in found.duplicates] == [(0, 1)]
+        assert found.duplicates[0].similarity > found.duplicate_similarity
+
+
+def test_features_that_are_too_weak_to_call_labels_wrong_say_so():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (80,), generator=generator)
+    good = audit(torch.eye(4)[labels] + 0.01 * torch.randn(80, 4, generator=generator), labels, k=5)
+    weak = audit(torch.randn(80, 4, generator=generator), labels, k=5)
+    assert (good.agreement, good.doubt) == (1, "")
+    assert f"agree with the label of {100 * weak.agreement:.0f} %" in weak.doubt
 
 
 def test_near_votes_count_more_than_far_ones():
