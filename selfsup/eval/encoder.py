@@ -20,6 +20,7 @@ from selfsup.data.torch_dataset import SizedDataset, as_images
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, join_labels, read_content, write_content
 from selfsup.eval.stages import head_steps, watch
+from selfsup.functional.arguments import count, kind
 from selfsup.types import Batch, ImageFacts, Normalization
 
 
@@ -242,6 +243,9 @@ def prepare_images(images: Tensor, size: int, channels: int, normalization: Norm
     Raises:
         UserError: Colour images for a one-channel network, or statistics for another number of channels.
     """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
+        raise ValueError(f"prepare_images: images must be uint8 [B,C,H,W] and not empty, got {kind(images)}.")
+    count("prepare_images", size=size, channels=channels)
     result = crop_centre(images.to(torch.float32) / 255, size, mode="bilinear", antialias=True, align_corners=False)
     if result.shape[1] == 1 and channels > 1:
         result = result.expand(-1, channels, -1, -1)

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
+from selfsup.functional.arguments import LARGE, kind
 from selfsup.writing import replacing
 
 
@@ -30,8 +32,24 @@ class FeatureSet:
     index: Tensor = field(default=cast(Tensor, None))  # replaced below
 
     def __post_init__(self) -> None:
+        if not isinstance(self.features, Tensor) or not self.features.is_floating_point() or self.features.ndim != 2:
+            raise UserError(f"The features of images must be a tensor of floats [N,D], got {kind(self.features)}.")
+        if self.features.is_meta or self.features.layout != torch.strided:
+            raise UserError(f"The features of images must be a plain tensor with values, got {kind(self.features)}.")
         if cast(Any, self.index) is None:
             object.__setattr__(self, "index", torch.arange(len(self.features)))
+        for name, values in (("labels", self.labels), ("index", self.index)):
+            if values is None:
+                continue
+            plain = isinstance(values, Tensor) and values.shape[:1] == self.features.shape[:1] and not values.is_meta
+            table = plain and name == "labels" and values.ndim == 2  # of several labels an image, looked at where used
+            if not plain or (not table and (values.ndim > 1 or values.is_floating_point() or values.is_complex())):
+                raise UserError(
+                    f"The {name} of {len(self.features)} features must be whole numbers [{len(self.features)}], got "
+                    f"{kind(values)}."
+                )
+            if values.dtype == torch.bool and not table:
+                raise UserError(f"The {name} of features must be whole numbers, got {kind(values)}.")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -96,6 +114,21 @@ def check_finite(features: Tensor, what: str) -> None:
             f"The {what} are NaN or infinite for {bad} of {len(features)} images; the network has diverged, so "
             "evaluate an earlier checkpoint or train with a lower learning rate."
         )
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Return the rows ``[N,D]`` L2-normalised, float32 on the CPU; a row of zeros stays.
+
+    Rows whose squares overflow float32 are brought to its range first.
+    """
+    rows = features.detach().cpu()
+    if rows.numel():
+        low, high = rows.aminmax()
+        largest = max(-float(low), float(high))
+        if largest > LARGE:
+            rows = rows.double()
+            rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    return F.normalize(rows.float(), dim=1)
 
 
 def check_widths(train: FeatureSet, test: FeatureSet) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from selfsup.errors import UserError
+from selfsup.eval.features import unit_rows
+from selfsup.functional.arguments import floats, is_count
 
 #: What ``index`` may be: exact, lists around centroids, a graph, exact over half-precision copies.
 INDEXES = ("flat", "ivf", "hnsw", "half")
@@ -65,8 +66,11 @@ def search(
         ValueError: ``k`` is not between 1 and ``N``.
         UserError: There is no such index, or ``effort`` or ``memory_mb`` is not above 0.
     """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k = {k} neighbours of a bank of {len(bank)}")
+    floats("search", "[N,D] [Q?,D]", bank=bank, queries=queries)
+    if not is_count(k) or k > len(bank):
+        raise ValueError(
+            f"search: k must be a whole number from 1 to {len(bank)} for a bank of {len(bank)}, got {k!r}."
+        )
     check_index(index, effort, memory_mb)
     similarity = torch.full((len(queries), k), -math.inf)
     position = torch.full((len(queries), k), -1)
@@ -92,11 +96,11 @@ def _nearest_in(
 
     The block's normalised rows and its index are gone before the next block makes its own.
     """
-    rows = _unit(block)
+    rows = unit_rows(block)
     find = _index(rows, index, effort, k)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         these = slice(start, start + QUERIES_AT_ONCE)
-        near, at = _nearest(find, rows, _unit(queries[these]), min(k, len(block)), exact=index == "flat")
+        near, at = _nearest(find, rows, unit_rows(queries[these]), min(k, len(block)), exact=index == "flat")
         yield these, near, at
 
 
@@ -115,8 +119,8 @@ def search_others(features: Tensor, k: int, **settings: Any) -> tuple[Tensor, Te
         ValueError: ``k`` is not between 1 and ``N - 1``.
         UserError: As ``search``.
     """
-    if not 1 <= k < len(features):
-        raise ValueError(f"k = {k} other rows of a set of {len(features)}")
+    if not is_count(k) or k >= len(features):
+        raise ValueError(f"search_others: k = {k!r} other rows of a set of {len(features)}.")
     return _without_own(*search(features, features, k + 1, **settings), torch.arange(len(features)))
 
 
@@ -149,7 +153,7 @@ def recall_of(
     similarity = (_without_own(*exact, chosen) if others else exact)[0]
     found = dict.fromkeys(ks, 0)
     for row, least in zip(chosen.tolist(), similarity, strict=True):
-        cosine = _unit(bank[position[row, :most]]) @ _unit(queries[row : row + 1])[0]
+        cosine = unit_rows(bank[position[row, :most]]) @ unit_rows(queries[row : row + 1])[0]
         for k in found:
             found[k] += int((cosine[:k] >= least[k - 1] - 1e-6).sum())
     return {k: hits / (count * k) for k, hits in found.items()}
@@ -171,10 +175,6 @@ def check_index(index: str, effort: float, memory_mb: float) -> None:
         raise UserError(f"eval.index_effort is {effort}; set it above 0 (1 is usual).")
     if memory_mb <= 0:
         raise UserError(f"eval.search_memory_mb is {memory_mb}; set it above 0 ({MEMORY_MB} is usual).")
-
-
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features.detach().to("cpu", torch.float32), dim=1).contiguous()
 
 
 def _block_rows(dim: int, index: str, memory_mb: float) -> int:

@@ -26,6 +26,7 @@ from selfsup.eval.features import (
 )
 from selfsup.eval.record import Record, Spread
 from selfsup.eval.subject import SplitFeatures, Subject
+from selfsup.functional.arguments import count, integers, number
 
 SPLIT_OFF = 0.1
 CONFUSION_CLASSES = 100  # most classes whose confusions are recorded and drawn; more cannot be read
@@ -188,12 +189,18 @@ def labelled_positions(labels: Tensor, fraction: float, seed: int) -> Tensor:
     Raises:
         UserError: A fraction out of range.
     """
+    integers("labelled_positions", "[N]", labels=labels)
+    count("labelled_positions", least=0, seed=seed)
+    number("labelled_positions", below=2**63, seed=seed)
+    number("labelled_positions", fraction=fraction)
     if not 0 < fraction <= 1:
         raise UserError(f"eval.label_fraction is {fraction}; set a fraction above 0, and 1 for all labels.")
     if fraction == 1:
         return torch.arange(len(labels))
     classes = torch.unique(labels[labels >= 0])
-    each = max(1, round(fraction * int((labels >= 0).sum()) / max(1, len(classes))))
+    if not len(classes):
+        raise UserError("eval.label_fraction: none of the images has a label.")
+    each = max(1, round(fraction * int((labels >= 0).sum()) / len(classes)))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return torch.cat([order[labels[order] == c][:each] for c in classes]).sort().values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from selfsup.eval.config import EvalConfig
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, tell_absent
 from selfsup.eval.neighbours import recall_of, search, search_others
 from selfsup.eval.record import Record
+from selfsup.functional.arguments import is_count
 from selfsup.settings import setting
 
 QUERIES_AT_ONCE = 1024  # bounds the [queries, classes] table of votes
@@ -227,10 +229,14 @@ def knn_records(
         )
 
 
+def _above_zero(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def _check_votes(ks: Sequence[int], temperatures: Sequence[float], weights: Sequence[str]) -> None:
-    if not ks or min(ks) < 1:
+    if not ks or not all(map(is_count, ks)):
         raise UserError("eval.knn.k: give at least one number of neighbours, each at least 1.")
-    if "distance" in weights and (not temperatures or min(temperatures) <= 0):
+    if "distance" in weights and (not temperatures or not all(_above_zero(value) for value in temperatures)):
         raise UserError("eval.knn.temperatures: give at least one temperature, each above 0.")
 
 

@@ -101,7 +101,8 @@ def finite(function: str, nan: bool = False, **tensors: Tensor) -> bool:
     for name, tensor in tensors.items():
         if looks_at(tensor) and tensor.numel():
             values = tensor.detach().nan_to_num(0.0, math.inf, -math.inf) if nan else tensor.detach()
-            magnitude = float(values.abs().max())
+            low, high = values.aminmax()  # no copy: it may be large
+            magnitude = max(-float(low), float(high)) if low == low else math.nan
             if not magnitude < math.inf:
                 bad = int((~values.isfinite()).sum())
                 what = "infinite" if nan else "NaN or infinite"
@@ -162,8 +163,13 @@ def count(function: str, least: int = 1, **values: Any) -> None:
         ValueError: Another type, or below ``least``.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        if not is_count(value, least):
             raise ValueError(f"{function}: {name} must be a whole number from {least} on, got {value!r}.")
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number from ``least`` on; truth values are none."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
 def within(function: str, least: int, below: int, **tensors: Tensor) -> None:

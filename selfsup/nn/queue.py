@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.distributed import world
+from selfsup.functional.arguments import count, floats
 from selfsup.functional.collectives import gather
 
 
@@ -29,6 +30,7 @@ class FeatureQueue(nn.Module):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
+        count("FeatureQueue", size=size, dim=dim)
         self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
@@ -44,9 +46,10 @@ class FeatureQueue(nn.Module):
             ValueError: More keys than the queue holds.
         """
         store, pointer = cast(Tensor, self.keys), cast(Tensor, self.pointer)
+        floats("FeatureQueue", f"[N?,{store.shape[1]}]", keys=keys)
         keys = gather(F.normalize(keys.to(store.dtype), dim=1), world())
         size = len(store)
         if len(keys) > size:
-            raise ValueError(f"a queue of {size} keys cannot take {len(keys)} at once")
+            raise ValueError(f"FeatureQueue: a size of {size} keys cannot take {len(keys)} at once.")
         store[(pointer + torch.arange(len(keys), device=store.device)) % size] = keys
         pointer.copy_((pointer + len(keys)) % size)

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from selfsup.errors import UserError
-from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
+from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, unit_rows
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.functional.arguments import floats, is_count
 from selfsup.settings import setting
 
 RESTARTS = 5
@@ -109,16 +110,20 @@ def spherical_kmeans(features: Tensor, clusters: int, *, seed: int = 0, progress
         progress: Show a progress bar over the starts when it takes longer than two seconds.
 
     Raises:
-        UserError: ``K`` is not between 1 and ``N``.
+        UserError: ``K`` is no whole number from 1 to ``N``.
+        ValueError: Features that are not finite, or all zero.
     """
-    if not 1 <= clusters <= len(features):
+    floats("spherical_kmeans", "[N,D]", features=features)
+    if not is_count(clusters) or clusters > len(features):
         raise UserError(
             f"eval.clustering.clusters: {clusters} clusters cannot be made of {len(features)} images; "
             "set it between 1 and the number of images."
         )
     import faiss
 
-    rows = F.normalize(features.detach().to("cpu", torch.float32), dim=1).numpy()
+    rows = unit_rows(features).numpy()
+    if not rows.any():
+        raise ValueError("spherical_kmeans: features are all zero and have no direction.")
     best: tuple[float, Any] | None = None
     for restart in tqdm(range(RESTARTS), desc="k-means", unit="start", delay=2, disable=not progress):
         kmeans: Any = faiss.Kmeans(

@@ -20,6 +20,7 @@ from selfsup.eval.probing import Parts, ProbeParts, ProbeResult, better, feature
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, choice_splits
+from selfsup.functional.arguments import is_count
 from selfsup.settings import setting
 
 MOMENTUM = 0.9
@@ -165,8 +166,8 @@ def linear_probe(
         raise UserError(
             "eval.linear_probe.learning_rates and eval.linear_probe.weight_decays: give at least one value each."
         )
-    if epochs < 1 or batch_size < 1:
-        raise UserError("eval.linear_probe.epochs and eval.linear_probe.batch_size: give at least 1.")
+    if not all(map(is_count, (epochs, batch_size))):
+        raise UserError("eval.linear_probe.epochs and eval.linear_probe.batch_size: give whole numbers, at least 1.")
     choices = train if isinstance(train, Mapping) else {POOLED: train}
     grid = [(rate, decay) for rate in learning_rates for decay in weight_decays]
     settings: list[ProbeSetting] = []

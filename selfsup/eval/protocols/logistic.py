@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from selfsup.eval.probing import ProbeResult, better, pooled_probe, prepare_part
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.functional.arguments import is_count
 from selfsup.settings import setting
 
 C = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -83,7 +85,7 @@ def logistic_probe(
         UserError: As ``linear_probe``; no ``c`` or one that is not above 0.
     """
     start = time.perf_counter()
-    if not c or min(c) <= 0 or iterations < 1:
+    if not c or not all(0 < value < math.inf for value in c) or not is_count(iterations):
         raise UserError("eval.logistic.c: give at least one value, all above 0; eval.logistic.iterations: at least 1.")
     parts = prepare_parts(train, test, holdout, seed, device)
     inputs, targets, classes = parts.inputs["train"], parts.targets["train"], len(parts.classes)

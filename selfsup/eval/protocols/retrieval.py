@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from selfsup.errors import UserError
-from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
+from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, unit_rows
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
@@ -102,11 +101,11 @@ def retrieval(
     check_finite(queries.features, "query features")
     check_finite(bank.features, "gallery features")
 
-    ranked = F.normalize(bank.features.float(), dim=1).T
+    ranked = unit_rows(bank.features).T
     scores: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     with tqdm(total=len(queries), desc="retrieval", unit="query", delay=2, disable=not progress) as progress_bar:
         for rows in torch.split(torch.arange(len(queries)), max(1, PAIRS_AT_ONCE // len(bank))):
-            similarity = F.normalize(queries.features[rows].float(), dim=1) @ ranked
+            similarity = unit_rows(queries.features[rows]) @ ranked
             if itself:
                 similarity[torch.arange(len(rows)), rows] = -torch.inf  # last, where it is cut off
             order = similarity.sort(dim=1, descending=True, stable=True).indices
