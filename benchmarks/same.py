@@ -22,24 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-METHODS = [
-    "simclr",
-    "moco",
-    "moco_v1",
-    "moco_v3",
-    "swav",
-    "wmse",
-    "densecl",
-    "pixpro",
-    "pixcontrast",
-    "byol",
-    "simsiam",
-    "barlow_twins",
-    "vicreg",
-    "dino",
-    "supcon",
-    "nnclr",
-]
+METHODS = (
+    "simclr,moco,moco_v1,moco_v3,swav,wmse,densecl,pixpro,pixcontrast,byol,simsiam,barlow_twins,vicreg,dino,supcon,nnclr"
+)
 PROTOCOLS = "diagnostics,knn,knn_loo,retrieval,clustering,linear_probe,logistic,few_shot,segmentation,invariance"
 # the names of the older commit; the newer reads them too
 QUICK = ["eval.probe_epochs=2", "eval.few_shot_episodes=20", "eval.few_shot_shots=[1]", "eval.few_shot_queries=1"]
@@ -132,7 +117,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before")
     parser.add_argument("after", nargs="?", default="HEAD")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--keep", metavar="DIR", help="keep the runs there")
     parser.add_argument("--work", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
