@@ -25,6 +25,7 @@ from selfsup.errors import UserError
 
 TICK = 0.5  # seconds between two looks at the bar
 MINUTE = 60.0  # seconds between two lines where there is no bar, and the longest silence of another rank
+WEEK = 6 * 86400.0  # seconds within which the name of a day says which it is
 LONG = 3600.0  # seconds of a training that are worth a word in advance
 SHORTLY = {"joining": "waiting for all ranks", "starting": "starting", "evaluation": "evaluating", "saving": "saving"}
 FEW, SOON = 3, 3.0  # steps, and seconds of them, after which its length can be told
@@ -155,7 +156,8 @@ class Progress(pl.Callback):
         self._forecast = True
         if pace.left < LONG:
             return
-        end = time.strftime("%A %H:%M", time.localtime(time.time() + pace.left))
+        form = "%A %H:%M" if pace.left < WEEK else "%d %B"
+        end = time.strftime(form, time.localtime(time.time() + pace.left))
         config, file = self.config, shlex.quote(str(self.run_dir / "config.yaml"))
         settings = (
             f"trainer.max_epochs={config.trainer.max_epochs}, data.image_size={config.data.image_size}, "

@@ -31,12 +31,12 @@ def test_both_places_have_it_and_an_early_word_too(tmp_path: Path, capsys: pytes
         print(" and an error", file=sys.stderr)
         sys.stderr.write("\rhalf a bar")
         print("\nthe end")
-        log.write("in the file only")
+        log.write("in the \x1b[31mfile only")
     assert (sys.stdout, sys.stderr) == streams
     said = capsys.readouterr()
     assert said.out == "before there is a folder\non two \nlines\nthe end\n"
     assert said.err == " and an error\n\rhalf a bar"
-    expected = ["before there is a folder", "on two ", " and an error", "lines", "the end", "in the file only"]
+    expected = ["before there is a folder", "on two ", " and an error", "lines", "the end", r"in the \x1b[31mfile only"]
     assert lines(tmp_path) == expected
 
 
