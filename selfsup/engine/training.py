@@ -18,7 +18,7 @@ from selfsup.config import TrainConfig, from_values
 from selfsup.data import Splits, load_splits
 from selfsup.engine.callbacks import Stopwatch
 from selfsup.engine.checks import check_batch, check_before_data, check_disk, check_settings
-from selfsup.engine.environment import keep_memory, quieten, saves_memory
+from selfsup.engine.environment import device_memory_mb, keep_memory, quieten, saves_memory
 from selfsup.engine.log import RunLog
 from selfsup.engine.loggers import keep_rows
 from selfsup.engine.progress import Progress
@@ -198,12 +198,13 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
     with progress.watching(trainer.global_rank, trainer.world_size):
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
-        seconds, memory = stopwatch.seconds, peak_memory_mb()
+        seconds = stopwatch.seconds
         record = _training_record(config, len(splits.pretrain), trainer.current_epoch, seconds)
-        found = {"peak_memory_mb": round(memory, 1), **start_facts(method.checkpoint_info)}
+        found = {"peak_memory_mb": round(peak_memory_mb(), 1), **start_facts(method.checkpoint_info)}
         add_results(run_dir, [dataclasses.replace(record, found=found)])
         if (run_dir / "metrics.csv").exists():  # a short run may end before the first row
             save(training_curves(run_dir / "metrics.csv"), run_dir / "figures" / "training.png")
+        memory = device_memory_mb(trainer.strategy.root_device)
         print(summary(config, run_dir, progress, seconds, memory), flush=True)
     return run_dir
 
