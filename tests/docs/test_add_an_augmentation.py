@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import TINY
 
 from selfsup import imports
+from selfsup.augment import OPERATIONS
 from selfsup.cli import main
 
 PAGE = Page("add_an_augmentation.md")
@@ -29,6 +30,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     PAGE.write(tmp_path)
     yield tmp_path
     PAGE.forget()
+    for name in ("vignette", "transpose"):
+        OPERATIONS.pop(name, None)
 
 
 def test_train_with_both_and_look_at_the_views(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,9 +40,9 @@ def test_train_with_both_and_look_at_the_views(folder: Path, capsys: pytest.Capt
     settings = [s for s in TINY if not s.startswith("trainer.max_epochs")]
     code = main([*shlex.split(train)[1:], *settings, "trainer.max_epochs=1"])
     assert code == 0, capsys.readouterr().err
-    about = json.loads(Path("runs/extra/environment.json").read_text("utf-8"))
+    about = json.loads(Path("runs/own/environment.json").read_text("utf-8"))
     assert [entry["file"] for entry in about["imports"]] == ["vignette.py", "transpose.py"]
-    with Image.open("runs/extra/figures/views.png") as picture:
+    with Image.open("runs/own/figures/views.png") as picture:
         assert picture.width > 300
 
 
@@ -52,12 +55,12 @@ def test_its_tests_pass(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "right", "wrong", "test"),
     [
-        ("transpose.py", "swap.to(input)", "torch.eye(3)", f"{MAP}[RandomTranspose-4]"),
-        ("transpose.py", "input.mT", "input.mT.flip(-1)", f"{MAP}[RandomTranspose-4]"),
-        ("vignette.py", "return input *", "return input.flip(-1) *", f"{MAP}[RandomVignette-2]"),
+        ("transpose.py", "[0.0, 1.0, 0.0], [1.0", "[0.0, 1.0, 0.0], [-1.0", f"{MAP}[transpose-4]"),
+        ("transpose.py", "images.mT", "images.mT.flip(-1)", f"{MAP}[transpose-4]"),
+        ("vignette.py", "return images *", "return images.flip(-1) *", f"{MAP}[vignette-2]"),
         ("vignette.py", "x**2", "x", "test_the_corners_lose_what_was_drawn_and_the_centre_nothing"),
-        ("vignette.py", "torch.rand(batch_shape[0])", "torch.rand(1)", "test_each_image_draws_its_own"),
-        ("vignette.py", "if not", "if False and not", "test_what_is_refused_is_a_sentence"),
+        ("vignette.py", "* u[:, 0]", "* u[:1, 0].expand(len(u))", "test_each_image_draws_its_own"),
+        ("vignette.py", ", most=1", "", "test_what_is_refused_is_a_sentence"),
     ],
 )
 def test_its_tests_find_mistakes(file: str, right: str, wrong: str, test: str, folder: Path) -> None:
@@ -68,7 +71,7 @@ def test_its_tests_find_mistakes(file: str, right: str, wrong: str, test: str, f
 
 
 def test_the_mistake_that_no_message_finds_is_one(folder: Path) -> None:
-    """A movement in a class of the wrong kind trains, and its own test finds it."""
-    text = PAGE.files["transpose.py"].replace("GeometricAugmentation", "IntensityAugmentation")
+    """A movement that says nothing of itself trains, and its own test finds it."""
+    text = PAGE.files["transpose.py"].replace("def movement", "def moved")
     (folder / "transpose.py").write_text(text, "utf-8")
-    assert run_tests(folder / "test_augmentations.py")[1] == [f"{MAP}[RandomTranspose-4]"]
+    assert run_tests(folder / "test_augmentations.py")[1] == [f"{MAP}[transpose-4]"]
