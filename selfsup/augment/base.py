@@ -81,7 +81,7 @@ class Operation(Part):
         return {}
 
     def apply(self, images: Tensor, *args: Any, **parameters: Any) -> Tensor:
-        """Return the changed images: float ``[k,C,h,w]`` in [0, 1] and their parameters, on the same device."""
+        """Return the changed images: float ``[k,C,h,w]`` in [0, 1], and their parameters on the same device."""
         raise NotImplementedError
 
     def movement(self, *args: Any, **parameters: Any) -> Tensor | None:
@@ -98,9 +98,7 @@ class Operation(Part):
         floats = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
         return Drawn(u[:, 0] < self.p, floats)
 
-    def steps(
-        self, drawn: Drawn, device: torch.device
-    ) -> Iterator[tuple[Callable[..., Tensor], Tensor, dict[str, Tensor]]]:
+    def steps(self, drawn: Drawn, device: torch.device) -> Iterator[Step]:
         """Yield functions of images one after the other, each with the images it changes and their parameters."""
         yield self.apply, *drawn
 
@@ -138,7 +136,9 @@ def operation(name: str) -> Callable[[Kind], Kind]:
         if name in OPERATIONS and OPERATIONS[name].__module__ != kind.__module__:
             raise UserError(f"The operation '{name}' is already taken; register under another name.")
         kind.name = name
-        if "slots" not in vars(kind):
+        if "slots" in vars(kind):
+            kind.numbers = len(kind.slots) - 1
+        else:
             first = zlib.crc32(name.encode()) << 16  # far from each other, and from the slots that are given
             kind.slots = tuple(range(first, first + 1 + kind.numbers))
         OPERATIONS[name] = dataclass(frozen=True)(kind)
