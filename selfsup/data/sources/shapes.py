@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -58,8 +59,7 @@ def shapes(config: ShapesConfig) -> SourceSplits:
     """Ten drawn shapes over clutter, with masks; any size from 32 pixels, nothing to download."""
 
     def split(name: str, start: int, count: int) -> ResidentDataset:
-        index = torch.arange(start, start + count)
-        images, labels, masks = draw_scenes(index, config.seed, config.image_size, config.objects)
+        images, labels, masks = _drawn(start, count, config.seed, config.image_size, config.objects)
         return ResidentDataset(images, labels, config.facts(name, classes=CLASSES), masks=masks)
 
     if config.image_size < SMALLEST:
@@ -68,6 +68,12 @@ def shapes(config: ShapesConfig) -> SourceSplits:
         train=split("train", 0, config.train_size),
         test=split("test", TEST_START, config.test_size),
     )
+
+
+@lru_cache(maxsize=4)
+def _drawn(start: int, count: int, seed: int, size: int, objects: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep what was drawn last: a process that trains and then evaluates wants the same scenes again."""
+    return draw_scenes(torch.arange(start, start + count), seed, size, objects)
 
 
 def draw_scenes(index: Tensor, seed: int, size: int, objects: int = 1) -> tuple[Tensor, Tensor, Tensor]:
