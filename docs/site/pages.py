@@ -53,6 +53,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Lead links to files of the repository to their pages; what has no page is named without a link."""
     own = page.file.src_uri
     home = next((source for source, made in PAGES.items() if made == own), f"docs/{own}")
+    if own.startswith("notebooks/"):
+        home = own
 
     def lead(link: re.Match[str]) -> str:
         text, target, anchor = link.groups(default="")
