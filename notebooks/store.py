@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 HERE = Path(__file__).parent
+PICTURE = re.compile(r"(data:image/png;base64,)([\w+/=]+)")
 
 
 def shrink(picture: str) -> str:
@@ -38,8 +40,11 @@ def store(path: Path) -> None:
     notebook.metadata.language_info = {"name": "python"}  # without the patch version of whoever ran it
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = shrink(output.data["image/png"])
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = shrink(data["image/png"])
+            if "text/html" in data:
+                data["text/html"] = PICTURE.sub(lambda found: found[1] + shrink(found[2]), data["text/html"])
     nbformat.write(notebook, path)
 
 

@@ -42,7 +42,7 @@ class Comparison:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row for all runs that differ in the seed alone: how many, the mean of each accuracy, and its deviation."""
+        """A row for all runs that differ in the seed alone: how many, means of the accuracies, deviations."""
         import pandas as pd
 
         rows = []
@@ -57,7 +57,8 @@ class Comparison:
                     if number.high is not None and len(group.places) > 1:
                         row[f"{column} std"] = number.high - number.value
             rows.append(row)
-        return pd.DataFrame(rows)
+        found = pd.DataFrame(rows)
+        return found.drop(columns=[name for name in found if name.endswith(" std") and found[name].isna().all()])
 
     def __repr__(self) -> str:
         return str(self.found)
