@@ -37,6 +37,16 @@ NAMED = 3  # undecodable images that are named on the screen; a training writes 
 LOOKED_AT = 32  # images whose headers are read to tell the shapes of all
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How the images of a split are decoded; each as in :class:`EncodedConfig`."""
+
+    source_size: int | None = None
+    max_undecodable: float = 0.01
+    max_pixels: int = MAX_PIXELS
+    value_range: Sequence[float] | None = None
+
+
 @dataclass
 class EncodedConfig(DataConfig):
     """Settings of sources whose images are decoded from files or shards.
@@ -68,14 +78,9 @@ class EncodedConfig(DataConfig):
         ):
             raise UserError(f"data.value_range is {self.value_range}; set two numbers, the lower first, such as [0,1].")
 
-    def decoding(self) -> dict[str, Any]:
-        """Return the settings that every dataset of the source takes."""
-        return {
-            "source_size": self.source_size,
-            "max_undecodable": self.max_undecodable,
-            "max_pixels": self.max_pixels,
-            "value_range": self.value_range,
-        }
+    def decoding(self) -> Decoding:
+        """Return what every dataset of the source takes."""
+        return Decoding(self.source_size, self.max_undecodable, self.max_pixels, self.value_range)
 
 
 class Undecodable:
@@ -174,10 +179,8 @@ class EncodedDataset(ImageDataset):
         count: Number of images.
         labels: int64 ``[N]``, or None.
         facts: What is known of the images.
-        source_size: Side of the square that each image is brought to; None as :func:`side_of_source`.
-        max_undecodable: Largest fraction of undecodable images, rounded up to whole images.
+        decoding: How they are decoded.
         keys: int64 ``[N]``, which image each is (``selfsup.data.membership``), or None.
-        max_pixels, value_range: As ``decode_image``.
     """
 
     resident = False
@@ -189,22 +192,20 @@ class EncodedDataset(ImageDataset):
         labels: Tensor | None,
         facts: ImageFacts,
         *,
-        source_size: int | None = None,
-        max_undecodable: float = 0.01,
+        decoding: Decoding = Decoding(),
         keys: Tensor | None = None,
-        max_pixels: int = MAX_PIXELS,
-        value_range: Sequence[float] | None = None,
     ) -> None:
         self.root = root
-        self._undecodable = Undecodable(root, count, max_undecodable)
+        self._undecodable = Undecodable(root, count, decoding.max_undecodable)
         self._pixels: Pixels | None = None
         self._memory: _Memory | None = None
-        self.max_pixels, self.value_range = max_pixels, None if value_range is None else tuple(value_range)
+        self.max_pixels = decoding.max_pixels
+        self.value_range = None if decoding.value_range is None else tuple(decoding.value_range)
         self.labels = labels
         self.index = torch.arange(count)
         self.keys = keys
         self.facts = facts
-        self.source_size = side_of_source(source_size, facts.image_size)
+        self.source_size = side_of_source(decoding.source_size, facts.image_size)
 
     @abstractmethod
     def row_name(self, row: int) -> str:

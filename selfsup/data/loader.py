@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ from selfsup.types import Batch
 READ_AHEAD = 4  # batches that a thread reads from a cache before they are asked for
 
 _Read = tuple[Tensor, Tensor, Tensor]  # positions that were read, their images, positions that could not be
+
+
+class Share(NamedTuple):
+    """Which of the processes of a training reads, and how many there are."""
+
+    rank: int = 0
+    world_size: int = 1
 
 
 class TrainLoader:
@@ -36,7 +43,7 @@ class TrainLoader:
         dataset: What is trained on.
         batch_size: Images of a step over all ranks.
         seed: Seed of the order.
-        rank, world_size: This process, and how many there are.
+        share: Of which process of the training.
         workers: Processes that decode a streamed dataset, of which a cached one needs only a thread; 0 reads in this
             thread, as a resident one always does.
         position: Returns (epoch, batches already done in it). Asked when iteration begins, so that a resumed run
@@ -52,8 +59,7 @@ class TrainLoader:
         dataset: ImageDataset,
         batch_size: int,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        share: Share = Share(),
         workers: int = 0,
         position: Callable[[], tuple[int, int]] | None = None,
         epochs: int | None = None,
@@ -65,15 +71,15 @@ class TrainLoader:
                 f"batch_size is {batch_size} but there are only {len(dataset)} training images; "
                 "lower batch_size, or raise data.limit if it is set."
             )
-        if batch_size % world_size:
+        if batch_size % share.world_size:
             raise UserError(
-                f"batch_size is {batch_size}, which does not split over {world_size} processes; "
-                f"set it to a multiple of {world_size}."
+                f"batch_size is {batch_size}, which does not split over {share.world_size} processes; "
+                f"set it to a multiple of {share.world_size}."
             )
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
-        self.rank, self.world_size = rank, world_size
+        self.share = share
         self.workers = workers
         self._position = position
         self._epochs_begun = 0
@@ -102,13 +108,14 @@ class TrainLoader:
             yield batch
 
     def _requests(self, epoch: int, done: int) -> Iterator[Tensor]:
-        share = self.batch_size // self.world_size
+        rank, world_size = self.share
+        own = self.batch_size // world_size
         last = None if self._epochs is None else max(epoch, self._epochs - 1)
         while last is None or epoch <= last:
             order = epoch_order(len(self.dataset), self.seed, epoch, self.dataset.blocks())
             for number in range(done, len(self)):
-                begin = number * self.batch_size + self.rank * share
-                yield order[begin : begin + share]
+                begin = number * self.batch_size + rank * own
+                yield order[begin : begin + own]
             epoch, done = epoch + 1, 0
 
     # Lightning takes a loader that has these two methods for one that can resume within an epoch, and then neither

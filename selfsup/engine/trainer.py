@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from selfsup.config import TrainConfig
 from selfsup.data import Splits, TrainLoader
+from selfsup.data.loader import Share
 from selfsup.data.resident import ResidentDataset, fits
 from selfsup.data.workers import worker_count
 from selfsup.engine.callbacks import (
@@ -47,8 +48,7 @@ class TrainData(pl.LightningDataModule):
             self.dataset,
             config.batch_size,
             config.seed,
-            rank,
-            world_size,
+            Share(rank, world_size),
             worker_count(config.data, processes),
             position,
             config.trainer.max_epochs,

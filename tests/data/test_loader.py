@@ -7,6 +7,8 @@ from PIL import Image
 from tiny import resident
 
 from selfsup.data import FileDataset, TrainLoader, eval_batches
+from selfsup.data.encoded import Decoding
+from selfsup.data.loader import Share
 from selfsup.errors import UserError
 from selfsup.types import ImageFacts, Normalization
 
@@ -28,7 +30,7 @@ def _files(folder, count, broken=(), allowed=0.5):
         [f"{number:03}.png" for number in range(count)],
         torch.arange(count) * 2,
         ImageFacts("n", "train", 3, 4, _STATISTICS),
-        max_undecodable=allowed,
+        decoding=Decoding(max_undecodable=allowed),
     )
 
 
@@ -54,7 +56,7 @@ def test_an_epoch_sees_each_image_at_most_once_and_drops_the_rest():
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_together_see_what_one_process_sees(world_size):
     alone = _indices(TrainLoader(_resident(40), 12, seed=1))
-    shares = [_indices(TrainLoader(_resident(40), 12, 1, rank, world_size)) for rank in range(world_size)]
+    shares = [_indices(TrainLoader(_resident(40), 12, 1, Share(rank, world_size))) for rank in range(world_size)]
     assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == alone
 
 
@@ -174,7 +176,7 @@ def test_batches_without_labels():
 )
 def test_impossible_batch_sizes(batch_size, world_size, message):
     with pytest.raises(UserError, match=message):
-        TrainLoader(_resident(23), batch_size, 0, world_size=world_size)
+        TrainLoader(_resident(23), batch_size, 0, Share(0, world_size))
 
 
 def test_no_tensor_is_shared_on_its_way_to_the_workers(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from tiny import TINY
 from selfsup.checkpoint import read_checkpoint
 from selfsup.cli import main
 from selfsup.data import TrainLoader, eval_batches, load_splits
-from selfsup.data.loader import epoch_order
+from selfsup.data.loader import Share, epoch_order
 from selfsup.errors import UserError
 from selfsup.registry import sources
 
@@ -148,7 +148,8 @@ def test_order_over_ranks_and_resuming(tmp_path, kind, window, workers):
     assert len({index for batch in whole for index in batch}) == 16
     for world_size in (2, 4):
         shares = [
-            _indices(TrainLoader(train, 4, 3, rank, world_size, workers, lambda: (2, 0))) for rank in range(world_size)
+            _indices(TrainLoader(train, 4, 3, Share(rank, world_size), workers, lambda: (2, 0)))
+            for rank in range(world_size)
         ]
         assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == whole
     for done in (1, 3):

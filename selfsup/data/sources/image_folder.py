@@ -94,7 +94,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
                 None if labels is None else labels[chosen],
                 config.facts(CALLED[split], classes=classes),
                 keys=keys[chosen],
-                **config.decoding(),
+                decoding=config.decoding(),
             )
     return as_source(parts, config, found, division.said)
 

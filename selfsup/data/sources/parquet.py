@@ -226,7 +226,9 @@ def parquet(config: ParquetConfig) -> SourceSplits:
 
     def build(rows: np.ndarray[Any, Any], classes: Tensor | None, facts: ImageFacts) -> ParquetDataset:
         window, decoding = config.shuffle_window, config.decoding()
-        return ParquetDataset(root, shards, groups, rows, classes, facts, window=window, keys=keys[rows], **decoding)
+        return ParquetDataset(
+            root, shards, groups, rows, classes, facts, window=window, keys=keys[rows], decoding=decoding
+        )
 
     images = Rows(shard_of, keys, labels, f"the column {label}")
     return load_shards(config, root, shards, images, build)

@@ -132,7 +132,7 @@ def voc(config: VocConfig) -> SourceSplits:
             config.facts(name, classes=config.classes),
             masks=folder / "SegmentationClass",
             keys=name_keys(names[name]),
-            **config.decoding(),
+            decoding=config.decoding(),
         )
         if config.cache is not None:
             images.use_cache(Path(config.cache).expanduser())

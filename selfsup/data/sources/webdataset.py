@@ -160,7 +160,7 @@ def webdataset(config: WebDatasetConfig) -> SourceSplits:
 
     def build(rows: np.ndarray[Any, Any], classes: Tensor | None, facts: ImageFacts) -> TarDataset:
         window, decoding = config.shuffle_window, config.decoding()
-        return TarDataset(root, shards, index, rows, classes, facts, window=window, keys=keys[rows], **decoding)
+        return TarDataset(root, shards, index, rows, classes, facts, window=window, keys=keys[rows], decoding=decoding)
 
     images = Rows(index.shard, keys, labels, f".cls, or {field} of .json")
     return load_shards(config, root, shards, images, build)
