@@ -22,7 +22,7 @@ selfsup {version}: learn visual representations without labels, and prove how go
 
 {commands}
 
-`selfsup COMMAND --help` tells more. A first run that takes two minutes on two cores:
+`selfsup COMMAND --help` says more. A first run that takes two minutes on two cores:
 
   selfsup train experiment=demo run_dir=runs/first
   selfsup evaluate runs/first

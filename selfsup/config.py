@@ -229,7 +229,9 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
     for word in overrides:
         if is_choice(word, kind):
             group = word.partition("=")[0]
-            raise UserError(f"{word}: the configuration it goes on from has chosen its {group}; set single values.")
+            raise UserError(
+                f"{word}: the {group} is that of the configuration it starts from; change single settings of it."
+            )
     if isinstance(values.get("data"), dict):
         # a configuration that was saved without this setting is of a time when parts were drawn by position
         values = {**values, "data": {"membership": "position", **values["data"]}}

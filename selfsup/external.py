@@ -51,7 +51,7 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
     """Return a network of timm's by name, with its published weights or random ones, and timm's statistics for them.
 
     Raises:
-        UserError: timm has no such network, or the weights cannot be had.
+        UserError: timm has no such network, or the weights cannot be fetched.
     """
     if name.startswith("local-dir:"):
         raise UserError(
@@ -67,7 +67,7 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
             raise UserError(f"checkpoint: timm cannot build '{name}': {_line(error)}") from error
         raise UserError(
             f"checkpoint: the weights of '{TIMM}{name}' could not be fetched ({_line(error)}); without network they "
-            f"have to lie in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
+            f"must lie in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
             "pretrained=false takes random ones."
         ) from error
     facts: dict[str, Any] = network.pretrained_cfg
@@ -131,7 +131,7 @@ def fit_weights(content: Any, path: Path, config: BackboneConfig) -> Backbone:
     found = _state_of(content, path)
     backbone = build_backbone(config, 3)
     fitted = _fit(found, backbone.network.state_dict(), path)
-    # the first convolution tells for how many channels the network was trained
+    # the first convolution shows for how many channels the network was trained
     first = next((key for key, value in backbone.network.state_dict().items() if value.ndim == 4), None)
     if first is not None and first in fitted and fitted[first].ndim == 4 and fitted[first].shape[1] == 1:
         backbone = build_backbone(config, 1)

@@ -192,7 +192,7 @@ def _remembered() -> set[str]:
 def _remember(digest: str) -> None:
     if digest in _remembered():
         return
-    with contextlib.suppress(OSError, RuntimeError):  # without a home the next run has to be told again
+    with contextlib.suppress(OSError, RuntimeError):  # without a home the next run needs --import again
         _ledger().parent.mkdir(parents=True, exist_ok=True)
         with _ledger().open("a", encoding="utf-8") as file:
             file.write(f"{digest}\n")

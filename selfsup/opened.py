@@ -90,7 +90,7 @@ class Opened:
                 raise UserError(f"{type(method).__name__} has no head.")
             head.load_state_dict(weights_of(self.state, "head"))
         except Exception as error:  # the description comes from a file
-            warnings.warn(f"The layers of the head are left out, as it cannot be built again: {error}", stacklevel=2)
+            warnings.warn(f"The head cannot be built again, so its layers are left out: {error}", stacklevel=2)
             return None
         return head.eval()
 
@@ -210,5 +210,5 @@ def load_backbone(path: str | Path) -> Backbone:
     """
     opened = open_network(path)
     if opened.run is None or not isinstance(opened.network, Backbone):
-        raise UserError(f"{path} is no run of selfsup; selfsup.open_network opens it.")
+        raise UserError(f"{path} is not a run of selfsup; selfsup.open_network opens it.")
     return opened.network

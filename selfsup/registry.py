@@ -114,7 +114,9 @@ class Registry(Generic[T]):
         """
         found = {entry.name: entry for entry in self._entries.values() if entry.target is target}
         if not found:
-            raise UserError(f"{getattr(target, '__name__', target)} is no registered {self.group}; register it first.")
+            raise UserError(
+                f"{getattr(target, '__name__', target)} is not a registered {self.group}; register it first."
+            )
         if name is not None and name not in found:
             raise UserError(f"{getattr(target, '__name__', target)} is not called '{name}'.{nearest(name, found)}")
         return found[name] if name is not None else next(iter(found.values()))

@@ -41,7 +41,7 @@ class Run(os.PathLike[str]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
         if not (self.path / "config.yaml").is_file():
-            raise UserError(f"{self.path} is no run folder: it holds no config.yaml.")
+            raise UserError(f"{self.path} is not a run folder: it holds no config.yaml.")
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -258,7 +258,9 @@ def train(config: TrainConfig | Sequence[str] = (), callbacks: Sequence[pl.Callb
 
     if isinstance(config, TrainConfig):
         if settings:
-            raise UserError(f"{sorted(settings)[0]}: a configuration that is made already takes no further settings.")
+            raise UserError(
+                f"{sorted(settings)[0]}: a finished configuration takes no further settings; change it itself."
+            )
         return Run(training.train(config, callbacks))
     words = [*([config] if isinstance(config, str) else config), *_given(settings), *words_of(settings)]
     resumes = [word for word in words if word.startswith("resume=") and word not in ("resume=null", "resume=auto")]
@@ -297,7 +299,9 @@ def evaluate(
 
     if isinstance(what, EvaluateConfig):
         if settings:
-            raise UserError(f"{sorted(settings)[0]}: a configuration that is made already takes no further settings.")
+            raise UserError(
+                f"{sorted(settings)[0]}: a finished configuration takes no further settings; change it itself."
+            )
         return evaluation.evaluate(what, protocols, progress)
     own = _given(settings)
     if isinstance(what, nn.Module):
@@ -368,7 +372,7 @@ def _give_data(train: Any, test: Any, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _image_size(words: Sequence[str], settings: Mapping[str, Any]) -> int:
-    """Return the side of the images that a network will see, as far as the settings tell; else 224."""
+    """Return the side of the images that a network will see, as far as the settings say; else 224."""
     for word in words:
         if word.startswith("data.image_size="):
             return int(word.partition("=")[2])

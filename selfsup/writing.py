@@ -13,7 +13,7 @@ from selfsup.errors import UserError
 
 
 def check_output(path: str | Path, setting: str, size: int = 0) -> None:
-    """Make sure that a file or folder can be written and finds room, as far as can be told now.
+    """Make sure that a file or folder can be written and finds room, as far as is known now.
 
     Args:
         path: What will be written; it need not exist.

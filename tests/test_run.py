@@ -95,7 +95,7 @@ def test_runs_are_listed_and_chosen(run: selfsup.Run, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.warns(UserWarning, match="1 folders cannot be read as runs"):
         assert len(selfsup.runs(tmp_path)) == 0
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         selfsup.Run(tmp_path / "none")
 
 
@@ -189,5 +189,5 @@ def test_what_was_given_must_be_given_again(monkeypatch: pytest.MonkeyPatch) -> 
             backbone={"name": "own"}, **{**FEW, "method": "simclr", "data": {"name": "shapes", "train_size": 40}}
         )
     config = load_config(["method=simclr"])
-    with pytest.raises(UserError, match="seed: a configuration that is made already"):
+    with pytest.raises(UserError, match="seed: a finished configuration"):
         selfsup.train(config, seed=1)

@@ -162,7 +162,7 @@ def training_settings(arguments: argparse.Namespace) -> list[str]:
     short = {key: value for key in SHORT.values() if (value := getattr(arguments, key)) is not None}
     for key in short:
         if any(setting.startswith(f"{key}=") for setting in arguments.settings):
-            raise UserError(f"{key}= is given in its short form, too; give one of them.")
+            raise UserError(f"{key}= is also given in its short form; give only one of the two.")
     settings = [*(f"{key}={value}" for key, value in short.items()), *arguments.settings]
     words = [*arguments.words, *([] if arguments.data is None else [arguments.data])]
     if words:
@@ -240,9 +240,9 @@ def run_protocol(arguments: argparse.Namespace, protocol: str) -> int:
 
 #: How a name of each kind is given.
 _TAKEN = {
-    "method": "selfsup methods NAME tells the settings; selfsup train method=NAME trains it.",
-    "data": "selfsup data NAME tells the settings; selfsup train data=NAME takes it.",
-    "protocol": "selfsup protocols NAME tells the settings; selfsup evaluate RUN --only NAME runs it.",
+    "method": "selfsup methods NAME shows its settings; selfsup train method=NAME trains it.",
+    "data": "selfsup data NAME shows its settings; selfsup train data=NAME trains on it.",
+    "protocol": "selfsup protocols NAME shows its settings; selfsup evaluate RUN --only NAME runs it.",
 }
 
 

@@ -63,7 +63,7 @@ def compare_networks(
         UserError: As ``selfsup.load_evaluate_config`` and ``selfsup.eval.cka``, or a run is named twice.
     """
     from selfsup.data import load_splits
-    from selfsup.engine.evaluation import build_encoder, check_network, open_evaluation, open_for, tell
+    from selfsup.engine.evaluation import announce, build_encoder, check_network, open_evaluation, open_for
     from selfsup.eval import cka
 
     if len(runs) < 2 or len(set(runs)) < len(runs):
@@ -78,8 +78,8 @@ def compare_networks(
                 opened.normalize(config.data.mean, config.data.std)
             check_network(opened, images.facts)
         if opened.network is None:
-            raise UserError(f"cka: {run} is no network; name runs, checkpoints or networks by name.")
+            raise UserError(f"cka: {run} is not a network; name runs, checkpoints or networks.")
         networks[run] = build_encoder(config, opened.network, progress)
         if progress:
-            tell(opened, images.facts)
+            announce(opened, images.facts)
     return cka(networks, images, layers=layers)

@@ -1,4 +1,4 @@
-"""List the sources of images; with a name, tell what it reads and its settings.
+"""List the sources of images; with a name, show what it reads and its settings.
 
 selfsup data [NAME]
 """

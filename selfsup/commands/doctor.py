@@ -1,4 +1,4 @@
-"""Run a few steps of a training; tell where their time goes, and measure which settings would help.
+"""Run a few steps of a training; show where their time goes, and measure which settings would help.
 
   selfsup doctor [--config FILE] [--steps N] [--compile] [--json FILE] [key=value …]
 

@@ -44,5 +44,5 @@ def run(arguments: Namespace) -> int:
         print(f"saved: {folder}/results.json{', figures/' if config.eval.figures else ''}")
         more = "" if named or arguments.all else f", or all protocols: selfsup evaluate {opened.name} --all"
         print(f"next: selfsup compare {folder} OTHER_RUN{more}")
-    # what was asked for by name and could not run has been told, and a script has to know
+    # what was asked for by name and could not run has been named, and a script has to know
     return 2 if set(named or ()) - {record["protocol"] for record in records} else 0

@@ -1,4 +1,4 @@
-"""List the methods; with a name, tell its idea and its settings.
+"""List the methods; with a name, show its idea and its settings.
 
 selfsup methods [NAME]
 """

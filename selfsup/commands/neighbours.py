@@ -62,7 +62,7 @@ def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True)
         UserError: As ``selfsup.evaluate`` and ``selfsup.eval.audit``.
     """
     from selfsup.data import load_splits
-    from selfsup.engine.evaluation import build_encoder, images_of, opened_evaluation, tell
+    from selfsup.engine.evaluation import announce, build_encoder, images_of, opened_evaluation
     from selfsup.eval import audit_dataset, extract_splits
     from selfsup.report import contact_sheet, save
 
@@ -73,7 +73,7 @@ def find_neighbours(what: EvaluateConfig | Sequence[str], progress: bool = True)
     folder = Path(config.run_dir or opened.run or "runs").expanduser() / "neighbours"
     check_output(folder, "run_dir")
     if progress:
-        tell(opened, images_of(config))
+        announce(opened, images_of(config))
     # Read from their files, which the findings name; images in memory have forgotten them
     splits = load_splits(replace(config.data, resident_limit_mb=0))
     encoder = replace(build_encoder(config, opened.network, progress), precision="32")

@@ -1,4 +1,4 @@
-"""List the protocols that evaluations run; with a name, tell what it measures and its settings.
+"""List the protocols that evaluations run; with a name, show what it measures and its settings.
 
 selfsup protocols [NAME]
 """

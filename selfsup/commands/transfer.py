@@ -103,7 +103,7 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
 
     A dataset that cannot be read or evaluated is left out, and the table says why. The records of a dataset go to
     ``transfer/NAME`` in the checkpoint's run (in ``runs`` where it has none, in ``run_dir`` itself where that is given)
-    and not to the run's own ``results.json``, which tells of the data that the network was trained on.
+    and not to the run's own ``results.json``, which is about the data that the network was trained on.
 
     Args:
         overrides: As for ``load_evaluate_config``, with several names in ``data``: ``["checkpoint=RUN",

@@ -78,7 +78,7 @@ def open_cache(
     Args:
         root: ``data.cache``.
         name: What the folder's name begins with.
-        identity: What tells these images from any others, in the order of the rows.
+        identity: What identifies these images, in the order of the rows.
         count: Number of images.
         side: Side of the square they are brought to.
         decode: Returns the image of a row, uint8 ``[3,side,side]``; raises ``UndecodableError``.
@@ -105,7 +105,7 @@ def open_cache(
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """Return a hash that tells these parts from any others."""
+    """Return a hash that identifies these parts."""
     mixed = hashlib.sha256()
     for part in parts:
         mixed.update(len(part).to_bytes(8, "little") + part)

@@ -21,7 +21,7 @@ VERSION = 2
 MAX_PIXELS = 2**26  # a decoded RGB image of 192 MiB; beyond it a file is a mistake, or made to exhaust the memory
 NO_RANGE = "floating-point images have no known range: set data.value_range=[low,high]"
 NO_HEIF = "HEIC and HEIF need a package: pip install 'selfsup[heif]'"
-NO_TYPE = "of no type that a decoder here knows, or damaged at the start"
+NO_TYPE = "of a type that no decoder here knows, or damaged at the start"
 
 #: What Pillow registers and cannot read by itself, or what holds no pictures.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
@@ -140,7 +140,7 @@ def _opened(content: bytes, max_pixels: int) -> Image.Image:
     # Pillow's own limit is for those who have none; where more is asked for, it would stop what is allowed here
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
-    # told by the content: phones give HEIC the ending of a JPEG, too
+    # by the content: phones give HEIC the ending of a JPEG, too
     missing = content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not heif_is_readable()
     try:
         return Image.open(io.BytesIO(content))

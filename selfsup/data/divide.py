@@ -74,8 +74,8 @@ def divide_by_choice(names: Sequence[str], chosen: Mapping[str, Any]) -> Divisio
     unknown = [name for name in chosen if name not in SPLITS]
     if unknown or "train" not in chosen:
         raise UserError(
-            f"data.splits: {', '.join(unknown) + ' is no split here' if unknown else 'train is missing'}; name train, "
-            "and holdout (the images that choices are made on) and test where you have them."
+            f"data.splits: {', '.join(unknown) + ' is not a split here' if unknown else 'train is missing'}; "
+            "name train, and holdout (the images that choices are made on) and test where you have them."
         )
     found = Division([None] * len(names), list(names))
     for split, given in chosen.items():
@@ -87,7 +87,7 @@ def divide_by_choice(names: Sequence[str], chosen: Mapping[str, Any]) -> Divisio
             places = [place for place, name in enumerate(names) if matches(name)]
             if not places:
                 raise UserError(
-                    f"data.splits.{split}: {pattern} is no folder of images below data.root and matches none of the "
+                    f"data.splits.{split}: {pattern} is not a folder of images below data.root and matches none of the "
                     f"{len(names)} images, {names[0]} for one; name a folder or a pattern that is there."
                 )
             for place in places:
@@ -214,7 +214,7 @@ def _top(name: str) -> str:
 
 
 def _matcher(pattern: str, names: Sequence[str]) -> tuple[Callable[[str], object], str]:
-    """Return what tells the files of a folder or a pattern, and the folder that all of them lie in, with a ``/``."""
+    """Return what matches the files of a folder or a pattern, and the folder that all of them lie in, with a ``/``."""
     if pattern in (".", ""):
         return (lambda name: True), ""
     folder = f"{pattern}/"

@@ -34,7 +34,7 @@ from selfsup.types import ImageFacts
 logger = logging.getLogger(__name__)
 
 NAMED = 3  # undecodable images that are named on the screen; a training writes all of them to its log
-LOOKED_AT = 32  # images whose headers are read to tell the shapes of all
+LOOKED_AT = 32  # images whose headers are read to see the shapes of all
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Undecodable:
         Raises:
             UserError: There are now more than allowed.
         """
-        new = {row: told for row, told in found.items() if row not in self._reported}
+        new = {row: why for row, why in found.items() if row not in self._reported}
         if not new:
             return
         before = len(self._reported)
@@ -222,7 +222,7 @@ class EncodedDataset(ImageDataset):
 
     @abstractmethod
     def identity(self) -> Iterator[bytes]:
-        """Yield what tells the images of the whole split from any others: two splits that agree hold the same files."""
+        """Yield what identifies the images of the whole split: two splits that agree hold the same files."""
 
     def use_cache(self, folder: Path) -> None:
         """Read pixels from a cache below ``folder`` from now on; build it first where it is missing.
@@ -356,7 +356,7 @@ def as_source(
     Args:
         parts: ``train``, and ``holdout`` and ``test`` where there are some.
         config: The settings.
-        found: Is told what the splits hold.
+        found: Keeps what the splits hold.
         said: Of each split, what it was made of.
     """
     note = kept_by_the_square(list(parts.values()))
@@ -381,7 +381,7 @@ def as_source(
 def kept_by_the_square(parts: Sequence[EncodedDataset]) -> str | None:
     """Return what to say where the central square, which is all that is read of an image, leaves most of it out.
 
-    The headers of a few images tell it, spread over all. Storage that is read in blocks is not looked at, as each would
+    The headers of a few images show it, spread over all. Storage that is read in blocks is not looked at, as each would
     cost a block.
     """
     kept = []

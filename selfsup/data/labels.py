@@ -179,7 +179,9 @@ def _read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
     rows = list(csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if not rows or len(rows[0]) < 2:
-        raise UserError(f"data.labels: {path} has no two columns; a table needs one for files and one for labels.")
+        raise UserError(
+            f"data.labels: {path} does not have two columns; a table needs one for the files and one for the labels."
+        )
     return rows[0], list(rows[1:])
 
 
@@ -193,7 +195,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
     try:
         table = parquet.read_table(path, partitioning=None)
     except arrow.ArrowException as error:
-        raise UserError(f"data.labels: {path} is no Parquet file or is damaged; repair it.") from error
+        raise UserError(f"data.labels: {path} is not a Parquet file or is damaged; repair it.") from error
     columns = [column.to_pylist() for column in table.columns]
     return list(table.column_names), [list(row) for row in zip(*columns, strict=True)]
 

@@ -25,7 +25,7 @@ SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "node_modules", "site-packages"}
 )
-#: What tells a folder that was written by selfsup or Python: a file, and one or another beside it.
+#: What shows that a folder was written by selfsup or Python: a file, and one or another beside it.
 OWN_FOLDERS = (
     ("config.yaml", {"metrics.csv", "environment.json", "checkpoints"}),  # a run
     ("results.json", {"figures"}),  # an evaluation of a network from elsewhere
@@ -54,7 +54,7 @@ class Listing:
 
 
 def list_images(root: Path) -> Listing:
-    """List all files below ``root``. They are told apart by their names and not opened.
+    """List all files below ``root``. They are distinguished by their names and not opened.
 
     Hidden files, what systems keep beside the files, and what this package itself wrote (run folders, caches,
     comparisons) are no data. Links are followed, but not back to a folder that holds them.

@@ -189,7 +189,7 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
         if isinstance(read, UserError):
             raise read
         positions, images, undecodable = read
-        # Workers are other processes: what they found is told to the dataset here, where it is logged and counted
+        # Workers are other processes: what they found is reported to the dataset here, where it is logged and counted
         dataset.report_undecodable(undecodable)
         if replace and not len(positions):
             raise UserError(f"No image of {dataset.name} can be decoded; look at the files in data.root.")
@@ -212,7 +212,7 @@ class _Reader(Dataset[_Read | UserError]):
 
 
 def _outlive_a_signal(worker: int) -> None:
-    """Let a worker read on when its whole process group is told to stop: the training still takes its step and saves.
+    """Let a worker read on when its whole process group is asked to stop: the training still takes its step and saves.
 
     Whoever trains ends its workers. The second SIGTERM ends a worker by itself.
     """

@@ -93,7 +93,7 @@ class Membership:
 
     @property
     def digest(self) -> str:
-        """What tells these parts from any others: their images, and the place of each, by which its views are drawn."""
+        """What identifies these parts: their images, and the place of each, by which its views are drawn."""
         parts = self.parts.numpy() & ~np.uint8(EARLIER)
         places = np.flatnonzero(parts)
         content = (self.source.encode(), places.astype("<i8"), self.keys.numpy()[places].astype("<i8"), parts[places])

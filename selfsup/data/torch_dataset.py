@@ -113,7 +113,7 @@ def _item(dataset: SizedDataset, row: int) -> tuple[Tensor, int | None]:
     try:
         pixels = _pixels(image)
     except ValueError as error:
-        raise UserError(f"data: item {row} of {type(dataset).__name__} is no image: {error}.") from error
+        raise UserError(f"data: item {row} of {type(dataset).__name__} is not an image: {error}.") from error
     number = np.asarray(label)
     return pixels, int(number) if number.size == 1 and number.dtype.kind in "iu" else None
 

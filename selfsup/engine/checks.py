@@ -74,7 +74,7 @@ def check_batch(config: TrainConfig, method: Method, world_size: int) -> None:
 
 
 def check_disk(run_dir: Path, config: TrainConfig, method: Method, optimizer: torch.optim.Optimizer, done: int) -> None:
-    """Make sure that the checkpoints of a run find room, as far as can be told now.
+    """Make sure that the checkpoints of a run find room, as far as is known now.
 
     Args:
         run_dir, config: Of the run.

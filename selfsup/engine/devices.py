@@ -31,7 +31,7 @@ def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
     if strategy == "fsdp":
         strategy = ShardedStrategy()
     elif settings.strategy.startswith("fsdp"):
-        raise UserError(f"trainer.strategy={strategy} is not offered; take trainer.strategy=fsdp, or ddp.")
+        raise UserError(f"trainer.strategy={strategy} is not offered; use trainer.strategy=fsdp or ddp.")
     elif strategy == "ddp":
         # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
         strategy = DDPStrategy(broadcast_buffers=False)

@@ -96,7 +96,7 @@ def opened_evaluation(what: EvaluateConfig | Sequence[str]) -> tuple[EvaluateCon
 
 def _which_data(name: str) -> UserError:
     return UserError(
-        f"checkpoint={name} has no data of its own; say on which images to judge it: data=image_folder data.root=DIR, "
+        f"checkpoint={name} has no data of its own; say on which images to evaluate it: data=image_folder data.root=DIR, "
         f"or data= one of {', '.join(sorted(choices('data') - {'own', 'image_folder'}))}."
     )
 
@@ -122,7 +122,7 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
     size, channels = images.image_size, input_channels(opened.network, images)
     if channels < images.channels:
         raise UserError(
-            f"{opened.name} takes images of {channels} channel and those of {images.name} have {images.channels}; "
+            f"{opened.name} takes images of {channels} channel(s) and those of {images.name} have {images.channels}; "
             "choose other data, or a network that was trained on colour images."
         )
     kind = next((p.dtype for p in opened.network.parameters() if p.is_floating_point()), torch.float32)
@@ -142,7 +142,7 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
     opened.dim = output.shape[1]
 
 
-def tell(opened: Opened, images: ImageFacts) -> None:
+def announce(opened: Opened, images: ImageFacts) -> None:
     """Print on what a network is judged, and how the images are brought to it."""
     size = f"{images.image_size} px" + (", its own size" if images.image_size == opened.image_size else "")
     statistics = opened.normalization or images.normalization
@@ -178,10 +178,10 @@ def evaluate_opened(
     if run_dir is not None:
         check_output(run_dir, "run_dir")
     if progress:
-        tell(opened, images_of(config))
+        announce(opened, images_of(config))
     splits = load_splits(config.data)
     if progress:
-        tell_found(config.data, opened, splits)
+        announce_found(config.data, opened, splits)
     facts = record_facts(opened, splits.train)
     if opened.run is not None and opened.config is not None:
         splits, left_out = leave_out_trained(splits, config.data, opened.run, opened.config, opened.membership)
@@ -209,7 +209,7 @@ def results_folder(config: EvaluateConfig, opened: Opened) -> Path | None:
     return opened.run if config.run_dir is None else Path(config.run_dir).expanduser()
 
 
-def tell_found(data: DataConfig, opened: Opened, splits: Splits) -> None:
+def announce_found(data: DataConfig, opened: Opened, splits: Splits) -> None:
     """Print what was found and left out, where the images are not those of the run, which has said so itself."""
     own = None if opened.config is None else opened.config["data"]
     now = asdict(data)
@@ -235,7 +235,7 @@ def leave_out_unlabelled(splits: Splits) -> Splits:
 
     Records count what is left. A part without any label stays as it is: what needs labels refuses it.
     """
-    kept, told = {}, []
+    kept, without = {}, []
     for name in ("train", "holdout", "test"):
         part = getattr(splits, name)
         if part is None or part.labels is None:
@@ -243,9 +243,9 @@ def leave_out_unlabelled(splits: Splits) -> Splits:
         known = part.labels >= 0
         if bool(known.any()) and not bool(known.all()):
             kept[name] = part.subset(known.nonzero().flatten())
-            told.append(f"{len(part) - len(kept[name])} of {len(part)} {name} images")
-    if told:
-        warnings.warn(f"{', '.join(told)} have no label and are left out of the evaluation.", stacklevel=3)
+            without.append(f"{len(part) - len(kept[name])} of {len(part)} {name} images")
+    if without:
+        warnings.warn(f"{', '.join(without)} have no label and are left out of the evaluation.", stacklevel=3)
     return replace(splits, **kept)
 
 

@@ -141,5 +141,5 @@ def check_shardable(method: Method, config: TrainConfig) -> None:
         if id(parameter) not in held or parameter.ndim == 0:
             reason = "a single number" if parameter.ndim == 0 else "outside of backbone and heads"
             raise UserError(
-                f"trainer.strategy=fsdp cannot split the parameter {key}, which is {reason}; take trainer.strategy=ddp."
+                f"trainer.strategy=fsdp cannot split the parameter {key}, which is {reason}; use trainer.strategy=ddp."
             )

@@ -75,7 +75,7 @@ def start_from(backbone: Backbone, config: BackboneConfig) -> Start:
     missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
     notes += _named(misfits, "of another shape, and left as drawn")
     notes += _named(missing, "not there, and left as drawn")
-    notes += _named([key for key in found if key not in expected], "of no use here, and left out")
+    notes += _named([key for key in found if key not in expected], "not used here, and left out")
     notes += _statistics(opened.normalization, backbone.normalization)
     backbone.network.load_state_dict(taken, strict=False)
     return Start(name, digest, len(taken), tuple(notes))
@@ -132,7 +132,7 @@ def _statistics(there: Normalization | None, here: Normalization | None) -> list
     if there is None or here is None or there == here:
         return []
     mean, std = ("[" + ",".join(f"{v:.4g}" for v in values) + "]" for values in (there.mean, there.std))
-    return [f"its images were normalised otherwise, as data.mean={mean} data.std={std} does"]
+    return [f"its images were normalised with data.mean={mean} data.std={std}"]
 
 
 def _but_channels(weight: Tensor) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ GRACE = 3.0  # seconds that the second signal leaves the running operation befor
 
 
 class Interrupted(BaseException):
-    """The run was told to stop; the message says how it goes on. No ``except Exception`` may take it for a fault.
+    """The run was asked to stop; the message says how it goes on. No ``except Exception`` may take it for a fault.
 
     Attributes:
         signal: Number of the signal.

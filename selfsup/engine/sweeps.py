@@ -88,7 +88,7 @@ def _alternatives(word: str, *, refuse: bool) -> list[str]:
 
 
 def _values(change: Change, schemas: Sequence[Schema]) -> tuple[list[Any], bool]:
-    """Return the values of a setting, and whether Hydra has to be told that the key may be new."""
+    """Return the values of a setting, and whether the key may be new, which Hydra asks for."""
     found = next((place for schema in schemas if (place := schema.find(change.key)) is not None), None)
     if found is None:
         raise UserError(misspelt(change.key, change.value, schemas[0].known()))

@@ -1,4 +1,4 @@
-"""Which images a run was trained on, against those that are there now: told on resume, left out of an evaluation."""
+"""Which images a run was trained on, against those that are there now: named on resume, left out of an evaluation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def leave_out_trained(
 ) -> tuple[Splits, dict[str, Any]]:
     """Take the images that a run was trained on out of the test and hold-out images that it is evaluated on.
 
-    What is found to differ is told in a warning. Data that has nothing to do with the run's is returned as it is.
+    What is found to differ is said in a warning. Data that has nothing to do with the run's is returned as it is.
 
     Args:
         splits: The parts that it is evaluated on.
@@ -149,7 +149,7 @@ def _images_trained_on(run: Path) -> int | None:
 
 def _unknown(why: str = NOT_RECORDED) -> dict[str, Any]:
     warnings.warn(
-        f"{why}, so some of the test images may have been trained on; judge it on a folder of images of their own "
+        f"{why}, so some of the test images may have been trained on; evaluate it on a folder of other images "
         "(data=…) where the number matters.",
         stacklevel=3,
     )

@@ -142,7 +142,7 @@ def _new_run_dir(config: TrainConfig) -> Path:
         return choose_run_dir(config)
     run_dir = Path(str(config.run_dir))
     if run_dir.exists() and not begun_without_checkpoint(run_dir):
-        raise UserError(f"run_dir: {run_dir} holds other things than the beginning of a run; choose another.")
+        raise UserError(f"run_dir: {run_dir} holds files that a run does not begin with; choose another.")
     return run_dir
 
 
@@ -233,13 +233,13 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed, log: RunLog) 
     done = f"this run has already trained its {resumed.epochs} epochs"
     if written:
         log.keep(run_dir)
-        print(f"{run_dir}: {done}; put right now: {', '.join(written)}.", flush=True)
+        print(f"{run_dir}: {done}; repaired: {', '.join(written)}.", flush=True)
     elif config.resume == AUTO:
         print(f"{run_dir}: {done}, and nothing is missing.", flush=True)
     else:
         raise UserError(f"resume: {done}, and nothing is missing; a larger trainer.max_epochs lets it go on.")
     if changed := [str(change) for change in resumed.changed if change.key != "trainer.max_epochs"]:
-        print(f"note: nothing was trained, so this counts for nothing: {'; '.join(changed)}.", flush=True)
+        print(f"note: nothing was trained, so these changes have no effect: {'; '.join(changed)}.", flush=True)
     print(next_command(config, run_dir), flush=True)
 
 

@@ -133,7 +133,7 @@ def audit(
     if k < 1:
         raise UserError(f"eval.knn.k is {k}; set it to at least 1 neighbour.")
     if temperature <= 0:
-        raise UserError(f"eval.knn.temperatures: {temperature} is no temperature; set one above 0.")
+        raise UserError(f"eval.knn.temperatures: {temperature} is not a temperature; set one above 0.")
     if duplicate_similarity is not None and not -1 < duplicate_similarity <= 1:
         raise UserError(
             f"eval.duplicate_similarity is {duplicate_similarity}; set a cosine similarity above -1 and at most 1."

@@ -123,7 +123,7 @@ def _inverse_hessian_times(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tenso
         shares.append(share)
     if pairs:
         scale = torch.ones_like(gradient[:, 0])
-        for _, turn, inverse in pairs:  # the latest useful pair tells the scale
+        for _, turn, inverse in pairs:  # the latest useful pair gives the scale
             scale = torch.where(inverse > 0, 1 / (inverse * (turn * turn).sum(1)).clamp_min(1e-30), scale)
         result *= scale[:, None]
     for (change, turn, inverse), share in zip(pairs, reversed(shares), strict=True):

@@ -250,7 +250,7 @@ def _shards(index: Any, gpus: int, half: bool) -> list[Any]:
 
 def _nearest(find: _Find, rows: Tensor, queries: Tensor, k: int, exact: bool) -> tuple[Tensor, Tensor]:
     """Return the ``k`` nearest of a block, equal ones by position, all of them found."""
-    # One more than needed tells whether there are equal ones on both sides of the cut
+    # One more than needed shows whether there are equal ones on both sides of the cut
     more = min(k + 1, len(rows)) if exact else k
     similarity, position = _in_order(*find(queries, more))
     if exact:

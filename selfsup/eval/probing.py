@@ -206,7 +206,7 @@ def labelled_positions(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 class OnHoldout(Protocol):
-    """What every kind of setting tells of the images set aside for the choice."""
+    """What every kind of setting says of the images set aside for the choice."""
 
     @property
     def holdout_accuracy(self) -> float: ...

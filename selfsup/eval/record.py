@@ -141,7 +141,7 @@ class Record(Mapping[str, Any]):
     def check(self) -> None:
         """Raise a ValueError unless the value is a finite number."""
         if not isinstance(self.value, int | float) or not math.isfinite(self.value):
-            raise ValueError(f"record whose value is no finite number: {self.flat()}")
+            raise ValueError(f"record whose value is not a finite number: {self.flat()}")
 
     def __getitem__(self, name: str) -> Any:
         return self.flat()[name]

@@ -27,7 +27,7 @@ class Protocol:
         needs: Some of ``NEEDS``.
         plain: Whether it runs when nothing is asked for.
         by_name: Whether it runs only when it is asked for by name, as it takes long.
-        told: Fields that the console says beside the value.
+        shown: Fields that the console shows beside the value.
         summary: First line of its documentation.
     """
 
@@ -38,7 +38,7 @@ class Protocol:
     needs: tuple[str, ...]
     plain: bool
     by_name: bool
-    told: tuple[str, ...]
+    shown: tuple[str, ...]
     summary: str
 
 
@@ -54,7 +54,7 @@ def protocol(
     needs: tuple[str, ...] = (),
     plain: bool = False,
     by_name: bool = False,
-    told: tuple[str, ...] = (),
+    shown: tuple[str, ...] = (),
 ) -> Callable[[Run], Run]:
     """Decorate ``(subject, settings) -> Iterator[Record]`` so that evaluations run it.
 
@@ -66,7 +66,7 @@ def protocol(
             with ``forward_dense``), ``labels``, ``masks``.
         plain: Run it when nothing is asked for; it takes minutes at most.
         by_name: Run it only when it is asked for by name, not with all the others either.
-        told: Fields of its records that the console says beside the value.
+        shown: Fields of its records that the console shows beside the value.
 
     Raises:
         UserError: Another file has registered the name.
@@ -77,7 +77,7 @@ def protocol(
         if name in PROTOCOLS and PROTOCOLS[name].run.__module__ != run.__module__:
             raise UserError(f"The protocol '{name}' is already taken; register under another name.")
         summary = (run.__doc__ or "").strip().split("\n")[0]
-        PROTOCOLS[name] = Protocol(name, run, settings, key or name, needs, plain, by_name, told, summary)
+        PROTOCOLS[name] = Protocol(name, run, settings, key or name, needs, plain, by_name, shown, summary)
         return run
 
     return add

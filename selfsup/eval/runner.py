@@ -59,8 +59,8 @@ def measure(
     if left_out and not records:
         raise UserError(" ".join(left_out))
     if left_out:
-        told = (f"{', '.join(names)} ({reason.rstrip('.')})" for reason, names in left_out.items())
-        warnings.warn(f"Left out: {'; '.join(told)}.", stacklevel=2)
+        reasons = (f"{', '.join(names)} ({reason.rstrip('.')})" for reason, names in left_out.items())
+        warnings.warn(f"Left out: {'; '.join(reasons)}.", stacklevel=2)
     return records
 
 
@@ -119,5 +119,5 @@ def _reason(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     if isinstance(error, ValueError) and Path(place.filename).parent.name == "functional":
         return str(error)  # a sentence on what cannot be measured
-    told = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {told}"
+    message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {message}"

@@ -248,7 +248,7 @@ def _at_most(k: int, bank: int) -> int:
 
 def _label_table(part: FeatureSet, name: str) -> Tensor:
     if part.labels is None or part.labels.ndim != 2:
-        raise UserError(f"The {name} labels are no table of images and classes; give [N,C] labels of 0 and 1.")
+        raise UserError(f"The {name} labels are not a table of images and classes; give [N,C] labels of 0 and 1.")
     if len(part) == 0:
         raise UserError(f"The {name} features are empty; there is nothing to evaluate.")
     if not ((part.labels == 0) | (part.labels == 1)).all():

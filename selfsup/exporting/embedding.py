@@ -26,7 +26,7 @@ from selfsup.data import load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.files import FileDataset
 from selfsup.data.workers import worker_count
-from selfsup.engine.evaluation import choose_device, opened_evaluation, tell, tell_found
+from selfsup.engine.evaluation import announce, announce_found, choose_device, opened_evaluation
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, extract_features
 from selfsup.writing import check_output
@@ -90,11 +90,11 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
     data = dataclasses.replace(config.data, **{k: v for k, v in whole.items() if k in settings})
     splits = load_splits(data)
     if progress:
-        tell(opened, splits.train.facts)
-        tell_found(data, opened, splits)
+        announce(opened, splits.train.facts)
+        announce_found(data, opened, splits)
     # a hold-out of its own is one of the source's splits: nothing is drawn, as data.holdout is 0
     parts = [part for part in (splits.pretrain, splits.holdout, splits.test) if part is not None and len(part)]
-    # once as rows, and again in the archive whose beginning tells their number
+    # once as rows, and again in the archive, which begins with their number
     copies = 2 if target.suffix == ".npz" else 1
     check_output(target, "--out", 4 * copies * (opened.dim or 0) * sum(map(len, parts)))
     backbone = opened.network.to(choose_device(config.accelerator))

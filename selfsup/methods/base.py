@@ -99,7 +99,7 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         self.optimizer_config = parts.optimizer
         self.batch_size = parts.batch_size
         self.seed = parts.seed
-        #: Optimiser steps of the whole training; Lightning tells when training starts.
+        #: Optimiser steps of the whole training; Lightning knows when training starts.
         self.total_steps = parts.total_steps
         #: Steps between two that are logged; as above.
         self.log_every_steps = 1
@@ -209,7 +209,7 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     def _as_views(self, images: Sequence[View | Tensor]) -> tuple[View, ...]:
         if self.needs_geometry and not all(isinstance(view, View) for view in images):
             raise UserError(
-                f"{type(self).__name__} has to know where a view lies in its image: give views of "
+                f"{type(self).__name__} needs to know where a view lies in its image: give views of "
                 "selfsup.augment, or View(image, to_source)."
             )
         self._check_count(len(images))

@@ -32,7 +32,7 @@ class Parts:
         world_size: Number of ranks.
         seed: Seed of everything random in training.
         labelled: Whether the training images have labels.
-        total_steps: Optimiser steps of the whole training, where no trainer tells; what schedules are fractions of.
+        total_steps: Optimiser steps of the whole training, where no trainer knows; what schedules are fractions of.
     """
 
     backbone: Backbone

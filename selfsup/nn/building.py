@@ -118,8 +118,8 @@ def _arguments(config: BackboneConfig, in_channels: int, sizes: list[int]) -> di
     """Return ``config.kwargs`` and what must be added to them for images of these sizes."""
     given = config.kwargs
     failed = _try(config, in_channels, given, sizes) if sizes else None
-    told = given if failed is None else {"img_size": sizes[-1], **given}
-    dynamic = {"dynamic_img_size": True, **told}
+    sized = given if failed is None else {"img_size": sizes[-1], **given}
+    dynamic = {"dynamic_img_size": True, **sized}
     refused = _try(config, in_channels, dynamic, sizes)
     if refused is None:
         return dynamic
@@ -127,9 +127,9 @@ def _arguments(config: BackboneConfig, in_channels: int, sizes: list[int]) -> di
         return given
     if isinstance(refused, TypeError):  # timm's network has no such setting
         step = 1 if isinstance(failed, TypeError) else side_step(config, in_channels)
-        refused = _try(config, in_channels, told, sizes)
+        refused = _try(config, in_channels, sized, sizes)
         if refused is None and all(size % step == 0 for size in sizes):
-            return told
+            return sized
     if isinstance(refused, TypeError):  # nor the other one
         refused = failed
     if isinstance(refused, TypeError):  # a mistake in backbone.kwargs, which building it shows
@@ -165,7 +165,7 @@ def _refusal(config: BackboneConfig, in_channels: int, sizes: list[int], error: 
         padded = {"img_size": sizes[-1], **config.kwargs, "dynamic_img_size": True, "dynamic_img_pad": True}
         pad = "" if _try(config, in_channels, padded, sizes) else ", or backbone.kwargs.dynamic_img_pad=true to fill up"
         return (
-            f"backbone.name={config.name} cuts images into patches of {step} pixels, which {odd} is no multiple of; "
+            f"backbone.name={config.name} cuts images into patches of {step} pixels, of which {odd} is not a multiple; "
             f"use {fitting} (data.image_size, augment.sizes){pad}."
         )
     several = f"sizes {', '.join(map(str, sizes))} together" if len(sizes) > 1 else f"images of {sizes[0]} pixels"

@@ -85,7 +85,7 @@ def own_backbone(in_channels: int | None = None, normalization: Normalization | 
     """
     if not _given:
         raise UserError(
-            "backbone.name=own is a network that was given from Python, which this process has not: give it to "
+            "backbone.name=own is a network that was given from Python, which this process does not have: give it to "
             "selfsup.train(backbone=…), or to Run.backbone(network)."
         )
     backbone = copy.deepcopy(_given[0])

@@ -162,7 +162,7 @@ def _runs_of(folder: Path, notes: list[str]) -> list[Path]:
     runs = [entry for entry in inside if _is_run(entry)]
     if not runs:
         raise UserError(
-            f"'{folder}' is no run: it has neither config.yaml nor {FILE}, and holds no run; name the folder of a run."
+            f"'{folder}' is not a run: it has neither config.yaml nor {FILE}, and holds no run; name the folder of a run."
         )
     if others := [entry.name for entry in inside if entry not in runs]:
         notes.append(f"{folder}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} no run and left out")
@@ -224,7 +224,7 @@ def _differences(used: dict[str, dict[str, Record]]) -> list[str]:
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_yaml(path)
     if not isinstance(config, dict):
-        raise UserError(f"'{path}' is no configuration; restore it or leave the run out.")
+        raise UserError(f"'{path}' is not a configuration; restore it or leave the run out.")
     return config
 
 

@@ -41,7 +41,7 @@ def read_metrics(path: str | Path) -> Metrics:
         if "\0" in text:
             raise ValueError("zero bytes in a text")
         end = 1 + max(text.rfind("\n"), text.rfind("\r"))
-        if end < len(text):  # what is behind may be whole or lack digits: nothing tells
+        if end < len(text):  # what follows may be whole or lack digits, which nothing shows
             notes.append(f"{path}: its last line was cut short and is left out.")
         lines = [line for line in csv.reader(io.StringIO(text[:end], newline="")) if any(line)]
     except (OSError, ValueError, csv.Error) as error:

@@ -132,7 +132,7 @@ def _pictures(runs: Compared, key: str) -> str:
         if size is not None:
             shown.append((name, f"{title} of {name}", size, _base64(content)))
         elif content:
-            runs.notes.append(f"{name}: figures/{key}.png is no PNG picture and is left out")
+            runs.notes.append(f"{name}: figures/{key}.png is not a PNG picture and is left out")
     return _part("pictures", caption, shown) if shown else ""
 
 

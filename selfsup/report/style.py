@@ -1,7 +1,7 @@
 """How charts look: colours that suit light and dark pages, and a marker and dashes for every series.
 
 Figures are drawn in the light colours. In a page each of them becomes the variable of its name, which the page's
-style sheet sets for light and for dark. No series is told from another by colour alone.
+style sheet sets for light and for dark. No two series differ by colour alone.
 """
 
 from __future__ import annotations

@@ -127,6 +127,6 @@ def test_short_forms_and_the_printed_configuration(tmp_path: Path, capsys: pytes
     data = yaml.safe_load(capsys.readouterr().out)["data"]
     assert (data["name"], data["root"]) == ("image_folder", str(tmp_path / "pictures"))
     assert main(["train", "--lr", "1", "optimizer.lr=2"]) == 2
-    assert "optimizer.lr= is given in its short form, too" in capsys.readouterr().err
+    assert "optimizer.lr= is also given in its short form" in capsys.readouterr().err
     assert main(["train", "--data", "nowhere"]) == 2
     assert "'nowhere' is not a setting" in capsys.readouterr().err

@@ -253,7 +253,7 @@ def test_splits_can_be_said(tmp_path, kind):
         _shards(kind, tmp_path, (size,), name)
     splits = _load(kind, tmp_path, splits={"train": ["a-*", "b-*"], "test": ["d"]})
     assert (len(splits.train), len(splits.test), splits.found.total) == (7, 6, 15)
-    with pytest.raises(UserError, match=r"data.splits.test: nowhere is no folder"):
+    with pytest.raises(UserError, match=r"data.splits.test: nowhere is not a folder"):
         _load(kind, tmp_path, splits={"train": ["a-*"], "test": ["nowhere"]})
 
 
@@ -403,7 +403,7 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
             tar.add(__file__)
     else:
         path.write_bytes(b"x" * 2000)
-    with pytest.raises(UserError, match=r"shard-001.tar is no tar file, is compressed or is damaged"):
+    with pytest.raises(UserError, match=r"shard-001.tar is not a tar file, is compressed or is damaged"):
         _load("webdataset", tmp_path)
 
 
@@ -451,7 +451,7 @@ def test_parquet_files_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match=r"^data.label_column: boxes holds no classes"):
         _load("parquet", tmp_path, label_column="boxes")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match=r"^data.root: a file in .* is no Parquet file"):
+    with pytest.raises(UserError, match=r"^data.root: a file in .* is not a Parquet file"):
         _load("parquet", tmp_path)
     (tmp_path / "b.parquet").unlink()
     pq.write_table(pa.table({"x": [b"1"], "y": [b"2"]}), tmp_path / "a.parquet")

@@ -128,7 +128,7 @@ def test_what_a_person_can_put_right(tmp_path):
         compare([])
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="is no run"):
+        with pytest.raises(UserError, match="is not a run"):
             compare([folder])
     with pytest.raises(UserError, match=r"config\.yaml"):
         compare([run(tmp_path / "broken", config="method: [")])

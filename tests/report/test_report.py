@@ -296,7 +296,7 @@ def test_the_pictures_are_in_the_page(tmp_path: Path) -> None:
         "Segmentation of a",
     }
     assert found["Nearest neighbours of a"] == ("30", "20", (folders[0] / "figures" / "neighbours.png").read_bytes())
-    assert "b: figures/neighbours.png is no PNG picture and is left out" in [words for _, words in page.all("li")]
+    assert "b: figures/neighbours.png is not a PNG picture and is left out" in [words for _, words in page.all("li")]
 
 
 def test_downloads_hold_what_the_page_shows(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def changed(content: dict[str, Any], path: tuple[str, ...], change: Callable[[di
     return made
 
 
-@pytest.mark.filterwarnings("ignore:The layers of the head")
+@pytest.mark.filterwarnings("ignore:The head cannot be built again")
 def test_an_incomplete_checkpoint_is_one_sentence(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

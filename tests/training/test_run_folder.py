@@ -74,7 +74,7 @@ def test_auto_refuses_another_run_and_folders_of_other_things(tiny_config: Confi
         train(tiny_config("moco", "resume=auto"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(UserError, match="holds other things"):
+    with pytest.raises(UserError, match="does not begin with"):
         train(tiny_config("simclr", "resume=auto", run="photos"))
     config = tiny_config("simclr", "resume=auto")
     config.run_dir = None
@@ -103,7 +103,7 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_made_up_for(
         file.write("0,3,0.1")  # a torn line
     with pytest.warns(UserWarning, match="cut short"):
         train(load_resumed_config([f"resume={run}"]))
-    assert "put right now: results.json, metrics.csv, figures/training.png" in capsys.readouterr().out
+    assert "repaired: results.json, metrics.csv, figures/training.png" in capsys.readouterr().out
     (again,) = read_results(run)
     measured = {"value", "peak_memory_mb"}
     assert {k: v for k, v in again.items() if k not in measured} == {

@@ -143,7 +143,7 @@ def test_another_network_takes_what_it_shares_and_tells_the_rest(tmp_path: Path)
     assert start.notes[0].startswith("10 tensors are not there, and left as drawn: layer1.1.conv1.weight")
     shallower = BackboneConfig("resnet", width=4, blocks=[1, 1, 1, 1])
     start = start_from(built(shallower), config_from(shallower, run_of(built(deeper), tmp_path, deeper)))
-    assert start.notes[0].startswith("12 tensors are of no use here, and left out: layer1.1.conv1.weight")
+    assert start.notes[0].startswith("12 tensors are not used here, and left out: layer1.1.conv1.weight")
 
 
 def run_of(backbone: Backbone, folder: Path, config: BackboneConfig | None = None) -> str:

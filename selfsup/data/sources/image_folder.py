@@ -42,7 +42,7 @@ class ImageFolderConfig(DividedConfig):
             second, -1 the one that holds the file.
         labels: Table of labels, CSV or Parquet, in place of folders.
         label_column: Its column of class names or numbers; None takes ``label``, ``class`` or the like.
-        file_column: Its column of files; None takes ``file``, ``path`` or the like. They are told by their paths, or
+        file_column: Its column of files; None takes ``file``, ``path`` or the like. They are matched by their paths, or
             by as much of the end of it as only one file has.
     """
 
@@ -172,7 +172,7 @@ def _divided(
 def _labels(
     config: ImageFolderConfig, names: Sequence[str], below: Sequence[str], used: Sequence[int], found: Found
 ) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Return labels int64 of all files, -1 for none, and the classes; None twice without labels. ``found`` is told."""
+    """Return labels int64 of all files, -1 for none, and the classes; None twice without labels; fill ``found``."""
     if config.labelled is False:
         return None, None
     if config.labels is not None:

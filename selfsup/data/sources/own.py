@@ -30,7 +30,7 @@ def own(config: OwnConfig) -> SourceSplits:
     """A torch dataset given from Python: selfsup.train(data=my_dataset), see as_images for what it may hold."""
     if not _given:
         raise UserError(
-            "data=own is a dataset that was given from Python, which this process has not: give it to "
+            "data=own is a dataset that was given from Python, which this process does not have: give it to "
             "selfsup.train(data=…) or selfsup.evaluate(…, data=…), or name other data."
         )
     train, test = (

@@ -217,7 +217,7 @@ def parquet(config: ParquetConfig) -> SourceSplits:
         label, labels = _labels(schema, config, read)
     except (arrow.ArrowException, OSError, KeyError) as error:
         raise UserError(
-            f"data.root: a file in {root} is no Parquet file, is damaged, or has other columns than {shards[0]} "
+            f"data.root: a file in {root} is not a Parquet file, is damaged, or has other columns than {shards[0]} "
             f"({str(error).splitlines()[0]}); repair it or take it out."
         ) from error
     _check_filled(root, index["filled"], column, config.max_undecodable)

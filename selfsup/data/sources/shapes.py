@@ -30,7 +30,7 @@ from selfsup.registry import sources
 from selfsup.settings import setting
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "arrow", "crescent", "corner")
-SMALLEST = 32  # below this side the outlines are no longer told apart
+SMALLEST = 32  # below this side the outlines can no longer be distinguished
 TEST_START = 2**40  # test scenes are those from this index on, so that either split may grow without moving the other
 
 

@@ -215,7 +215,7 @@ def _scan(path: Path, config: WebDatasetConfig) -> Iterator[tuple[int, int, byte
             _check_end(path, tar.offset)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
-            f"data.root: {path} is no tar file, is compressed or is damaged ({error}); repair it or take it out."
+            f"data.root: {path} is not a tar file, is compressed or is damaged ({error}); repair it or take it out."
         ) from error
 
 

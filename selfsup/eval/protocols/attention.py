@@ -19,7 +19,7 @@ from selfsup.functional.attention import attention_distance, attention_nmi, four
 IMAGES, BATCH = 256, 16  # a batch holds images × heads × tokens² numbers
 
 
-@protocol("attention", needs=("network",), told=("layer",))
+@protocol("attention", needs=("network",), shown=("layer",))
 def evaluate(subject: Subject, settings: None) -> Iterator[Record]:
     """Attention distance, attention NMI and high frequencies of every block of a vision transformer.
 
@@ -80,7 +80,7 @@ def attention_obstacle(backbone: nn.Module | None) -> str | None:
     """Say why there is no attention to look at, or None when there is."""
     network = getattr(backbone, "network", backbone)
     if not isinstance(network, VisionTransformer):
-        return "the network is no vision transformer of timm"
+        return "the network is not a vision transformer of timm"
     if not all(isinstance(getattr(block, "attn", None), Attention) for block in network.blocks):
         return "its blocks have an attention of another kind than timm's plain one"
     rows, columns = network.patch_embed.grid_size

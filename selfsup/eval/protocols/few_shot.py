@@ -43,7 +43,7 @@ class FewShotSettings:
     episodes: int = setting(600, least=2)
 
 
-@protocol("few_shot", FewShotSettings, needs=("labels",), told=("ways", "shots", "classifier"))
+@protocol("few_shot", FewShotSettings, needs=("labels",), shown=("ways", "shots", "classifier"))
 def evaluate(subject: Subject, settings: FewShotSettings) -> Iterator[Record]:
     """Accuracy over episodes of a few labelled images a class, with its 95 % interval; nothing is chosen.
 

@@ -50,7 +50,7 @@ class FineTuneSettings:
     batch_size: int = setting(128, least=2)
 
 
-@protocol("fine_tune", FineTuneSettings, needs=("network", "labels"), by_name=True, told=("selected_on",))
+@protocol("fine_tune", FineTuneSettings, needs=("network", "labels"), by_name=True, shown=("selected_on",))
 def evaluate(subject: Subject, settings: FineTuneSettings) -> Iterator[Record]:
     """Accuracy of the whole network trained with labels, learning rate and epoch chosen on the hold-out."""
     grid = {

@@ -40,7 +40,7 @@ class InvarianceSettings:
     images: int = setting(512, least=3)
 
 
-@protocol("invariance", InvarianceSettings, needs=("network",), told=("operation",))
+@protocol("invariance", InvarianceSettings, needs=("network",), shown=("operation",))
 def evaluate(subject: Subject, settings: InvarianceSettings) -> Iterator[Record]:
     """Whether features stay, or move alike, when one augmentation changes the images.
 

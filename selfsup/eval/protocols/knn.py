@@ -10,7 +10,7 @@ from selfsup.eval.subject import Subject
 from selfsup.eval.voting import KnnSettings, knn_grid, knn_records, search_settings
 
 
-@protocol("knn", KnnSettings, needs=("labels",), plain=True, told=("k", "temperature"))
+@protocol("knn", KnnSettings, needs=("labels",), plain=True, shown=("k", "temperature"))
 def evaluate(subject: Subject, settings: KnnSettings) -> Iterator[Record]:
     """kNN accuracy of the scored images, for every ``k`` and temperature; the first of each is *the* accuracy."""
     features = subject.features

@@ -10,7 +10,7 @@ from selfsup.eval.subject import Subject
 from selfsup.eval.voting import KnnSettings, knn_loo, knn_records, search_settings
 
 
-@protocol("knn_loo", KnnSettings, key="knn", needs=("labels",), told=("k", "temperature"))
+@protocol("knn_loo", KnnSettings, key="knn", needs=("labels",), shown=("k", "temperature"))
 def evaluate(subject: Subject, settings: KnnSettings) -> Iterator[Record]:
     """kNN accuracy of each training image among all the others, with the settings of ``eval.knn``."""
     features = subject.features

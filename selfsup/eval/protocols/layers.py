@@ -15,7 +15,7 @@ from selfsup.functional.diagnostics import rank_me
 BANK, QUERIES = 5000, 2000  # a table of every layer is kept in memory
 
 
-@protocol("layers", KnnSettings, key="knn", needs=("network",), told=("layer", "k", "temperature"))
+@protocol("layers", KnnSettings, key="knn", needs=("network",), shown=("layer", "k", "temperature"))
 def evaluate(subject: Subject, settings: KnnSettings) -> Iterator[Record]:
     """kNN accuracy and RankMe after every stage of the network and every layer of the head.
 

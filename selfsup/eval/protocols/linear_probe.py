@@ -54,7 +54,7 @@ class LinearProbeSettings:
     paper_epochs: int | None = setting(None, least=1)
 
 
-@protocol("linear_probe", LinearProbeSettings, needs=("labels",), plain=True, told=("probe_protocol", "selected_on"))
+@protocol("linear_probe", LinearProbeSettings, needs=("labels",), plain=True, shown=("probe_protocol", "selected_on"))
 def evaluate(subject: Subject, settings: LinearProbeSettings) -> Iterator[Record]:
     """Accuracy of a linear classifier, its learning rate, weight decay and features chosen on the hold-out.
 

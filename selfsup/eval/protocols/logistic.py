@@ -36,7 +36,7 @@ class LogisticSettings:
     iterations: int = setting(1000, least=1)
 
 
-@protocol("logistic", LogisticSettings, needs=("labels",), by_name=True, told=("selected_on",))
+@protocol("logistic", LogisticSettings, needs=("labels",), by_name=True, shown=("selected_on",))
 def evaluate(subject: Subject, settings: LogisticSettings) -> Iterator[Record]:
     """Accuracy of a logistic regression, its penalty chosen on the hold-out."""
     grid = {

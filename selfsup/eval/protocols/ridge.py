@@ -35,7 +35,7 @@ class RidgeSettings:
     penalties: list[float] = setting(list(PENALTIES), above=0)
 
 
-@protocol("ridge", RidgeSettings, needs=("labels",), told=("selected_on",))
+@protocol("ridge", RidgeSettings, needs=("labels",), shown=("selected_on",))
 def evaluate(subject: Subject, settings: RidgeSettings) -> Iterator[Record]:
     """Accuracy of a ridge regression in closed form, its penalty chosen on the hold-out."""
     grid = {"penalties": list(settings.penalties), "optimizer": "closed form", "features": "standardised"}

@@ -60,7 +60,7 @@ class SegmentationSettings:
     batch_size: int = setting(32, least=1)
 
 
-@protocol("segmentation", SegmentationSettings, needs=("masks", "dense"), told=("selected_on",))
+@protocol("segmentation", SegmentationSettings, needs=("masks", "dense"), shown=("selected_on",))
 def evaluate(subject: Subject, settings: SegmentationSettings) -> Iterator[Record]:
     """Mean IoU of a linear classifier of pixels on data with masks, its learning rate chosen on the hold-out.
 

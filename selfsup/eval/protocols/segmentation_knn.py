@@ -54,7 +54,7 @@ class SegmentationKnnSettings:
     batch_size: int = setting(32, least=1)
 
 
-@protocol("segmentation_knn", SegmentationKnnSettings, needs=("network", "masks", "dense"), told=("k", "temperature"))
+@protocol("segmentation_knn", SegmentationKnnSettings, needs=("network", "masks", "dense"), shown=("k", "temperature"))
 def evaluate(subject: Subject, settings: SegmentationKnnSettings) -> Iterator[Record]:
     """Mean IoU when each cell takes the classes of its nearest training cells; nothing is trained or chosen."""
     split, scored = subject.scored

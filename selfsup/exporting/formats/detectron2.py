@@ -81,5 +81,5 @@ def _key(key: str) -> str:
     names = {f"conv{n}": f"conv{n}" for n in (1, 2, 3)} | {f"bn{n}": f"conv{n}.norm" for n in (1, 2, 3)}
     names |= {"downsample.0": "shortcut", "downsample.1": "shortcut.norm"}
     if layer not in names:
-        raise ValueError(f"'{key}' is no key of a ResNet with torchvision's names")
+        raise ValueError(f"'{key}' is not a key of a ResNet with torchvision's names")
     return ".".join([*before, names[layer], parameter])
