@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
 from selfsup.imports import recall
 from selfsup.writing import replacing
 
@@ -180,8 +180,7 @@ def read_tensors(file: Path) -> Any:
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UserError(f"{file} is not a safetensors file, or is truncated ({reason}).") from error
+            raise UserError(f"{file} is not a safetensors file, or is truncated ({reason_of(error)}).") from error
     try:
         # Namespaces of command-line arguments lie in many published checkpoints; to make one again runs no code
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -193,5 +192,4 @@ def read_tensors(file: Path) -> Any:
             ) from error
         raise UserError(f"{file} is not a checkpoint, or a damaged one.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file} is not a checkpoint, or is truncated ({reason}).") from error
+        raise UserError(f"{file} is not a checkpoint, or is truncated ({reason_of(error)}).") from error

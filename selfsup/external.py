@@ -13,7 +13,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
 from selfsup.nn import Backbone, BackboneConfig, any_size, build_backbone
 from selfsup.registry import nearest
 from selfsup.types import Normalization
@@ -64,10 +64,10 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
         network = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size(name))
     except Exception as error:  # the hub, its cache and the network each raise their own
         if not pretrained:
-            raise UserError(f"checkpoint: timm cannot build '{name}': {_line(error)}") from error
+            raise UserError(f"checkpoint: timm cannot build '{name}': {reason_of(error)}") from error
         raise UserError(
-            f"checkpoint: the weights of '{TIMM}{name}' could not be fetched ({_line(error)}); without network they "
-            f"must lie in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
+            f"checkpoint: the weights of '{TIMM}{name}' could not be fetched ({reason_of(error)}); without network "
+            f"they must lie in timm's cache, or as a file with checkpoint=FILE backbone.name={name.split('.')[0]}; "
             "pretrained=false takes random ones."
         ) from error
     facts: dict[str, Any] = network.pretrained_cfg
@@ -101,7 +101,7 @@ def own_module(checkpoint: str) -> nn.Module:
             module = importlib.import_module(package)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f"checkpoint: '{package}' cannot be imported ({_line(error)}); "
+                f"checkpoint: '{package}' cannot be imported ({reason_of(error)}); "
                 "write module:PACKAGE.NAME, or module:FILE.py:NAME for a file."
             ) from error
     if not hasattr(module, name):
@@ -201,7 +201,3 @@ def _some(what: str, keys: list[str]) -> str:
     if not keys:
         return f"nothing {what}"
     return f"{len(keys)} keys {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

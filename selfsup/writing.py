@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
 
 
 def check_output(path: str | Path, setting: str, size: int = 0) -> None:
@@ -67,7 +67,7 @@ def replacing(path: str | os.PathLike[str], advice: str = "make room, or choose 
         finally:
             os.close(handle)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise UserError(f"{target} could not be written ({reason}); {advice}.") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import math
 import unicodedata
 from collections import Counter, defaultdict
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, packages
 
 FILE_COLUMNS = (
     *("file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_path", "image_name"),
@@ -186,12 +185,7 @@ def _read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
-    try:
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError(
-            "data.labels: a Parquet file needs the package pyarrow; install the extra: pip install 'selfsup[parquet]'."
-        ) from error
+    arrow, parquet = packages("data.labels: a Parquet file", "parquet", "pyarrow", "pyarrow.parquet")
     try:
         table = parquet.read_table(path, partitioning=None)
     except arrow.ArrowException as error:

@@ -16,7 +16,7 @@ from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.workers import worker_count
 from selfsup.engine.trained_images import leave_out_trained, rule_of_run
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
 from selfsup.eval import Encoder, Record, Subject, measure
 from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import protocols_of
@@ -130,10 +130,9 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
         with torch.inference_mode():
             output = opened.network(torch.zeros(2, channels, size, size, dtype=kind))
     except Exception as error:  # networks from elsewhere raise whatever they like
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         own = opened.image_size if opened.image_size not in (None, size) else "a size that it takes"
         raise UserError(
-            f"{opened.name} does not take images of {channels} channel(s) and {size} pixels ({reason}); "
+            f"{opened.name} does not take images of {channels} channel(s) and {size} pixels ({reason_of(error)}); "
             f"set data.image_size={own}."
         ) from error
     if not isinstance(output, torch.Tensor) or output.ndim != 2:

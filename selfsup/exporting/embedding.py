@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import itertools
 import json
 import logging
@@ -27,7 +26,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.data.files import FileDataset
 from selfsup.data.workers import worker_count
 from selfsup.engine.evaluation import announce, announce_found, choose_device, opened_evaluation
-from selfsup.errors import UserError
+from selfsup.errors import UserError, packages, reason_of
 from selfsup.eval import FeatureSet, extract_features
 from selfsup.writing import check_output
 
@@ -159,7 +158,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
     try:
         return _READERS[path.suffix](path)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as a file of embeddings: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as a file of embeddings: {reason_of(error)}") from error
 
 
 def _blocks(part: ImageDataset) -> Iterator[ImageDataset]:
@@ -284,14 +283,8 @@ def _read_parquet(path: Path) -> Embeddings:
     )
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError(
-            "--out: a .parquet file needs the package pyarrow; install the extra (pip install 'selfsup[parquet]') or "
-            "name the file .npz."
-        ) from error
+def _pyarrow() -> list[Any]:
+    return packages("A .parquet file", "parquet", "pyarrow", "pyarrow.parquet")
 
 
 _WRITERS: dict[str, type[_Writer]] = {".npz": _NpzWriter, ".parquet": _ParquetWriter}

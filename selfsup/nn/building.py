@@ -12,7 +12,7 @@ import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
 from selfsup.imports import hint
 from selfsup.nn.backbone import Backbone, BackboneConfig
 from selfsup.nn.narrow import ConvNet, narrow_resnet
@@ -171,8 +171,8 @@ def _refusal(config: BackboneConfig, in_channels: int, sizes: list[int], error: 
     several = f"sizes {', '.join(map(str, sizes))} together" if len(sizes) > 1 else f"images of {sizes[0]} pixels"
     own = int(timm.get_pretrained_cfg(config.name).input_size[-1])
     return (
-        f"backbone.name={config.name} cannot take {several} ({_line(error)}); it is made for {own} (data.image_size, "
-        "augment.sizes), and a network such as resnet50 takes any size."
+        f"backbone.name={config.name} cannot take {several} ({reason_of(error)}); it is made for {own} "
+        "(data.image_size, augment.sizes), and a network such as resnet50 takes any size."
     )
 
 
@@ -180,10 +180,6 @@ def _patch(network: nn.Module) -> int:
     """Return the side of the patches that a network cuts images into, or 1."""
     ratios = (getattr(module, "feat_ratio", None) for module in network.modules())  # timm's name for it
     return next((int(cast(Any, ratio)()) for ratio in ratios if callable(ratio)), 1)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _refuse_files(arguments: dict[str, Any]) -> None:

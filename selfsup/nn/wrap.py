@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
 from selfsup.nn.backbone import Backbone
 from selfsup.types import Normalization
 
@@ -113,10 +113,9 @@ def _probe(network: nn.Module, channels: int, image_size: int) -> Tensor:
         with torch.no_grad():
             features = network.eval()(images)
     except Exception as error:  # a module of anybody's may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"backbone: {name} fails on images {list(images.shape)} ({reason}); give a module that takes float "
-            "[B,C,H,W], or set image_size to a side that it takes."
+            f"backbone: {name} fails on images {list(images.shape)} ({reason_of(error)}); give a module that takes "
+            "float [B,C,H,W], or set image_size to a side that it takes."
         ) from error
     finally:
         for module, mode in modes.items():

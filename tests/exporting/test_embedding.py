@@ -179,7 +179,7 @@ def test_without_pyarrow(trained: Path, folder: Path, tmp_path: Path, monkeypatc
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
         return original(name, *rest)
 
-    monkeypatch.setattr("selfsup.exporting.embedding.importlib.import_module", missing)
+    monkeypatch.setattr("selfsup.errors.importlib.import_module", missing)
     config = selfsup.load_evaluate_config(settings(trained, folder, *CPU))
     with pytest.raises(UserError, match=r"selfsup\[parquet\]"):
         selfsup.embed(config, tmp_path / "e.parquet", progress=False)

@@ -289,7 +289,7 @@ def test_without_onnxruntime(trained: Path, tmp_path: Path, monkeypatch: pytest.
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
         return original(name, *rest)
 
-    monkeypatch.setattr("selfsup.exporting.formats.onnx.importlib.import_module", missing)
+    monkeypatch.setattr("selfsup.errors.importlib.import_module", missing)
     with pytest.raises(UserError, match=r"onnx.*selfsup\[export\]"):
         selfsup.export(trained, "onnx", tmp_path / "n.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -35,7 +34,7 @@ from selfsup.data.shards import (
     open_root,
 )
 from selfsup.data.workers import usable_cores
-from selfsup.errors import UserError
+from selfsup.errors import UserError, packages, reason_of
 from selfsup.registry import sources
 from selfsup.settings import setting
 from selfsup.types import ImageFacts
@@ -218,7 +217,7 @@ def parquet(config: ParquetConfig) -> SourceSplits:
     except (arrow.ArrowException, OSError, KeyError) as error:
         raise UserError(
             f"data.root: a file in {root} is not a Parquet file, is damaged, or has other columns than {shards[0]} "
-            f"({str(error).splitlines()[0]}); repair it or take it out."
+            f"({reason_of(error)}); repair it or take it out."
         ) from error
     _check_filled(root, index["filled"], column, config.max_undecodable)
     keys = torch.from_numpy(index["keys"])
@@ -299,10 +298,5 @@ def _class_names(schema: Any, label: str | None) -> list[str] | None:
     return names if isinstance(names, list) else None
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError(
-            "data=parquet needs the package pyarrow; install the extra: pip install 'selfsup[parquet]'."
-        ) from error
+def _pyarrow() -> list[Any]:
+    return packages("data=parquet", "parquet", "pyarrow", "pyarrow.parquet")

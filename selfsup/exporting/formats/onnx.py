@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, packages
 from selfsup.exporting.format import export_format, quiet
 from selfsup.exporting.trained import Features, Trained
 
@@ -16,13 +15,7 @@ from selfsup.exporting.trained import Features, Trained
 @export_format("onnx")
 def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
     """ONNX graph, which takes images in [0, 1]."""
-    try:
-        _, _, runtime = map(importlib.import_module, ("onnx", "onnxscript", "onnxruntime"))
-    except ImportError as error:
-        raise UserError(
-            f"--format onnx needs the package '{error.name}', which is missing; install the extra: "
-            "pip install 'selfsup[export]'."
-        ) from error
+    _, _, runtime = packages("--format onnx", "export", "onnx", "onnxscript", "onnxruntime")
     if sum(value.nbytes for value in run.state.values()) > 1.9e9:
         raise UserError("--format onnx: an ONNX file holds at most 2 GB; use --format exported.")
     with quiet():
