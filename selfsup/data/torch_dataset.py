@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from selfsup.data.base import ImageDataset
+from selfsup.data.decode import centre_square
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.types import GREY, ImageFacts, Normalization
@@ -143,12 +143,7 @@ def _square(image: Tensor, facts: ImageFacts, row: int) -> Tensor:
         raise UserError(
             f"data: item {row} has {len(image)} channels and the first {facts.channels}; give all the same."
         )
-    height, width = image.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[:, top : top + side, left : left + side]
-    size = facts.image_size
-    return square if side == size else interpolate(square[None], (size, size), mode="bilinear", antialias=True)[0]
+    return centre_square(image, facts.image_size)
 
 
 def _listed_labels(dataset: Any) -> Tensor | None:

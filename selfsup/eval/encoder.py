@@ -246,14 +246,8 @@ def prepare_images(images: Tensor, size: int, channels: int, normalization: Norm
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
         raise ValueError(f"prepare_images: images must be uint8 [B,C,H,W] and not empty, got {kind(images)}.")
     count("prepare_images", size=size, channels=channels)
-    result = crop_centre(images.to(torch.float32) / 255, size, mode="bilinear", antialias=True, align_corners=False)
-    if result.shape[1] == 1 and channels > 1:
-        result = result.expand(-1, channels, -1, -1)
-    if result.shape[1] != channels:
-        raise UserError(
-            f"backbone: the network takes images of {channels} channel(s) and the data has {result.shape[1]}; "
-            "choose a backbone that was trained on such images."
-        )
+    cropped = crop_centre(images.to(torch.float32) / 255, size, mode="bilinear", antialias=True, align_corners=False)
+    result = for_channels(cropped, channels)
     if normalization is None:
         return result
     mean, std = (
@@ -265,6 +259,22 @@ def prepare_images(images: Tensor, size: int, channels: int, normalization: Norm
             f"data.mean: there are statistics of {mean.shape[1]} channels for images of {channels}; give one a channel."
         )
     return (result - mean) / std
+
+
+def for_channels(images: Tensor, channels: int) -> Tensor:
+    """Return images ``[B,C,H,W]`` with the channels that a network takes: grey ones are repeated over them.
+
+    Raises:
+        UserError: Colour images for a one-channel network.
+    """
+    if images.shape[1] == 1 and channels > 1:
+        return images.expand(-1, channels, -1, -1)
+    if images.shape[1] != channels:
+        raise UserError(
+            f"backbone: the network takes images of {channels} channel(s) and the data has {images.shape[1]}; "
+            "choose a backbone that was trained on such images."
+        )
+    return images
 
 
 def crop_centre(images: Tensor, size: int, **how: Any) -> Tensor:

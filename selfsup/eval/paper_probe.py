@@ -16,7 +16,7 @@ from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
-from selfsup.eval.encoder import Encoder, frozen, home_of, input_channels
+from selfsup.eval.encoder import Encoder, for_channels, frozen, home_of, input_channels
 from selfsup.eval.feature_choices import POOLED, ChosenFeatures, is_transformer
 from selfsup.eval.features import check_finite, known_labels, labels_of
 from selfsup.eval.probing import ProbeParts, ProbeResult, class_positions
@@ -188,14 +188,7 @@ def augmented_views(
     images: Tensor, index: Tensor, views: ViewGenerator, seed: int, channels: int, dtype: torch.dtype
 ) -> Tensor:
     """Return one view of every image, for a network with this number of channels: uint8 ``[B,C,H,W]`` to float."""
-    if images.shape[1] == 1 and channels > 1:
-        images = images.expand(-1, channels, -1, -1)
-    if images.shape[1] != channels:
-        raise UserError(
-            f"backbone: the network takes images of {channels} channel(s) and the data has {images.shape[1]}; "
-            "choose a backbone that was trained on such images."
-        )
-    (view,) = views(images, seed, index)
+    (view,) = views(for_channels(images, channels), seed, index)
     image: Tensor = view.image.to(dtype, memory_format=torch.channels_last)
     return image
 

@@ -119,18 +119,15 @@ def feature_map(features: FeatureSet, images: ImageDataset, split: str, seed: in
 def nearest_images(
     bank: tuple[FeatureSet, ImageDataset],
     queries: tuple[FeatureSet, ImageDataset],
-    *,
-    rows: int = 8,
     k: int = 8,
-    seed: int = 0,
 ) -> NeighbourImages:
-    """Return the ``k`` images of the bank nearest to ``rows`` queries, which are drawn with ``seed``.
+    """Return the ``k`` images of the bank nearest to eight queries, which are drawn at random with a fixed seed.
 
     Args:
         bank, queries: Features, and the images they are of.
     """
     (known, bank_images), (asked, query_images) = bank, queries
-    chosen = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))[:rows]
+    chosen = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0))[:8]
     position = search(known.features, asked.features[chosen], min(k, len(known)))[1]
     found = bank_images.read(positions_of(bank_images, known.index[position.flatten()]))
     return NeighbourImages(
@@ -162,7 +159,6 @@ def similarities(
     *,
     noisy: int = 25,
     masks: int = 400,
-    seed: int = 0,
 ) -> SimilarityMaps:
     """Find, for pairs of images, which places their similarity comes from.
 
@@ -172,7 +168,6 @@ def similarities(
         pairs: int64 ``[P,2]``: positions of the images.
         partners: Where the second image of each pair comes from; None is ``dataset``.
         noisy, masks: Samples of SmoothGrad and of the masking map.
-        seed: Of the noise and the masks.
 
     Raises:
         UserError: The network has no ``forward_dense``.
@@ -196,11 +191,11 @@ def similarities(
             bar.update()
             return F.cosine_similarity(dense(images).mean((2, 3)), target)
 
-        masked = masking_map(score, first, masks, generator=torch.Generator().manual_seed(seed))
+        masked = masking_map(score, first, masks, generator=torch.Generator().manual_seed(0))
         # tensors made in inference mode cannot take part in a gradient
         with torch.inference_mode(False):
             target = target.clone()
-            random = torch.Generator(where).manual_seed(seed)
+            random = torch.Generator(where).manual_seed(0)
             gradient = smooth_grad(score, first.clone(), noisy, generator=random).sum(1).sqrt()
     pictures = [prepare_images(i, size, channels).permute(0, 2, 3, 1).clamp(0, 1) for i in shown]
     return SimilarityMaps(
