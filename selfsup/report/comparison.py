@@ -162,7 +162,8 @@ def _runs_of(folder: Path, notes: list[str]) -> list[Path]:
     runs = [entry for entry in inside if _is_run(entry)]
     if not runs:
         raise UserError(
-            f"'{folder}' is not a run: it has neither config.yaml nor {FILE}, and holds no run; name the folder of a run."
+            f"'{folder}' is not a run: it has neither config.yaml nor {FILE}, and holds no run; "
+            "name the folder of a run."
         )
     if others := [entry.name for entry in inside if entry not in runs]:
         notes.append(f"{folder}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} no run and left out")

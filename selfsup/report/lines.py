@@ -36,7 +36,7 @@ def _what(record: Record) -> str:
 
 
 def _details(record: Record) -> str:
-    told = list(PROTOCOLS[record.protocol].told) if record.protocol in PROTOCOLS else []
-    told += ["index", "recall"] if record.get("index", "flat") != "flat" else []
-    told += ["labelled_images"] if record.get("label_fraction", 1) < 1 else []
-    return ", ".join(f"{key}={record[key]}" for key in told if key in record)
+    shown = list(PROTOCOLS[record.protocol].shown) if record.protocol in PROTOCOLS else []
+    shown += ["index", "recall"] if record.get("index", "flat") != "flat" else []
+    shown += ["labelled_images"] if record.get("label_fraction", 1) < 1 else []
+    return ", ".join(f"{key}={record[key]}" for key in shown if key in record)

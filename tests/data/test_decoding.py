@@ -14,7 +14,7 @@ from PIL import Image
 
 from selfsup.data import ResidentDataset, load_splits
 from selfsup.data import encoded as encoded_module
-from selfsup.data.encoded import Undecodable
+from selfsup.data.undecodable import Undecodable
 from selfsup.engine import training
 from selfsup.engine.training import train
 from selfsup.errors import UserError
