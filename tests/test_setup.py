@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 TREES = [ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "selfsup").rglob("*.py"))]
+PROVIDED = packages_distributions()
 #: What other libraries load by name (Lightning's loggers, Hydra's launcher), or people run.
 NOT_IMPORTED = {"tensorboard", "wandb", "slurm", "notebooks", "dev"}
 
@@ -31,7 +32,7 @@ def declared(text: str) -> set[str]:
 
 
 def distributions(module: str) -> set[str]:
-    return {plain(name) for name in packages_distributions().get(module.partition(".")[0], [module])}
+    return {plain(name) for name in PROVIDED.get(module.partition(".")[0], [module])}
 
 
 def imported() -> Iterator[str]:
