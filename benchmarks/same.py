@@ -23,7 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 METHODS = (
-    "simclr,moco,moco_v1,moco_v3,swav,wmse,densecl,pixpro,pixcontrast,byol,simsiam,barlow_twins,vicreg,dino,supcon,nnclr"
+    "simclr,moco,moco_v1,moco_v3,swav,wmse,densecl,pixpro,pixcontrast,"
+    "byol,simsiam,barlow_twins,vicreg,dino,supcon,nnclr"
 )
 PROTOCOLS = "diagnostics,knn,knn_loo,retrieval,clustering,linear_probe,logistic,few_shot,segmentation,invariance"
 # the names of the older commit; the newer reads them too

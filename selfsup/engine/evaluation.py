@@ -96,8 +96,8 @@ def opened_evaluation(what: EvaluateConfig | Sequence[str]) -> tuple[EvaluateCon
 
 def _which_data(name: str) -> UserError:
     return UserError(
-        f"checkpoint={name} has no data of its own; say on which images to evaluate it: "
-        f"data=image_folder data.root=DIR, or data= one of {', '.join(sorted(choices('data') - {'own', 'image_folder'}))}."
+        f"checkpoint={name} has no data of its own; say on which images to evaluate it: data=image_folder "
+        f"data.root=DIR, or data= one of {', '.join(sorted(choices('data') - {'own', 'image_folder'}))}."
     )
 
 
