@@ -26,7 +26,7 @@ def geometry_chart(runs: Compared) -> Sequence[Charted]:
     if not series:
         return []
     across = Axis("alignment (lower: views of an image are closer)", zero=True, least=0.1)
-    up = Axis("uniformity (lower: spread more evenly)", least=0.5)
+    up = Axis("uniformity (lower: more even)", least=0.5)
     figure, words = line_figure(series, across, up, join=False)
     return [
         Charted(
