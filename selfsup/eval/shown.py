@@ -15,10 +15,13 @@ from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, frozen, input_channels, prepare_images
 from selfsup.eval.features import FeatureSet, positions_of
-from selfsup.eval.neighbours import search
+from selfsup.eval.neighbours import search, search_others
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
 
 MAP_POINTS = 2000  # t-SNE takes seconds up to here, and more points hide one another
+MAP_NEIGHBOURS = 8
+PICTURE = 32  # side of the small pictures of a map's images
+AT_ONCE = 256  # images read at a time
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,18 @@ class FeatureMap:
         labels: int64 ``[N]``, or None; -1 where one is missing.
         classes: Names of the labels, or None for their numbers.
         title: Of the picture.
+        index: int64 ``[N]``: which images they are of.
+        neighbours: int64 ``[N,k]``: places in the map of the features most similar to each (cosine), nearest first.
+        pictures: uint8 ``[N,3,32,32]``: the images, small.
     """
 
     points: Tensor
     labels: Tensor | None
     classes: Sequence[str] | None
     title: str
+    index: Tensor
+    neighbours: Tensor
+    pictures: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class Panels:
 def feature_map(features: FeatureSet, images: ImageDataset, split: str, seed: int = 0) -> FeatureMap:
     """Put features in the plane: L2-normalised, PCA to 50 dimensions, t-SNE of at most 2,000 of them.
 
+    Which images are chosen depends on their number and the seed alone, so that they are the same for every network.
+
     Args:
         features: Some features.
         images: What they are of; the names of its classes and its own name go with them.
@@ -107,13 +118,33 @@ def feature_map(features: FeatureSet, images: ImageDataset, split: str, seed: in
     from sklearn.manifold import TSNE
 
     chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:MAP_POINTS]
-    points = F.normalize(features.features[chosen], dim=1).numpy()
+    normalized = F.normalize(features.features[chosen], dim=1)
+    points = normalized.numpy()
     if min(points.shape) > 50:
         points = PCA(50, random_state=seed).fit_transform(points)
     perplexity = min(30.0, (len(points) - 1) / 3)
     plane = torch.from_numpy(TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(points))
-    labels = None if features.labels is None else features.labels[chosen]
-    return FeatureMap(plane, labels, images.classes, f"{images.name}, {split}")
+    index = features.index[chosen]
+    return FeatureMap(
+        plane,
+        None if features.labels is None else features.labels[chosen],
+        images.classes,
+        f"{images.name}, {split}",
+        index,
+        search_others(normalized, min(MAP_NEIGHBOURS, len(chosen) - 1))[1],
+        small_pictures(images, index),
+    )
+
+
+def small_pictures(images: ImageDataset, index: Tensor) -> Tensor:
+    """Return images, by their stable index, as uint8 ``[N,3,32,32]``."""
+    parts = []
+    for positions in torch.split(positions_of(images, index), AT_ONCE):
+        stored = images.read(positions)
+        shown = stored if stored.shape[1] == 3 else stored[:, :1]  # of other channels than colours the first
+        small = prepare_images(shown, PICTURE, 3)
+        parts.append((255 * small).round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(parts)
 
 
 def nearest_images(

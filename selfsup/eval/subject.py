@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ class Subject:
         finally:
             self.extraction_seconds += time.perf_counter() - start
         bank = found.train, self.splits.train
-        self.shown["feature_map"] = lambda: feature_map(*self.asked(found), found.scored[0])
+        self.shown["feature_map"] = cache(lambda: feature_map(*self.asked(found), found.scored[0]))
         self.shown["neighbours"] = lambda: nearest_images(bank, self.asked(found))
         return found
 

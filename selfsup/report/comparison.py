@@ -13,6 +13,7 @@ from typing import Any
 from selfsup.errors import UserError
 from selfsup.eval.record import Record
 from selfsup.eval.results import FILE, read_results
+from selfsup.report.atlas import Atlas, read_atlas
 from selfsup.settings.values import read_yaml
 from selfsup.tables import console_table, markdown_table
 
@@ -47,14 +48,19 @@ class Run:
         config: Its ``config.yaml``, empty where there is none.
         records: All of its results.
         used: The records that its accuracies come from, by column.
-        classes: Names of the labels, or None where they are not known.
+        atlas: The map of its features, or None.
     """
 
     folder: Path
     config: dict[str, Any]
     records: list[Record]
     used: dict[str, Record]
-    classes: tuple[str, ...] | None = None
+    atlas: Atlas | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the labels, or None where they are not known."""
+        return (self.atlas.classes or None) if self.atlas is not None else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,8 @@ def _read(folder: Path) -> Run:
     config = _read_config(config_path) if config_path.exists() else {}
     records = read_results(folder) if (folder / FILE).exists() else []
     found = {column: pick(records, protocol, metric) for column, (protocol, metric) in ACCURACIES.items()}
-    return Run(folder, config, records, {column: record for column, record in found.items() if record is not None})
+    used = {column: record for column, record in found.items() if record is not None}
+    return Run(folder, config, records, used, read_atlas(folder / "figures"))
 
 
 def _row(run: Run, name: str) -> dict[str, Any]:
@@ -185,9 +192,9 @@ def _row(run: Run, name: str) -> dict[str, Any]:
     reported: Mapping[str, Any] = next(iter(used.values()), run.records[0] if run.records else {})
     return {
         "run": name,
-        "method": _choice(config, "method"),
-        "backbone": _choice(config, "backbone"),
-        "data": reported.get("data") or _choice(config, "data"),
+        "method": choice(config, "method"),
+        "backbone": choice(config, "backbone"),
+        "data": reported.get("data") or choice(config, "data"),
         "epochs": _first(reported.get("epoch"), _setting(config, "trainer", "max_epochs")),
         "seed": _first(config.get("seed"), reported.get("seed")),
         "split": next(iter(used.values()))["split"] if used else None,
@@ -234,7 +241,8 @@ def _setting(config: Mapping[str, Any], group: str, name: str) -> Any:
     return section.get(name) if isinstance(section, dict) else None
 
 
-def _choice(config: Mapping[str, Any], group: str) -> str | None:
+def choice(config: Mapping[str, Any], group: str) -> str | None:
+    """Return the name that was chosen in a group, such as the method."""
     value = config.get(group)
     value = _setting(config, group, "name") if isinstance(value, dict) else value
     return None if value is None else str(value)

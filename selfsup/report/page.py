@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file with everything in it, that opens from disk and asks no network."""
+"""The page of runs: one HTML file with everything in it, that opens from disk and asks no network."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+import selfsup.report.charts  # noqa: F401 - fills PAGE_CHARTS
 from selfsup import __version__
 from selfsup.report.compared import PAGE_CHARTS, Charted, Compared, compared
 from selfsup.report.comparison import Table
 from selfsup.report.downloads import downloads
 from selfsup.report.estimates import Group
 from selfsup.report.inline import inline_svg
+from selfsup.report.mapping import map_data
 from selfsup.report.results import protocols, results_grid, settings_rows, shared, written
 from selfsup.report.style import COLOURS, DARK, LIGHT, sign, variables
 
@@ -36,38 +38,60 @@ PICTURES = {
     "feature_map": ("Maps of the features", "t-SNE of the scored images; distances between groups mean little."),
     "segmentation": ("Segmentation", "Scored images, their true masks, and those of the linear probe."),
 }
+SCRIPTS = ("page.js", "map.js")
 Section = tuple[str, str, Markup]  # key, heading, body
 
 
 def write_report(table: Table, path: str | Path) -> Path:
-    """Write the page of a comparison: table, charts, pictures and the protocol of every number.
-
-    Nothing on it comes from elsewhere; text from the runs' files is escaped, and the page's security policy allows its
-    one script alone. What a run lacks is left out of the section and, where it is surprising, said in the notes.
+    """Write the page of a comparison, or of one run: table, charts, pictures and the protocol of every number.
 
     Args:
         table: Of :func:`~selfsup.report.compare`, with its runs.
         path: The page.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    links = [_link(run.folder, path.parent) for run in table.runs]
+    path.write_text(page_text(table, links), "utf-8")
+    return path
+
+
+def page_text(table: Table, links: Sequence[str], *, home: str = "", refresh: int = 0) -> str:
+    """Return the page of a comparison.
+
+    Nothing on it comes from elsewhere; text from the runs' files is escaped, and the page's security policy allows its
+    one script alone. What a run lacks is left out of the section and, where it is surprising, said in the notes.
+
+    Args:
+        table: As for :func:`write_report`.
+        links: Where the folder of each run is.
+        home: Where the list of runs is, or nothing.
+        refresh: Seconds after which the page is to be read again; 0 is never.
+    """
     runs = compared(table)
-    links = [_link(run.folder, path.parent) for run in runs.runs]
-    script = files("selfsup.report").joinpath("page.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = TEMPLATES.get_template("page.html").render(
+    return render(
+        "page.html",
         title=_title(runs),
         summary=_summary(runs),
-        version=__version__,
         sections=_sections(runs, links),
+        home=home,
+        refresh=refresh,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page with style sheet, script and the policy that allows this script alone."""
+    script = "".join(files("selfsup.report").joinpath(name).read_text("utf-8") for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return TEMPLATES.get_template(template).render(
+        version=__version__,
         light=Markup(variables(LIGHT)),
         dark=Markup(variables(DARK)),
         colours=range(COLOURS),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
+        **values,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
-    return path
 
 
 def _title(runs: Compared) -> str:
@@ -92,6 +116,7 @@ def _sections(runs: Compared, links: Sequence[str]) -> list[Section]:
         if drawn:
             shown = [_figure(runs, chart, f"{key}-{number}") for number, chart in enumerate(drawn)]
             charts.append((key, listed.title, _part("charts", shown)))
+    atlas = map_data(runs)
     pictures = [(key, title, _pictures(runs, key)) for key, (title, _) in PICTURES.items()]
     told = [(f"protocols-{place}", *own) for place, own in enumerate(protocols(runs))]
     settings = settings_rows(runs)
@@ -100,6 +125,7 @@ def _sections(runs: Compared, links: Sequence[str]) -> list[Section]:
         ("results", "Results", _results(runs, links)),
         ("settings", "Settings that differ", _part("settings", ["setting", *runs.names], settings) if settings else ""),
         *charts,
+        ("map", "Explore the features", _part("map", *atlas) if atlas else ""),
         *pictures,
         ("protocols", "Protocols", _part("protocols", PROTOCOL_NOTE, told) if told else ""),
     ]

@@ -142,6 +142,7 @@ def test_figures_are_drawn_into_the_run(tmp_path):
     evaluate(None, splits(), changed(CONFIG, figures=True), run_dir=tmp_path)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
         "confusion.png",
+        "feature_map.npz",
         "feature_map.png",
         "neighbours.png",
         "spectrum.png",
