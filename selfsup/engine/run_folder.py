@@ -40,6 +40,7 @@ BEFORE_A_CHECKPOINT = {
     "membership.npz",
     "tensorboard",
     "wandb",
+    "report.html",
 }
 
 PATIENCE = 10.0  # seconds; loader workers of a run that was killed hold its folder until they notice

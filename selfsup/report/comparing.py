@@ -47,6 +47,21 @@ def save_comparison(table: Table, output: str | Path) -> None:
     write_report(table, folder / "comparison.html")
 
 
+def report(run: str | Path, path: str | Path | None = None) -> Path:
+    """Write the page of one run and return its file.
+
+    Args:
+        run: Its folder.
+        path: The file; None is ``report.html`` in the folder.
+
+    Raises:
+        UserError: As :func:`read_table`.
+    """
+    from selfsup.report.page import write_report
+
+    return write_report(read_table([run]), Path(run) / "report.html" if path is None else path)
+
+
 def save_cka(table: CkaTable, folder: str | Path) -> None:
     """Write ``cka.csv`` and ``cka.png``."""
     from selfsup.report.charts.cka import cka_picture

@@ -25,16 +25,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     PAGE.write(tmp_path)
     (tmp_path / "commands").mkdir()
-    (tmp_path / "runs.py").rename(tmp_path / "commands" / "runs.py")
+    (tmp_path / "table.py").rename(tmp_path / "commands" / "table.py")
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path / "commands")])
     yield tmp_path
-    sys.modules.pop("selfsup.commands.runs", None)
-    vars(commands).pop("runs", None)
+    sys.modules.pop("selfsup.commands.table", None)
+    vars(commands).pop("table", None)
 
 
 def test_it_is_used_as_the_page_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overview, explain, plain, chosen, test = PAGE.commands
-    assert test == "pytest tests/commands/test_runs.py"
+    assert test == "pytest tests/commands/test_table.py"
     for method in ("moco", "byol"):
         (folder / "runs" / method).mkdir(parents=True)
         (folder / "runs" / method / "config.yaml").write_text(to_yaml(load_config([f"method={method}"])), "utf-8")
@@ -43,8 +43,8 @@ def test_it_is_used_as_the_page_says(folder: Path, capsys: pytest.CaptureFixture
         assert main(shlex.split(command)[1:]) == 0
         return capsys.readouterr().out
 
-    first = (ast.get_docstring(ast.parse(PAGE.files["runs.py"])) or "").partition("\n")[0]
-    assert f"  runs           {first}\n" in run(overview)
+    first = (ast.get_docstring(ast.parse(PAGE.files["table.py"])) or "").partition("\n")[0]
+    assert f"  table          {first}\n" in run(overview)
     told = run(explain)
     assert told.startswith(first)
     assert all(option in told for option in ("--method NAME", "--csv FILE", "--import FILE"))
@@ -57,7 +57,7 @@ def test_it_is_used_as_the_page_says(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_its_tests_pass(folder: Path) -> None:
-    passed, failed = run_tests(folder / "test_runs.py")
+    passed, failed = run_tests(folder / "test_table.py")
     assert failed == []
     assert len(passed) == 6
 
@@ -71,7 +71,7 @@ def test_its_tests_pass(folder: Path) -> None:
     ],
 )
 def test_its_tests_find_mistakes(right: str, wrong: str, test: str, folder: Path) -> None:
-    text = PAGE.files["runs.py"]
+    text = PAGE.files["table.py"]
     assert text.count(right) == 1
-    (folder / "commands" / "runs.py").write_text(text.replace(right, wrong), "utf-8")
-    assert any(name.startswith(test) for name in run_tests(folder / "test_runs.py")[1])
+    (folder / "commands" / "table.py").write_text(text.replace(right, wrong), "utf-8")
+    assert any(name.startswith(test) for name in run_tests(folder / "test_table.py")[1])

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import math
 
 import pytest
@@ -164,6 +165,26 @@ def test_a_folder_is_looked_through(folder, tmp_path, resident_limit_mb):
     colours = {colour for _, colour in picture.getcolors(maxcolors=1 << 24)}
     assert (250, 35, 0) in colours, "the image whose label is wrong is on the sheet"
     assert (0, 30, 250) in colours, "so is the one that is there twice"
+
+
+def test_no_title_of_the_contact_sheet_is_clipped_or_runs_into_another(folder):
+    for color in ("red", "blue"):  # of the widest letters
+        (folder / color).rename(folder / f"{'W' * 25} {color}")
+    for file in list(folder.rglob("*.png")):
+        file.rename(file.with_name(f"{'M' * 30} {file.name}"))
+    splits = load_splits(ImageFolderConfig(root=str(folder), image_size=8, holdout=0.2, test_fraction=0.2, workers=0))
+    parts = [(raw_pixels(part), part) for part in (splits.train, splits.holdout, splits.test)]
+    found, images, _ = audit_dataset(parts, folder.parent / "out", k=5, duplicate_similarity=0.99999)
+    figure = contact_sheet(found, images)
+    figure.canvas.draw()
+    texts = [text for axes in figure.axes for text in (axes.title, *axes.texts) if text.get_text().strip()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) > 6
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
 
 
 def test_nothing_found_is_a_table_without_rows(folder, tmp_path):
