@@ -73,7 +73,7 @@ class RunsServer(ThreadingHTTPServer):
     def list_page(self) -> str:
         """Return the page with the list of runs."""
         lines = [(f"/page/{quote(seen.name)}", seen.cells()) for seen in list_runs(self.folder)]
-        title = f"Runs of {self.folder.name}"
+        title = f"Runs in {self.folder.name}"
         return render("runs.html", title=title, heads=COLUMNS, numbers=NUMBERS, lines=lines, refresh=LIST_SECONDS)
 
     def page(self, names: list[str]) -> str:
