@@ -330,7 +330,7 @@ def test_a_table_without_a_header_and_with_numbers(tmp_path):
         ("file,label\nz.png,cat\n", "no row of .* names an image"),
         ("file,x,y2\na/1.png,1,2\n", "data.label_column is not set"),
         ("x,y2,label\na/1.png,1,2\n", "data.file_column is not set"),
-        ("file\na/1.png\n", "has no two columns"),
+        ("file\na/1.png\n", "does not have two columns"),
         ("file,label\na/1.png,\n", "has no label for any image"),
     ],
 )
@@ -386,7 +386,7 @@ def test_reasons_are_grouped_and_settings_named(tmp_path):
     _draw(tmp_path, "1.png", "2.png", "3.png")
     _draw(tmp_path, "large1.png", "large2.png", size=(40, 40))
     (tmp_path / "x.png").write_bytes(b"no image")
-    message = r"^3 of 6 images .*\(2: more than 1,000 pixels: raise data\.max_pixels, 1: of no type"
+    message = r"^3 of 6 images .*\(2: more than 1,000 pixels: raise data\.max_pixels, 1: of a type that no decoder"
     with pytest.raises(UserError, match=message):
         _load(tmp_path, max_pixels=1000)
     found = _load(tmp_path, max_pixels=1000, max_undecodable=0.5).found
@@ -407,7 +407,7 @@ def test_a_cache_remembers_why(tmp_path):
     (tmp_path / "2.png").write_bytes(b"no image")
     for _ in range(2):
         found = _load(tmp_path, cache=str(tmp_path / ".cache"), max_undecodable=0.5, resident_limit_mb=0).found
-        assert [key for key in found.left_out[UNDECODABLE] if "of no type" in key]
+        assert [key for key in found.left_out[UNDECODABLE] if "of a type that no decoder" in key]
 
 
 def test_a_note_where_the_square_leaves_most_out(tmp_path):

@@ -211,7 +211,7 @@ def test_detectron2_keys() -> None:
     back = from_detectron2(renamed)
     assert all(back[key] is value for key, value in state.items() if key in back)
     assert back.keys() == {k for k in state if "num_batches" not in k and not k.startswith("fc.")}
-    with pytest.raises(ValueError, match="no key of a ResNet"):
+    with pytest.raises(ValueError, match="not a key of a ResNet"):
         to_detectron2({"blocks.0.attn.qkv.weight": torch.zeros(1)})
 
 

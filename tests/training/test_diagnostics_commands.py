@@ -45,7 +45,7 @@ def test_a_head_that_cannot_be_built_is_left_out(finished, tmp_path):
     content = read_checkpoint(finished)
     content[INFO]["config"]["method"]["name"] = "somebodys_own"
     torch.save(content, tmp_path / "own.ckpt")
-    with pytest.warns(UserWarning, match="head are left out"):
+    with pytest.warns(UserWarning, match="The head cannot be built again"):
         assert open_network(tmp_path / "own.ckpt").head() is None
 
 
