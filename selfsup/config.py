@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -239,29 +238,6 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
     return build(kind, start_network(values, changes), changes)
 
 
-def words_of(settings: Mapping[str, Any], key: str = "") -> list[str]:
-    """Return settings by name as overrides: ``method="moco", trainer={"max_epochs": 20}``.
-
-    A dictionary holds the settings of a section; the ``name`` of a method or of data is the choice.
-
-    Args:
-        settings: Text, numbers, truth values, None, and lists and dictionaries of them.
-        key: How the keys begin.
-    """
-    words = []
-    for name, value in settings.items():
-        full = f"{key}.{name}" if key else name
-        if isinstance(value, Mapping):
-            chosen = not key and name in REGISTRIES and "name" in value
-            words += [f"{name}={value['name']}"] if chosen else []
-            words += words_of({k: v for k, v in value.items() if not (chosen and k == "name")}, full)
-        elif isinstance(value, list | tuple) or value is None or isinstance(value, bool):
-            words.append(f"{full}={json.dumps(value, ensure_ascii=False, default=str)}")
-        else:
-            words.append(f"{full}={value}")
-    return words
-
-
 def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> Any:
     """Make plain dataclasses of values and check them; no code beyond sees a ``DictConfig``.
 
@@ -273,7 +249,12 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
     keys = {change.key for change in changes}
     if kind == "evaluate" and "backbone.from" in keys:
         raise UserError("backbone.from is for training; what it names is evaluated with checkpoint=.")
-    if idle := idle_keys(composed.backbone, keys):
+    asked = {key.removeprefix("backbone.").partition(".")[0] for key in keys if key.startswith("backbone.")}
+    asked -= {"name", "from"}
+    idle: list[str] = []
+    with contextlib.suppress(TypeError, ValueError, AssertionError, RuntimeError):  # building it says what is wrong
+        idle = [f"backbone.{name}" for name in sorted(asked & idle_settings(composed.backbone))] if asked else []
+    if idle:
         warnings.warn(
             f"{' and '.join(idle)} do{'es' * (len(idle) == 1)} nothing for the network '{composed.backbone.name}'.",
             stacklevel=3,
@@ -289,16 +270,6 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
     if kind == "evaluate" and composed.checkpoint == "???":
         raise UserError("checkpoint is not set; write checkpoint=RUN.")
     return composed
-
-
-def idle_keys(backbone: BackboneConfig, keys: Collection[str]) -> list[str]:
-    """Return those keys of a backbone that its network has no use for; keys that were not set are none of them."""
-    asked = {key.split(".")[1] for key in keys if key.startswith("backbone.")} - {"name", "from"}
-    if not asked:
-        return []
-    with contextlib.suppress(TypeError, ValueError, AssertionError, RuntimeError):  # building it says what is wrong
-        return [f"backbone.{name}" for name in sorted(asked & idle_settings(backbone))]
-    return []
 
 
 def start_network(values: dict[str, Any], changes: Sequence[Change], groups: Sequence[str] = ()) -> dict[str, Any]:

@@ -253,8 +253,9 @@ def train(config: TrainConfig | Sequence[str] = (), callbacks: Sequence[pl.Callb
         UserError: A setting, a file or a folder is not as it must be.
         Interrupted: Ctrl-C or SIGTERM; the run has left a checkpoint, if it had begun to train.
     """
-    from selfsup.config import TrainConfig, load_config, words_of
+    from selfsup.config import TrainConfig, load_config
     from selfsup.engine import training
+    from selfsup.settings.overrides import words_of
 
     if isinstance(config, TrainConfig):
         if settings:
@@ -294,8 +295,9 @@ def evaluate(
     """
     from torch import nn
 
-    from selfsup.config import EvaluateConfig, words_of
+    from selfsup.config import EvaluateConfig
     from selfsup.engine import evaluation
+    from selfsup.settings.overrides import words_of
 
     if isinstance(what, EvaluateConfig):
         if settings:

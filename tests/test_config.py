@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from selfsup.cli import main
-from selfsup.config import TrainConfig, from_values, load_config, to_yaml
-from selfsup.data import load_splits
-from selfsup.engine import training
-from selfsup.engine.sweeps import sweep_words
+from selfsup.config import from_values, load_config, to_yaml
 from selfsup.errors import UserError
 from selfsup.methods import BYOLConfig
-from selfsup.settings import Range, check
-from selfsup.settings.values import from_hydra, from_text, hydra_word, parse
+from selfsup.settings import check
+from selfsup.settings.values import from_text
 
 NASTY = [
     "~/pictures",
@@ -86,48 +79,6 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, text: str
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(to_yaml(config).encode())
     assert load_config(file=file) == config
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b_c", "D1"]), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(VALUES)
-@example("\\\n")
-@example("%24$")
-def test_any_value_reaches_the_job_of_a_sweep(value: Any) -> None:
-    word = parse(f"key={hydra_word(value)}")
-    assert not word.is_sweep_override()
-    assert from_hydra(word.value()) == value
-    first = next(parse(f"key={hydra_word(value)},other").sweep_string_iterator())  # as Hydra hands it to the job
-    assert from_hydra(parse(f"key={first}").value()) == value
-
-
-def test_nasty_folders_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them in one sweep, through Hydra, its sweeper and its launcher, to real folders."""
-    seen = []
-
-    def look(config: TrainConfig) -> Path:
-        seen.append((config.data.root, len(load_splits(config.data).pretrain)))
-        return tmp_path
-
-    monkeypatch.setattr(training, "train", look)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["selfsup"])
-    names = ["写真 it's ü", "a=b, [c] {d: #&", "${oc.env:HOME}%24\\"]
-    for name in names:
-        for number in range(12):
-            path = tmp_path / name / f"{number % 2}" / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (16, 16), (12 * number, 0, 0)).save(path)
-    roots = ",".join(f'"{name}"' for name in names)
-    assert main(["train", "--multirun", "data=image_folder", "data.image_size=16", f"data.root={roots}"]) == 0
-    assert sorted(root for root, _ in seen) == sorted(names)
-    assert all(images > 0 for _, images in seen)
 
 
 def test_an_environment_variable_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,24 +188,6 @@ def test_a_foreign_file_is_read_safely(text: str, said: str, tmp_path: Path) -> 
     assert said in str(error.value)
 
 
-def test_a_sweep_is_checked_before_it_starts() -> None:
-    words = sweep_words(
-        ["method=SimCLR,moco", "optimizer.lr=0.1,0.2", "augment.counts=2", "run_dir=a/ü b", "seed=0, 1"]
-    )
-    assert words[0] == "method=simclr,moco"
-    assert words[1:] == ["optimizer.lr=0.1,0.2", "augment.counts=[2]", "run_dir='a/ü b'", "seed=0,1"]
-    assert "seed=range(0,3)" in sweep_words(["seed=range(0,3)"])
-    for wrong, said in (
-        ("seed=0,x", "seed is 'x'"),
-        ("method.queue_size=9", "method.queue_size"),
-        ("lr=1", "optimizer.lr"),
-    ):
-        with pytest.raises(UserError, match=said):
-            sweep_words(["method=moco,simclr", wrong])
-    with pytest.raises(UserError, match="Did you mean 'simclr'"):
-        sweep_words(["method=moco,simclrr"])
-
-
 def test_a_setting_that_not_every_method_has_is_forced() -> None:
     assert load_config(["method=moco", "++method.queue_size=512"]).method.queue_size == 512
     assert load_config(["method=simclr", "++method.queue_size=512"]).method.name == "simclr"
@@ -300,9 +233,3 @@ def test_ranges_hold_in_python_too() -> None:
     config.trainer.max_epochs = 0
     with pytest.raises(UserError, match=r"trainer\.max_epochs is 0"):
         check(config)
-
-
-def test_bounds_themselves() -> None:
-    inside = Range(least=0, most=1), Range(above=0, below=1)
-    assert [inside[0].holds(value) for value in (0, 1, -0.1, 1.1, math.nan, "a", None)] == [True, True] + [False] * 5
-    assert [inside[1].holds(value) for value in (0, 1, 0.5)] == [False, False, True]

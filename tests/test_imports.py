@@ -27,6 +27,7 @@ RULES = {
         {"functional", "nn", "augment", "checkpoint", "optimization"} | NEUTRAL,
         {"torch", "pytorch_lightning"},
     ),
+    "settings": ({"errors", "imports", "registry"}, {"hydra", "timm", "yaml"}),
 }
 IMPORT_METHODS = {"commands", "config", "doctor", "engine", "opened"}
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import selfsup
-from selfsup.config import load_config, to_yaml, words_of
+from selfsup.config import load_config, to_yaml
 from selfsup.errors import UserError
 from selfsup.eval import Record, add_results
+from selfsup.settings.overrides import words_of
 
 IMAGES = torch.randint(0, 256, (48, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 DATA = TensorDataset(IMAGES, torch.arange(48) % 3)

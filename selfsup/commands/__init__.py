@@ -119,7 +119,7 @@ def _no_option(option: str, given: Sequence[str], parser: Parser) -> str:
         after = given[given.index(option) + 1 :]
         text = after[0] if after and not after[0].startswith("-") and not _SETTING.match(after[0]) else ""
     said = f"There is no option '{option.partition('=')[0]}' here"
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = list(parser._option_string_actions)
     elsewhere = {"protocol": "--only", "protocols": "--only", "output": "--out", "o": "--out"}.get(name)
     close = difflib.get_close_matches(elsewhere or option.partition("=")[0], options, n=1, cutoff=0.8)
     if close:
@@ -204,11 +204,6 @@ def checkpoint_settings(arguments: argparse.Namespace) -> list[str]:
     if not arguments.own_files:
         refuse_mistakes(settings, "evaluate")
     return settings
-
-
-def add_only(parser: Parser, text: str) -> None:
-    """Add ``--only NAMES``, the protocols to run, explained by ``text``."""
-    parser.add_argument("--only", metavar="NAMES", help=text)
 
 
 def chosen_protocols(arguments: argparse.Namespace) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ Even --all leaves out what takes longest, logistic and fine_tune; --only runs th
 
 from argparse import Namespace
 
-from selfsup.commands import EVALUATION, Parser, add_only, checkpoint_settings, chosen_protocols
+from selfsup.commands import EVALUATION, Parser, checkpoint_settings, chosen_protocols
 from selfsup.errors import UserError
 
 
@@ -18,10 +18,11 @@ def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.groups = EVALUATION
     parser.add_argument("--all", action="store_true", help="run every protocol that the data and the network allow")
-    add_only(
-        parser,
-        "run these protocols alone; selfsup protocols lists them. What cannot run is named, the rest goes on, and the "
-        "exit code is 2.",
+    parser.add_argument(
+        "--only",
+        metavar="NAMES",
+        help="run these protocols alone; selfsup protocols lists them. What cannot run is named, the rest goes on, and "
+        "the exit code is 2.",
     )
 
 

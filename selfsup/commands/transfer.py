@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfsup.commands import EVALUATION, Parser, add_only, checkpoint_settings, chosen_protocols
+from selfsup.commands import EVALUATION, Parser, checkpoint_settings, chosen_protocols
 from selfsup.errors import UserError
 from selfsup.tables import console_table, markdown_table
 from selfsup.writing import check_output
@@ -44,7 +44,7 @@ COLUMNS = (
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.groups = EVALUATION
-    add_only(parser, "run these protocols (default: knn,linear_probe)")
+    parser.add_argument("--only", metavar="NAMES", help="run these protocols (default: knn,linear_probe)")
 
 
 def run(arguments: Namespace) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, get_origin, get_type_hints
 
@@ -46,6 +47,29 @@ def read_change(word: str) -> Change:
     if not given or not key.strip("+"):
         raise UserError(f"'{word}' is not a setting; write key=value.")
     return Change(key.lstrip("+"), text, forced=key.startswith("++"))
+
+
+def words_of(settings: Mapping[str, Any], key: str = "") -> list[str]:
+    """Return settings by name as overrides: ``method="moco", trainer={"max_epochs": 20}``.
+
+    A dictionary holds the settings of a section; the ``name`` of a method or of data is the choice.
+
+    Args:
+        settings: Text, numbers, truth values, None, and lists and dictionaries of them.
+        key: How the keys begin.
+    """
+    words = []
+    for name, value in settings.items():
+        full = f"{key}.{name}" if key else name
+        if isinstance(value, Mapping):
+            chosen = not key and name in REGISTRIES and "name" in value
+            words += [f"{name}={value['name']}"] if chosen else []
+            words += words_of({k: v for k, v in value.items() if not (chosen and k == "name")}, full)
+        elif isinstance(value, list | tuple) or value is None or isinstance(value, bool):
+            words.append(f"{full}={json.dumps(value, ensure_ascii=False, default=str)}")
+        else:
+            words.append(f"{full}={value}")
+    return words
 
 
 @dataclass(frozen=True)
