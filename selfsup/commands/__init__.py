@@ -167,7 +167,7 @@ def training_settings(arguments: argparse.Namespace) -> list[str]:
     words = [*arguments.words, *([] if arguments.data is None else [arguments.data])]
     if words:
         settings = [*_folder_settings(words, settings), *settings]
-    if not (arguments.own_files or getattr(arguments, "multirun", False)):
+    if not (arguments.own_files or arguments.config or getattr(arguments, "multirun", False)):
         refuse_mistakes(settings)
     return settings
 

@@ -7,6 +7,7 @@ first line of the documentation and the settings, is read from the text of the f
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -122,7 +123,7 @@ def written(group: str, name: str) -> str | None:
 
         known = timm.is_model(name) if group == "backbone" else name in timm.optim.list_optimizers()
         return f"{group}.name={name}" if known else None
-    if group == "data" and ("/" in name or Path(name).is_dir()):
+    if group == "data" and ("/" in name or os.path.isdir(name)):
         return f"data=image_folder data.root={name}"
     return _FURTHER.get(f"{group}={name.lower()}")
 

@@ -42,14 +42,16 @@ def refuse_mistakes(words: Sequence[str], kind: str = "train") -> None:
         return  # registered in this process, by code that is no file of the package
     if any(word.startswith(("experiment=", "resume=")) for word in words):
         names = {}  # an experiment or a saved configuration may choose, too: then any choice may be meant
+    saved = kind == "evaluate" or any(word.startswith("resume=") for word in words)
     there = known(kind, names)
     for word in words:
         key, given, text = word.partition("=")
         name = key.lstrip("+")
         if not given or word in choices or key.startswith(("++", "~", "hydra/")):
             continue
-        if kind == "evaluate" and (key in MOVED or (name.startswith("data.") and "data" not in names)):
-            continue  # the data are those of a run, which may be a source of the user's own
+        section = name.partition(".")[0]
+        if name in MOVED or (saved and section in REGISTRIES.keys() & set(there.sections) - names.keys()):
+            continue  # the run's own method or source may be one of the user's
         if not there.holds(name):
             raise UserError(misspelt(name, text, there))
         if name in there.sections and not text.startswith("{"):

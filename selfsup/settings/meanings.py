@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,8 @@ def misspelt(key: str, text: str, known: Known) -> str:
         return f"{said}; write --config {text or 'FILE'} to start from a file."
     if meant := meant_by(key, text, known):
         return f"{said}. Did you mean {' or '.join(map(repr, meant))}?"
-    return f"{said}.{nearest(key, known.keys)}" if section else f"{said}; see --help."
+    there = [name.rpartition(".")[2] for name in known.keys if name.rpartition(".")[0] == section]
+    return f"{said}; {section} has {', '.join(there)}." if section and 0 < len(there) <= 16 else f"{said}; see --help."
 
 
 def meant_by(key: str, text: str, known: Known) -> list[str]:
@@ -148,7 +150,9 @@ def meant_by(key: str, text: str, known: Known) -> list[str]:
         found = ["checkpoint"]
     if not found:  # the name is like the end of a key, rather than like a key
         near = [end for end, names in ends.items() if not section or any(n.startswith(f"{section}.") for n in names)]
-        found = [ends[end][0] for end in difflib.get_close_matches(last, near, n=1, cutoff=0.75)]
+        close = difflib.get_close_matches(last, near, n=1, cutoff=0.6 if section else 0.75)
+        found = [name for end in close for name in ends[end] if name.startswith(section)][:1]
+        found = found or difflib.get_close_matches(key, known.keys, n=1, cutoff=0.8)
     return [line for line in dict.fromkeys(_write(name, last, text, known) for name in found) if line][:3]
 
 
@@ -157,17 +161,18 @@ def _write(key: str, word: str, text: str, known: Known) -> str:
     if "=" in key:
         return key.partition("=")[0] if text.lower() in _OFF else key
     if key in GROUPS[known.kind]:
-        exact = _choices(text, (key, *GROUPS[known.kind]))
-        return exact[0] if exact else written(key, text) or f"{key}=NAME"
+        exact = _choices(text, (key, *GROUPS[known.kind])) if text else []
+        return exact[0] if exact else (text and written(key, text)) or f"{key}=NAME"
     if key in known.sections:
         return _in_section(key, text, known) or key
     if known.keys[key] == "bool":
         return f"{key}={'false' if text.lower() in _OFF else 'true'}"
     end = key.rpartition(".")[2]
     if end == "devices":
-        if not re.fullmatch(r"[\d,]+", text):
-            return ""
-        text = f"[{text}]" if "," in text or word in ("gpu", "gpu_id", "gpu_ids", "device") else text  # which of them
+        if not re.fullmatch(r"[\d,]+|\[[\d,]+\]|auto", text):
+            return "" if word == "device" else key
+        which = text.isdecimal() and word in ("gpu", "gpu_id", "gpu_ids", "device")  # and not how many
+        text = f"[{text}]" if which or ("," in text and text[0] != "[") else text
     elif end == "accelerator":
         if known.kind == "train" and text.isdecimal():
             return ""  # which, or how many
@@ -220,7 +225,7 @@ def no_command(words: Sequence[str], commands: Collection[str]) -> str:
         meant = [f"evaluate {rest.pop(0) if rest else 'RUN'} --only {protocol}"]
     if not meant and (chosen := _choices(name, ("method", "data"))):
         meant = [f"train {chosen[0]}"]
-    if not meant and Path(name).is_dir():
+    if not meant and os.path.isdir(name):
         meant = [f"{'evaluate' if (Path(name) / 'checkpoints').is_dir() else 'train'} {name}"]
     if not meant and "=" in name:
         meant = [f"train {name}"]

@@ -145,7 +145,7 @@ class Schema:
         if found is None:
             if change.forced:
                 return
-            raise UserError(misspelt(key, str(change.value or ""), self.known()))
+            raise UserError(misspelt(key, "" if change.value is None else str(change.value), self.known()))
         hint, in_dictionary = found
         *path, last = key.split(".")
         node = values

@@ -116,5 +116,6 @@ def test_what_is_right_passes_early() -> None:
     free = ["augment.override.hue=0.1", "backbone.kwargs.depth=3", "optimizer={lr: 1}", "++method.warmth=1", "seed=3"]
     early.refuse_mistakes(["method=MoCo", "method.queue_size=8", "backbone=ResNet18", "augment={counts: [2]}", *free])
     early.refuse_mistakes(["experiment=demo_moco", "method.queue_size=8"])
-    early.refuse_mistakes(["resume=runs/some", "method.queue_size=8"])
+    early.refuse_mistakes(["resume=runs/some", "method.queue_size=8", "method.own=1"])
+    early.refuse_mistakes(["checkpoint=runs/some", "data.own=1", "eval.knn_k=3"], "evaluate")
     early.refuse_mistakes(["hydra.searchpath=[file://own]", "method=own"])

@@ -39,6 +39,7 @@ TRAINING = {
     "wandb=false": "logger.wandb=false",
     "gpus=2": "trainer.devices=2",
     "gpus=0,1": "trainer.devices=[0,1]",
+    "gpus=auto": "trainer.devices=auto",
     "gpu=1": "trainer.devices=[1]",
     "device=cuda": "trainer.accelerator=gpu",
     "device=cpu": "trainer.accelerator=cpu",
@@ -90,6 +91,11 @@ def test_nothing_is_far_fetched(key: str) -> None:
     assert meant_by(key, "1", known()) == []
 
 
+def test_a_key_of_a_file_comes_without_a_text() -> None:
+    assert meant_by("model", "", known()) == ["method=NAME", "backbone=NAME"]
+    assert meant_by("batchsize", "", known()) == ["batch_size"]
+
+
 LINES = {
     "method moco": "Did you mean 'selfsup methods moco'?",
     "eval RUN": "Did you mean 'selfsup evaluate RUN'?",
@@ -101,6 +107,7 @@ LINES = {
     "method=moco": "Did you mean 'selfsup train method=moco'?",
     "neighbors RUN": "Did you mean 'selfsup neighbours RUN'?",
     "version": "Did you mean 'selfsup --version'?",
+    f"{'long' * 100}": "There is no command",
     "trian": "Did you mean 'train'?",
     "train method moco": "here method=moco",
     "train method = moco": "here method=moco",
@@ -115,6 +122,9 @@ LINES = {
     "train data=pictures": "Did you mean 'data=image_folder data.root=pictures'?",
     "train data=imagenet": "Did you mean 'data=image_folder data.root=DIR'?",
     "train trainer=ddp": "Did you mean 'trainer.strategy=ddp'?",
+    "train optimiser.lrr=1": "Did you mean 'optimizer.lr=1'?",
+    "train data.x=1": "There is no setting 'data.x'; see --help.",
+    "train optimizer.x=1": "optimizer has name, lr, ",
     "train config=c.yaml": "write --config c.yaml",
     "train eval.knn.k=5": "it is one of selfsup evaluate",
     "knn RUN optimizer.lr=1": "it is one of selfsup train",
