@@ -138,13 +138,14 @@ def test_multirun_through_a_launcher(tmp_path: Path) -> None:
     assert sorted(read_checkpoint(p)["selfsup"]["config"]["seed"] for p in runs) == [0, 1]
 
 
-def test_a_launcher_that_is_not_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "selfsup.cli", "train", "--multirun", "hydra/launcher=submitit_slrm", "seed=0,1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "hydra/launcher=submitit_slrm" in done.stderr
-    assert "pip install hydra-submitit-launcher" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_a_launcher_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["selfsup"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # is set by a sweep, and taken back after the test
+    code, _, err = run("train", "--multirun", "hydra/launcher=submitit_slrm", "seed=0,1")
+    assert code == 2, err
+    assert "hydra/launcher=submitit_slrm" in err
+    assert "pip install hydra-submitit-launcher" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_method_in_a_file_of_ones_own(run: Run, tmp_path: Path) -> None:
