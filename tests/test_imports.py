@@ -27,7 +27,7 @@ RULES = {
         {"functional", "nn", "augment", "checkpoint", "optimization"} | NEUTRAL,
         {"torch", "pytorch_lightning"},
     ),
-    "settings": ({"errors", "imports", "registry"}, {"hydra", "timm", "yaml"}),
+    "settings": ({"errors", "imports", "registry"}, {"hydra", "omegaconf", "timm", "yaml"}),
 }
 IMPORT_METHODS = {"commands", "config", "doctor", "engine", "opened"}
 
