@@ -152,7 +152,8 @@ def meant_by(key: str, text: str, known: Known) -> list[str]:
         near = [end for end, names in ends.items() if not section or any(n.startswith(f"{section}.") for n in names)]
         close = difflib.get_close_matches(last, near, n=1, cutoff=0.6 if section else 0.75)
         found = [name for end in close for name in ends[end] if name.startswith(section)][:1]
-        found = found or difflib.get_close_matches(key, known.keys, n=1, cutoff=0.8)
+        if not (found or section in known.sections):  # which is misspelt, too
+            found = difflib.get_close_matches(key, known.keys, n=1, cutoff=0.8)
     return [line for line in dict.fromkeys(_write(name, last, text, known) for name in found) if line][:3]
 
 
