@@ -184,7 +184,7 @@ class Stopwatch(pl.Callback):
         return self._before + time.perf_counter() - self._started
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._started = time.perf_counter()
+        self._started = self._epoch_began = time.perf_counter()  # a run may go on within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._epoch_began, self._batches = time.perf_counter(), 0

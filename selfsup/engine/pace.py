@@ -60,7 +60,7 @@ class Pace:
     def begin_epoch(self, epoch: int, done: int) -> None:
         """An epoch, counted from 0, begins; ``done`` of its batches have been taken already."""
         now = self._clock()
-        if self.done:
+        if self._between:
             self._ends[self.length.looks(epoch)] = now - self._mark
         self._mark = now
         self.epoch_batches, self._epoch_began, self._between = 0, now, False

@@ -90,7 +90,7 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._loss = Arrival(module.device)
-        self.begin("step")
+        self.on_train_epoch_start(trainer, module)  # which Lightning leaves out where a run goes on within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._epoch = trainer.current_epoch
