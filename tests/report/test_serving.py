@@ -212,7 +212,7 @@ def test_the_commands(root, capsys, tmp_path, monkeypatch):
         (["runs", "--serve", "there"], "There is no folder there"),
         (["report"], "Name one run folder."),
         (["report", "a", "b"], "Name one run folder; several are compared by selfsup compare a b."),
-        (["report", "there"], "'there' is no run"),
+        (["report", "there"], "'there' is not a run"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
