@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,12 @@ def test_the_standard_library_is_not_hidden_at_the_root():
 def test_importing_the_package_does_not_import_torch():
     done = python("import selfsup, sys; print(selfsup.__version__, 'torch' in sys.modules)")
     assert done.stdout.split()[1:] == ["False"], done.stderr
+
+
+@pytest.mark.parametrize("package", [name for name, path in FILES.items() if path.name == "__init__.py"])
+def test_no_name_that_a_package_offers_is_that_of_a_module_in_it(package):
+    """Importing the module would put it in the place of what is offered."""
+    offered = set(getattr(import_module(package), "__all__", []))
+    inside = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == package}
+    rooms = {name.partition(".")[2] for name, path in FILES.items() if path.name == "__init__.py"}
+    assert offered & inside <= (rooms if package == "selfsup" else set())  # a room stands for itself

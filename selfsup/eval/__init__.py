@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from selfsup.eval.features import FeatureSet
     from selfsup.eval.kernel_alignment import CkaTable, cka
     from selfsup.eval.neighbours import recall_of, search, search_others
-    from selfsup.eval.paper_probe import PROBE_PROTOCOLS, ProbeProtocol, paper_probe
     from selfsup.eval.patches import PatchMatches, retrieve_patches
     from selfsup.eval.pixels import segment
     from selfsup.eval.probing import ProbeResult, labelled_positions
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
         SegmentationKnnSettings,
         segmentation_knn,
     )
+    from selfsup.eval.published import PROBE_PROTOCOLS, ProbeProtocol, paper_probe
     from selfsup.eval.record import Record, Spread
     from selfsup.eval.registry import protocol
     from selfsup.eval.results import add_results, read_results

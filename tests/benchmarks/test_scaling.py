@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfsup.functional import contrastive, redundancy, whitening
+from selfsup.functional.arguments import trusted_values
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 RANKS = 16
@@ -87,6 +88,8 @@ def many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, function.__name__, function, raising=False)
         monkeypatch.setattr(module, "dist", SimpleNamespace(get_world_size=lambda group: RANKS), raising=False)
     monkeypatch.setattr(contrastive, "rank_of", lambda group: 0)
+    for module in (contrastive, redundancy):
+        monkeypatch.setattr(module, "size_of", lambda group: RANKS)
 
 
 LOSSES = {
@@ -114,10 +117,10 @@ def test_work_of_a_loss_is_what_its_operations_do(name: str, scaling: Any, many_
     method = SimpleNamespace(views=SimpleNamespace(sizes=(32, 32)))
     operations, elements = scaling.loss_work(config, method, images, RANKS)
     z = torch.randn(2, images, dim, requires_grad=True)
-    with FlopCounterMode(display=False) as counted:
+    with trusted_values(), FlopCounterMode(display=False) as counted:  # as in a training step
         LOSSES[name](z).backward()
     assert counted.get_total_flops() == operations
-    with Moved() as moved:
+    with trusted_values(), Moved() as moved:
         LOSSES[name](z).backward()
     assert moved.elements / elements == pytest.approx(scaling.TOUCHES[name], rel=1 / 3)
 

@@ -51,7 +51,7 @@ def test_the_whole_path(run: Run, tmp_path: Path) -> None:
     for method in ("simclr", "moco"):
         code, out, _ = run("train", f"method={method}", *TINY_METHOD.get(method, []), *TINY, f"run_dir={method}")
         assert code == 0
-        assert "selfsup evaluate checkpoint=" in out
+        assert f"next: selfsup evaluate {method}\n" in out
     assert (tmp_path / "moco" / "figures" / "views.png").stat().st_size > 1000
     assert (tmp_path / "moco" / "figures" / "training.png").stat().st_size > 1000
     environment = json.loads((tmp_path / "moco" / "environment.json").read_text())

@@ -137,9 +137,9 @@ def test_splits_are_chosen():
     ("chosen", "message"),
     [
         ({"test": ["a"]}, "train is missing"),
-        ({"train": ["a"], "val": ["b"]}, "val is no split here"),
+        ({"train": ["a"], "val": ["b"]}, "val is not a split here"),
         ({"train": []}, "names no folder"),
-        ({"train": ["z"]}, "z is no folder of images"),
+        ({"train": ["z"]}, "z is not a folder of images"),
         ({"train": ["."], "test": ["a"]}, r"a/1\.png is of both train and test"),
     ],
 )

@@ -192,7 +192,7 @@ def test_multi_label_knn_is_brute_force():
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ([0, 1], [[1, 0]], "train labels are no table"),
+        ([0, 1], [[1, 0]], "train labels are not a table"),
         ([[0, 1], [1, 0]], [[1, 0, 0]], "2 classes and the test labels 3"),
         ([[0, 1], [1, 0]], [[2, 0]], "test labels hold other values"),
         ([[0, 1], [1, 0]], [[0, 0]], "No test image has any class"),

@@ -32,9 +32,9 @@ from selfsup.eval import (
     read_results,
     ridge_probe,
 )
-from selfsup.eval.paper_probe import schedule_factor
 from selfsup.eval.protocols import linear_probe as linear_probe_file
 from selfsup.eval.protocols.fine_tune import Classifier, layer_groups
+from selfsup.eval.published import schedule_factor
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.types import Normalization
 

@@ -21,8 +21,8 @@ from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, frozen, home_of, input_channels, prepare_images
 from selfsup.eval.features import FeatureSet, labels_of
-from selfsup.eval.paper_probe import CROP_AND_FLIP, CROP_AND_FLIP_WORDS, augmented_views, linear_layer
 from selfsup.eval.probing import SPLIT_OFF, ProbeParts, better, class_positions, image_probe
+from selfsup.eval.published import CROP_AND_FLIP, CROP_AND_FLIP_WORDS, augmented_views, linear_layer
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject

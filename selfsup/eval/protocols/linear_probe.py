@@ -15,8 +15,8 @@ from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.feature_choices import POOLED
 from selfsup.eval.features import FeatureSet
-from selfsup.eval.paper_probe import CROP_AND_FLIP_WORDS, PROBE_PROTOCOLS, paper_probe
 from selfsup.eval.probing import Parts, ProbeParts, ProbeResult, better, feature_probe, image_probe, prepare_parts
+from selfsup.eval.published import CROP_AND_FLIP_WORDS, PROBE_PROTOCOLS, paper_probe
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, choice_splits
