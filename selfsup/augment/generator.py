@@ -141,6 +141,10 @@ class ViewGenerator(nn.Module):
 def two_crop(recipe: str = "simclr", size: int = 224, normalization: Normalization = IMAGENET) -> ViewGenerator:
     """Return a generator of two views of one size.
 
+    Called as ``generator(images, seed=None, index=None)``: without a seed every call draws anew, with one the views
+    are a function of (seed, index). ``index`` is the position in the dataset, so that batches differ; without it the
+    position in the batch stands for it.
+
     Raises:
         UserError: No such recipe.
     """
@@ -154,6 +158,8 @@ def multi_crop(
     normalization: Normalization = IMAGENET,
 ) -> ViewGenerator:
     """Return a generator of ``counts[g]`` views of side ``sizes[g]`` for every group ``g``, in this order.
+
+    It is called as that of :func:`two_crop`.
 
     Raises:
         UserError: No such recipe, or sizes and counts that do not go together.

@@ -105,7 +105,7 @@ def test_views_may_be_ones_own() -> None:
     assert method.temperature == 0.3
     with pytest.raises(UserError, match=r"there are 3 view\(s\) and SimCLR takes 2\."):
         method([*views, views[0]])
-    with pytest.raises(UserError, match="PixPro has to know where a view lies"):
+    with pytest.raises(UserError, match="PixPro needs to know where a view lies"):
         PixPro(network(), image_size=64, hidden_dim=8, output_dim=4)([view.image for view in views])
 
 
