@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from selfsup.config import TrainConfig, load_config
-from selfsup.data import TrainLoader, load_splits
+from selfsup.data import Share, TrainLoader, load_splits
 from selfsup.engine.training import build_method
 from selfsup.methods import Method
 from selfsup.optimization import build_optimizer
@@ -150,7 +150,7 @@ def train(rank: int, ranks: int, config: TrainConfig) -> Iterator[Step]:
         ddp.register_comm_hook(dist.group.WORLD, allreduce_hook)  # DDP's own way, through torch.distributed
         forward = ddp
     optimizer = build_optimizer(method.param_groups(), config.optimizer, 1e-4)
-    loader = TrainLoader(splits.pretrain, config.batch_size, config.seed, rank, ranks)
+    loader = TrainLoader(splits.pretrain, config.batch_size, config.seed, Share(rank, ranks))
     for number, batch in enumerate(itertools.cycle(loader)):
         recorder.step = Step()
         with recorder.recording(), contextlib.nullcontext() if ranks > 1 else nobody_else():

@@ -16,6 +16,7 @@ from pathlib import Path
 from selfsup import __version__, commands
 from selfsup.errors import UserError
 from selfsup.settings.meanings import no_command
+from selfsup.tables import printable
 
 OVERVIEW = """\
 selfsup {version}: learn visual representations without labels, and prove how good they are
@@ -63,7 +64,7 @@ def _run(given: list[str]) -> int:
             raise UserError(no_command(given, names))
         return commands.run(import_module(f"selfsup.commands.{name}"), given[1:])
     except UserError as error:
-        print(f"selfsup {name}: {error}", file=sys.stderr)
+        print("\n".join(map(printable, f"selfsup {name}: {error}".split("\n"))), file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):

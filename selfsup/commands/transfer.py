@@ -8,7 +8,6 @@ records and figures of a dataset to a folder of its name there.
 
 from __future__ import annotations
 
-import csv
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser, checkpoint_settings, chosen_protocols
 from selfsup.errors import UserError
-from selfsup.tables import console_table, markdown_table
+from selfsup.tables import console_table, csv_table, markdown_table
 from selfsup.writing import check_output
 
 if TYPE_CHECKING:
@@ -78,11 +77,9 @@ class TransferTable:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = markdown_table(*self._cells(), [f"left out: {note}" for note in self._notes()])
         (self.folder / "transfer.md").write_text(text, "utf-8")
-        with (self.folder / "transfer.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            for name, found in self.records.items():
-                writer.writerows({**record, "data": name} for record in found.values())
+        flat = [{**record, "data": name} for name, found in self.records.items() for record in found.values()]
+        rows = ([record.get(column) for column in COLUMNS] for record in flat)
+        (self.folder / "transfer.csv").write_text(csv_table(COLUMNS, rows), "utf-8", newline="")
 
     def _notes(self) -> list[str]:
         return [f"{name}: {reason}" for name, reason in self.left_out.items()]

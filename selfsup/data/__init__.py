@@ -14,6 +14,7 @@ __all__ = [
     "FileDataset",
     "ImageDataset",
     "ResidentDataset",
+    "Share",
     "SourceSplits",
     "Splits",
     "TrainLoader",

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import logging
 import os
-import re
 import sys
 import sysconfig
 import threading
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 
 from selfsup.engine.stop import Interrupted
 from selfsup.errors import UserError
+from selfsup.tables import printable
 
 FILE = "train.log"
 PACKAGE = Path(__file__).parents[1]
@@ -26,8 +26,6 @@ _PLACES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "pla
 LIBRARIES = {*_PLACES, *(place.resolve() for place in _PLACES)}  # an environment may be a link
 #: Packages that bring a handler of their own for what they log, which would write into the middle of a bar.
 WITH_HANDLERS = ("pytorch_lightning", "lightning_fabric")
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 #: Held while anything is written, and while a process is forked: what holds it in no thread is free in the child.
 LOCK = threading.RLock()
@@ -93,7 +91,7 @@ class RunLog:
         """Write to the file what nobody needs on the screen."""
         time = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         # a name with control characters in it, too, stays one line of text
-        lines = [f"{time}  {self._who}{CONTROL.sub(_spelt, line)}" for line in text.splitlines() if line.strip()]
+        lines = [f"{time}  {self._who}{printable(line)}" for line in text.splitlines() if line.strip()]
         with LOCK:
             if self._path is None:
                 self._early += lines
@@ -168,10 +166,6 @@ class _Records(logging.Handler):
             self._log.write(record.getMessage())
         else:
             logging.lastResort.handle(record)
-
-
-def _spelt(character: re.Match[str]) -> str:
-    return f"\\x{ord(character[0]):02x}"
 
 
 def _put_back(before: tuple[TextIO, TextIO], during: tuple[Any, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from selfsup.data.files import FileDataset
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite
 from selfsup.eval.neighbours import search_others
+from selfsup.tables import csv_table
 from selfsup.writing import replacing
 
 TRUSTED = 0.75  # least agreement at which a contradicted label is rather wrong than the features weak
@@ -167,10 +167,9 @@ def audit_dataset(
     images = AuditedImages(parts)
     found = audit(torch.cat([part.features for part, _ in parts]), images.labels, **settings)
     path = Path(folder) / "neighbours.csv"
-    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(_csv_rows(found, images))
+    rows = ([row.get(column) for column in COLUMNS] for row in _csv_rows(found, images))
+    with replacing(path) as draft:
+        draft.write_text(csv_table(COLUMNS, rows), "utf-8", newline="")
     return found, images, path
 
 

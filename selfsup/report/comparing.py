@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfsup.report.comparison import Table, read_table
 from selfsup.report.drawing import save
+from selfsup.tables import csv_table
 
 if TYPE_CHECKING:
     from selfsup.eval.kernel_alignment import CkaTable
@@ -68,8 +68,6 @@ def save_cka(table: CkaTable, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "cka.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["", *table.names])
-        writer.writerows([name, *row] for name, row in zip(table.names, table.values.tolist(), strict=True))
+    rows = ([name, *row] for name, row in zip(table.names, table.values.tolist(), strict=True))
+    (folder / "cka.csv").write_text(csv_table(["", *table.names], rows), "utf-8", newline="")
     save(cka_picture(table), folder / "cka.png")

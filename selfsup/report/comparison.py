@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from selfsup.eval.record import Record
 from selfsup.eval.results import FILE, read_results
 from selfsup.report.atlas import Atlas, read_atlas
 from selfsup.settings.values import read_yaml
-from selfsup.tables import console_table, markdown_table
+from selfsup.tables import console_table, csv_table, markdown_table
 
 MISSING = "–"
 COLUMNS = (
@@ -90,11 +88,7 @@ class Table:
 
     def csv(self) -> str:
         """Return the table for a spreadsheet, accuracies as fractions."""
-        file = io.StringIO()
-        writer = csv.DictWriter(file, self.columns)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return file.getvalue()
+        return csv_table(self.columns, [[row.get(column) for column in self.columns] for row in self.rows])
 
     def cells(self) -> list[list[str]]:
         """Return the rows as they are written for a person."""

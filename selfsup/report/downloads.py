@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfsup.eval.record import Record
 from selfsup.report.compared import Compared
 from selfsup.report.estimates import accuracy_over_time, estimate
+from selfsup.tables import csv_table
 
 
 def downloads(runs: Compared) -> list[tuple[str, str, str]]:
@@ -42,7 +40,7 @@ def _uncertainty(runs: Compared) -> str:
             if found is not None:
                 own = " ".join(runs.names[place] for place in group.places)
                 rows.append((group.label, own, column, found.value, found.low, found.high, found.kind))
-    return _csv(("configuration", "runs", "measure", "value", "low", "high", "kind"), rows)
+    return csv_table(("configuration", "runs", "measure", "value", "low", "high", "kind"), rows)
 
 
 def _records(runs: Compared) -> str:
@@ -53,19 +51,11 @@ def _records(runs: Compared) -> str:
             said = told(record)
             rest = {key: value for key, value in said.items() if key not in main}
             rows.append((name, *(said[key] for key in main), json.dumps(rest, ensure_ascii=False)))
-    return _csv(("run", *main, "details"), rows)
+    return csv_table(("run", *main, "details"), rows)
 
 
 def _curves(runs: Compared) -> str:
     rows: list[tuple[Any, ...]] = []
     for name, run in zip(runs.names, runs.runs, strict=True):
         rows += [(name, *point) for point in accuracy_over_time(run)]
-    return _csv(("run", "step", "seconds", "online/knn"), rows)
-
-
-def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return file.getvalue()
+    return csv_table(("run", "step", "seconds", "online/knn"), rows)

@@ -74,7 +74,7 @@ def test_real_valued_targets_are_no_classes():
     ("items", "message"),
     [
         ([], "is empty"),
-        (["a.jpg"], "item 0 of Items is no image: it is str"),
+        (["a.jpg"], "item 0 of Items is not an image: it is str"),
         ([PIXELS[0].float()], r"its values go from 0 to 25\d; give floats in \[0, 1\]"),
         ([PIXELS[0].long()], "its type is torch.int64"),
         ([PIXELS[0], PIXELS[0, :1]], "item 1 has 1 channels and the first 3"),
