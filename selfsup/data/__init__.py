@@ -3,7 +3,7 @@
 import selfsup.data.sources  # noqa: F401 each file registers itself
 from selfsup.data.base import DataConfig, ImageDataset, SourceSplits, Splits
 from selfsup.data.files import FileDataset
-from selfsup.data.loader import TrainLoader, eval_batches
+from selfsup.data.loader import Share, TrainLoader, eval_batches
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.sources.shapes import draw_scenes
 from selfsup.data.splits import load_splits

@@ -197,7 +197,8 @@ def test_training_keeps_the_time_of_every_epoch_and_goes_on_after_a_stop(
     train(load_resumed_config([f"resume={folder}"]))
     after = (folder / "times.csv").read_text().splitlines()
     assert after[:2] == before
-    steps, seconds = zip(*(map(float, line.split(",")) for line in after[1:]), strict=True)
+    assert after[0].split(",")[:2] == ["step", "seconds"]
+    steps, seconds = zip(*(map(float, line.split(",")[:2]) for line in after[1:]), strict=True)
     assert steps == (3, 7, 11)  # four steps an epoch, counted from 0 as in metrics.csv
     assert 0 < seconds[0] < seconds[1] < seconds[2]
     table = compare([folder])
