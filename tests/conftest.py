@@ -43,6 +43,22 @@ def tiny_method(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(autouse=True)
+def no_pictures_of_trainings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a dot where a training draws: two pictures take longer than a tiny training. ``pictures`` draws them."""
+    if request.node.get_closest_marker("pictures") is not None:
+        return
+    from selfsup.engine import callbacks, training
+
+    def dot(_: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"a dot")
+
+    monkeypatch.setattr(callbacks, "save_views_figure", lambda images, views, path, *_, **__: dot(None, path))
+    monkeypatch.setattr(training, "training_curves", lambda metrics: None)
+    monkeypatch.setattr(training, "save", dot)
+
+
+@pytest.fixture(autouse=True)
 def no_runs_opened_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the files that runs of other tests were made with: messages about unknown names would speak of them."""
     from selfsup import imports

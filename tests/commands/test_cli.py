@@ -47,6 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(load_config([*TINY, f"run_dir={folder}"]))
 
 
+@pytest.mark.pictures
 def test_the_whole_path(run: Run, tmp_path: Path) -> None:
     for method in ("simclr", "moco"):
         code, out, _ = run("train", f"method={method}", *TINY_METHOD.get(method, []), *TINY, f"run_dir={method}")

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from selfsup.config import load_config
-from selfsup.data import TrainLoader, load_splits
+from selfsup.data import Share, TrainLoader, load_splits
 from selfsup.distributed import world
 from selfsup.engine.sharding import shard
 from selfsup.engine.training import build_method
@@ -63,7 +63,7 @@ def train_steps(
         shard(method, init_device_mesh("cpu", (world_size,)))
     elif world_size > 1:
         step = DistributedDataParallel(step, broadcast_buffers=False)
-    loader = TrainLoader(splits.pretrain, config.batch_size, config.seed, rank, world_size)
+    loader = TrainLoader(splits.pretrain, config.batch_size, config.seed, Share(rank, world_size))
     if own_optimizer:
         optimizer = build_optimizer(method.param_groups(), config.optimizer, 0.01)
     else:

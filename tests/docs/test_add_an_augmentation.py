@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         OPERATIONS.pop(name, None)
 
 
+@pytest.mark.pictures
 def test_train_with_both_and_look_at_the_views(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, test = PAGE.commands
     assert test == "PYTHONPATH=. pytest test_augmentations.py"
