@@ -11,12 +11,13 @@ BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)
 
-.PHONY: demo test lint docs bench install clean
+.PHONY: demo test test-all lint docs bench install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train SimCLR and MoCo v2 on drawn images, evaluate, compare: about five minutes on two cores; says how long here"
 	@echo "make test    lint, types, the site of the documentation, and tests"
+	@echo "make test-all  the same, and what takes minutes: all notebooks"
 	@echo "make docs    the site of the documentation, to be opened as build/docs/index.html"
 	@echo "make bench   every measured figure of the README and the docs, about three hours on two cores"
 
@@ -69,6 +70,9 @@ docs: $(INSTALLED)
 
 test: $(INSTALLED) lint docs
 	$(BIN)/pytest -n auto
+
+test-all: $(INSTALLED) lint
+	$(BIN)/pytest -n auto -m ""
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

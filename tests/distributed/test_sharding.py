@@ -174,8 +174,8 @@ Method.on_train_end = on_train_end
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("simclr", ["optimizer=adamw", "trainer.gradient_clip=0.5"]),
-        ("byol", []),  # LARS
+        pytest.param("simclr", ["optimizer=adamw", "trainer.gradient_clip=0.5"], marks=pytest.mark.long),
+        pytest.param("byol", [], marks=pytest.mark.long),  # LARS
         ("dino", ["trainer.accumulate=2", "trainer.gradient_clip=0.3"]),
     ],
 )

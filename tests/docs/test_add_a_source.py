@@ -104,9 +104,10 @@ def test_its_tests_find_mistakes(right: str, wrong: str, test: str, folder: Path
 
 
 def test_in_the_package_it_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = folder / "sources"
-    there.mkdir()
+    there = folder / "selfsup" / "data" / "sources"
+    there.mkdir(parents=True)
     (there / "npz.py").write_text(PAGE.files["npz.py"], "utf-8")
+    monkeypatch.setattr(catalog, "PACKAGE", folder / "selfsup")
     monkeypatch.setitem(catalog.REGISTERED, "data", ("sources.register", there))
     monkeypatch.setattr(walked, "__path__", [*walked.__path__, str(there)])
     catalog.listed.cache_clear()

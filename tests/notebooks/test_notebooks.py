@@ -18,6 +18,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+LONG = {"augmentations", "compare_methods", "released_weights"}  # several trainings each
 LARGEST = 150_000  # bytes of a picture
 VARIES = r"(?m)^Trained .*|.* warnings? of .*|SHA-256 \w+"  # time and memory of a training, the exact weights
 MACHINE = re.compile(r"(?<![\w.])/(tmp|home|root|work|usr|Users|private|var)/")
@@ -44,7 +45,7 @@ def test_they_are_there_and_a_reader_finds_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in NAMES])
 def test_it_runs_and_cleans_up(name, tmp_path, monkeypatch):
     # A short path: loader workers hand images over through a socket in this folder, and the name of a socket has at
     # most 107 characters. A longer one fails in the worker's thread, and the reader waits for ever.

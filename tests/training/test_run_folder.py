@@ -192,7 +192,7 @@ def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path: Path)
     run = tmp_path / "run"
     data = ["data=image_folder", f"data.root={images}", "data.image_size=32", "data.resident_limit_mb=0"]
     tiny = [s for s in TINY if not s.startswith(("data.", "batch_size", "trainer.max_epochs"))]
-    settings = [*data, "data.workers=2", "batch_size=8", "trainer.max_epochs=100000", "augment.compile=false"]
+    settings = [*data, "data.workers=2", "batch_size=8", "trainer.max_epochs=1000", "augment.compile=false"]
     command = [sys.executable, "-m", "selfsup.cli", "train", *settings, *tiny, f"run_dir={run}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
