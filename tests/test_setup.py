@@ -18,7 +18,7 @@ SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 TREES = [ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "selfsup").rglob("*.py"))]
 PROVIDED = packages_distributions()
 #: What other libraries load by name (Lightning's loggers, Hydra's launcher), or people run.
-NOT_IMPORTED = {"tensorboard", "wandb", "slurm", "notebooks", "dev"}
+NOT_IMPORTED = {"tensorboard", "wandb", "slurm", "notebooks", "docs", "dev"}
 
 
 def plain(name: str) -> str:

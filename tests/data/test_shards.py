@@ -139,8 +139,9 @@ def test_training_is_the_same_in_memory_cached_and_streamed(tmp_path, kind, wind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("window", [None, 6])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("window", "workers"), [(None, 0), (6, 0), (6, 2), pytest.param(None, 2, marks=pytest.mark.long)]
+)
 def test_order_over_ranks_and_resuming(tmp_path, kind, window, workers):
     _shards(kind, tmp_path)
     train = _load(kind, tmp_path, shuffle_window=window).train.subset(torch.arange(1, 19))
@@ -468,7 +469,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.long)])
 def test_training_from_the_command_line(tmp_path, monkeypatch, kind):
     _shards(kind, tmp_path / "shards", (12, 12), "train")
     _shards(kind, tmp_path / "shards", (9,), "test", start=24)

@@ -18,7 +18,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-LONG = {"augmentations", "compare_methods", "released_weights"}  # several trainings each
+LONG = {"augmentations", "compare_methods", "dense_features", "released_weights"}  # several trainings each
 LARGEST = 150_000  # bytes of a picture
 VARIES = r"(?m)^Trained .*|.* warnings? of .*|SHA-256 \w+"  # time and memory of a training, the exact weights
 MACHINE = re.compile(r"(?<![\w.])/(tmp|home|root|work|usr|Users|private|var)/")

@@ -196,7 +196,7 @@ def test_a_mistake_is_found_before_any_image_is_read(
     def read(*_: Any) -> None:
         raise AssertionError("the images were read")
 
-    for module in ("evaluation", "embedding"):
+    for module in ("data", "engine.evaluation", "exporting.embedding"):
         monkeypatch.setattr(f"selfsup.{module}.load_splits", read)
     words, message = MISTAKES[mistake]
     assert main([word.format(run=trained) for word in words]) == 2
