@@ -82,7 +82,7 @@ def _overview(name: str) -> str:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads any more what is written to the standard output."""
+    """Whether the reader of the standard output has gone."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

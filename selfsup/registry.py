@@ -29,7 +29,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def find(word: str, known: Iterable[str], other_names: Mapping[str, str] | None = None) -> str:
     """Return the known name that a word means: case, hyphens, underscores and spaces do not matter.
 
-    ``SimCLR`` is ``simclr``, ``barlow-twins`` is ``barlow_twins``. A word that is no such name is returned as it is.
+    ``SimCLR`` is ``simclr``, ``barlow-twins`` is ``barlow_twins``. A word that is not such a name is returned as it is.
 
     Args:
         word: What a person wrote.

@@ -30,7 +30,7 @@ HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif", ".heics", ".heifs"})
 
 
 class UndecodableError(Exception):
-    """A file that is no image, is damaged, or is too large.
+    """A file that is not an image, is damaged, or is too large.
 
     Args:
         message: What is wrong with which file.

@@ -113,7 +113,7 @@ def read_list(path: Path, root: Path | None) -> tuple[Path, Listing]:
 
 
 def why_left_out(name: str) -> tuple[str, str] | None:
-    """Return why a file of this name is no image that can be read, as reason and detail; None where it is one."""
+    """Return why a file of this name cannot be read as an image, as reason and detail; None where it can."""
     if name.startswith("."):
         return HIDDEN, "._*" if name.startswith("._") else name
     if name.lower() in SYSTEM_FILES:

@@ -55,7 +55,7 @@ def open_root(config: ShardsConfig) -> Path:
     """Return ``data.root``.
 
     Raises:
-        UserError: It is no folder, or another setting is impossible.
+        UserError: It is not a folder, or another setting is impossible.
     """
     root = one_root(config)
     if root is None:
@@ -172,7 +172,7 @@ class Labelling:
 
 
 def labelling(values: Sequence[Any], name: str, setting: str | None, class_names: Sequence[str] | None) -> Labelling:
-    """Return what a column or a field holds, and nothing but a note where that is no class.
+    """Return what a column or a field holds, and nothing but a note where that is not a class.
 
     Args:
         values: Of each image a number, a name, None or anything else.

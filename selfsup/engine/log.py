@@ -88,7 +88,7 @@ class RunLog:
                 self._append(early)
 
     def write(self, text: str) -> None:
-        """Write to the file what nobody needs on the screen."""
+        """Write to the file what the screen does not need."""
         time = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         # a name with control characters in it, too, stays one line of text
         lines = [f"{time}  {self._who}{printable(line)}" for line in text.splitlines() if line.strip()]

@@ -58,7 +58,7 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     The folder receives ``config.yaml``, ``environment.json``, ``metrics.csv``, ``times.csv``, ``train.log``,
     ``checkpoints/last.ckpt`` and ``figures/``. With ``config.resume`` the run it names goes on in its own folder, and
     the result is bit for bit the one of a run that was never stopped. Settings that differ from those it had, and may,
-    count from there on; they are told and noted in ``changes.json``. ``resume="auto"`` starts the run of ``run_dir``,
+    count from there on; they are shown and noted in ``changes.json``. ``resume="auto"`` starts the run of ``run_dir``,
     or goes on with it, or says that it is done.
 
     Args:

@@ -43,7 +43,7 @@ def retrieve_patches(
     """Find, for cells of some images, the ``k`` other images with the most similar cell, and that cell.
 
     Similarity is the cosine of the features of two cells. Of each image only its best cell counts, as the places beside
-    it would otherwise take up the answer. An image is no match of itself. The gallery passes batch by batch: memory
+    it would otherwise take up the answer. An image does not match itself. The gallery passes batch by batch: memory
     holds the maps of a batch, whatever its size. Equal ones are in the order of the gallery.
 
     Args:

@@ -98,7 +98,7 @@ def intersection_over_union(matrix: Tensor) -> dict[int, float]:
 
 
 def check_dense(encoder: Encoder, dataset: ImageDataset) -> None:
-    """Raise a UserError unless there are masks, and maps to be had."""
+    """Raise a UserError unless the images have masks and the network gives maps."""
     obstacle = None
     if dataset.read_masks(torch.arange(0)) is None:
         obstacle = f"'{dataset.name}' has no masks"

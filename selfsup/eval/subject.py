@@ -115,7 +115,7 @@ class Subject:
         epoch: Epochs the checkpoint was trained for, for the records.
         seed: Of everything random.
         cache_dir: Folder that keeps the features, or None.
-        shown: What figures show, by their name: functions, so that nothing is computed for a figure nobody draws.
+        shown: What figures show, by their name: functions, so that nothing is computed for a figure that is not drawn.
         extraction_seconds: Time that the pooled features took, which no protocol is charged with.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FILE = "feature_map.npz"
 QUALITY = 82  # of the JPEG that holds all images
+LARGEST = 2**26  # bytes of a map that is read; one of ours holds a hundredth of that
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,13 @@ def save_atlas(shown: FeatureMap, folder: str | Path) -> Path:
 
 
 def read_atlas(folder: str | Path) -> Atlas | None:
-    """Return the map in a folder of figures, or None where there is none that can be read."""
+    """Return the map in a folder of figures, or None where there is none that can be read, or one of a foreign size."""
+    path = Path(folder) / FILE
     try:
-        with np.load(Path(folder) / FILE, allow_pickle=False) as found:
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > LARGEST:
+                return None
+        with np.load(path, allow_pickle=False) as found:
             atlas = Atlas(
                 found["points"].astype(np.float32),
                 found["labels"].astype(np.int64),
@@ -93,7 +99,7 @@ def read_atlas(folder: str | Path) -> Atlas | None:
                 int(found["side"]),
                 found["sheet"].tobytes(),
             )
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
     count = len(atlas.points)
     fits = atlas.points.shape == (count, 2) and len(atlas.labels) == len(atlas.neighbours) == count > 0

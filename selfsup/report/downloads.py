@@ -21,7 +21,7 @@ def downloads(runs: Compared) -> list[tuple[str, str, str]]:
     ]
 
 
-def told(record: Record) -> dict[str, Any]:
+def shown(record: Record) -> dict[str, Any]:
     """Return what the page says of a record: all of it but what was found and holds lists, such as curves."""
 
     def holds_lists(value: Any) -> bool:
@@ -48,7 +48,7 @@ def _records(runs: Compared) -> str:
     rows = []
     for name, run in zip(runs.names, runs.runs, strict=True):
         for record in run.records:
-            said = told(record)
+            said = shown(record)
             rest = {key: value for key, value in said.items() if key not in main}
             rows.append((name, *(said[key] for key in main), json.dumps(rest, ensure_ascii=False)))
     return csv_table(("run", *main, "details"), rows)

@@ -118,7 +118,7 @@ def _sections(runs: Compared, links: Sequence[str]) -> list[Section]:
             charts.append((key, listed.title, _part("charts", shown)))
     atlas = map_data(runs)
     pictures = [(key, title, _pictures(runs, key)) for key, (title, _) in PICTURES.items()]
-    told = [(f"protocols-{place}", *own) for place, own in enumerate(protocols(runs))]
+    tables = [(f"protocols-{place}", *own) for place, own in enumerate(protocols(runs))]
     settings = settings_rows(runs)
     # first, and made last, as the charts add to the notes
     found = [
@@ -127,7 +127,7 @@ def _sections(runs: Compared, links: Sequence[str]) -> list[Section]:
         *charts,
         ("map", "Explore the features", _part("map", *atlas) if atlas else ""),
         *pictures,
-        ("protocols", "Protocols", _part("protocols", PROTOCOL_NOTE, told) if told else ""),
+        ("protocols", "Protocols", _part("protocols", PROTOCOL_NOTE, tables) if tables else ""),
     ]
     return [(key, title, Markup(body)) for key, title, body in found if body]
 

@@ -64,8 +64,10 @@ class Axis:
         title: What it measures.
         log: It is logarithmic; values must be positive.
         zero: It begins at 0.
-        least: The least that it spans, so that a small change does not fill the chart.
+        least: The least that it spans, so that a small change does not fill the chart; never less than a tenth of the
+            largest value, or of a decade.
         within: It goes no further than these.
+        whole: It counts, and has ticks at whole numbers alone.
     """
 
     title: str = ""
@@ -73,6 +75,7 @@ class Axis:
     zero: bool = False
     least: float = 0.0
     within: tuple[float, float] = (-math.inf, math.inf)
+    whole: bool = False
 
     def limits(self, values: Sequence[float]) -> tuple[float, float]:
         """Return where an axis with these values begins and ends."""
@@ -81,9 +84,10 @@ class Axis:
             low, high = math.log10(low), math.log10(high)
         if self.zero:
             low, high = min(low, 0.0), max(high, 0.0)
-        missing = max(self.least, 1e-9 * max(abs(low), abs(high)), 0.0) - (high - low)
-        if missing > 0 or high == low:
-            spare = missing / 2 if missing > 0 else 0.5
+        floor = 0.1 if self.log else 0.1 * max(abs(low), abs(high)) or 1.0
+        missing = max(self.least, floor) - (high - low)
+        if missing > 0:
+            spare = missing / 2
             low, high = (low, high + 2 * spare) if self.zero and low == 0 else (low - spare, high + spare)
         spare = 0.04 * (high - low)
         low, high = low if self.zero and low == 0 else low - spare, high + spare
@@ -223,7 +227,7 @@ def set_axis(axes: Any, axis: Axis, limits: tuple[float, float], *, horizontal: 
         side.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
         side.set_minor_locator(NullLocator())
     else:
-        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if axis.whole else [1, 2, 2.5, 5, 10], integer=axis.whole))
     side.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
     (axes.set_xlim if horizontal else axes.set_ylim)(*limits)
     side.set_label_text(axis.title, fontsize=SMALL, color=TEXT)

@@ -11,7 +11,7 @@ from typing import Any
 from selfsup.eval.record import Record
 from selfsup.report.compared import Compared
 from selfsup.report.comparison import MISSING
-from selfsup.report.downloads import told
+from selfsup.report.downloads import shown
 from selfsup.report.estimates import NOT_THE_METHOD, Group, estimate, is_number, range_text
 
 SHARED = ("method", "backbone", "data", "epochs", "split", "images seen")  # said once when all runs agree
@@ -166,7 +166,7 @@ def _key(place: int, protocol: str) -> str:
 
 
 def _protocol(place: int, name: str, records: Sequence[Record]) -> Protocol:
-    flat = [told(record) for record in records]
+    flat = [shown(record) for record in records]
     names = [key for key in dict.fromkeys(n for r in flat for n in r) if key != "protocol"]
     always = ("split", "metric", "value")
     common = [n for n in names if n not in always and len({json.dumps(r.get(n, "")) for r in flat}) == 1]

@@ -35,7 +35,7 @@ REGISTERED = {
     "format": ("export_format", PACKAGE / "exporting" / "formats"),
 }
 
-#: What people write that is no choice, and what it means.
+#: What people write in place of a choice, and what it means.
 _FURTHER = {
     **{f"data={name}": "data=image_folder data.root=DIR" for name in ("imagenet", "imagenette", "folder", "images")},
     **{f"trainer={name}": f"trainer.accelerator={name}" for name in ("cpu", "gpu")},
@@ -117,7 +117,7 @@ def name_choice(word: str, *, refuse: bool = True) -> str:
 
 
 def written(group: str, name: str) -> str | None:
-    """Return how that is written which ``group=name`` means where it is no choice: a network of timm's, a folder."""
+    """Return how that is written which ``group=name`` means where it is not a choice: a network of timm's, a folder."""
     if group in ("backbone", "optimizer"):
         import timm.optim  # takes two seconds
 

@@ -39,7 +39,7 @@ def refuse_mistakes(words: Sequence[str], kind: str = "train") -> None:
         for name in text.split(",") if kind == "evaluate" else [text]:  # a transfer takes several sources
             names[group] = name_choice(f"{group}={name}").partition("=")[2]
     if any(names[group] not in listed(group) for group in REGISTRIES if group in names):
-        return  # registered in this process, by code that is no file of the package
+        return  # registered in this process, by code outside the package
     if any(word.startswith(("experiment=", "resume=")) for word in words):
         names = {}  # an experiment or a saved configuration may choose, too: then any choice may be meant
     saved = kind == "evaluate" or any(word.startswith("resume=") for word in words)

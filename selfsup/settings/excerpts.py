@@ -80,7 +80,7 @@ def _imported(statement: ast.ImportFrom | ast.Import, name: str) -> Any:
 
 
 def _needed(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that a statement reads; annotations of functions are text that nobody reads."""
+    """Yield the names that a statement reads; annotations of functions are text and are not evaluated."""
     nodes: list[ast.AST] = [statement]
     while nodes:
         node = nodes.pop()

@@ -46,7 +46,7 @@ def from_text(text: str, hint: Any, key: str) -> Any:
         key: Name of the setting, for the message.
 
     Raises:
-        UserError: The text is no value of this type.
+        UserError: The text is not a value of this type.
     """
     kind, optional = split_optional(hint)
     if optional and (text == "null" if kind in (str, TextOrList) else text.lower() == "null"):

@@ -92,6 +92,20 @@ def test_what_an_operation_draws_does_not_depend_on_the_others(tint):
     assert len(torch.cat([alone["amount"] - 0.2, alone["value"]]).unique()) == 18
 
 
+def test_operations_of_ones_own_draw_from_numbers_of_their_own(tint):
+    @operation("shade")
+    class Shade(Operation):
+        """Does nothing; draws one number."""
+
+        numbers: ClassVar[int] = 1
+
+    try:
+        given = [slot for kind in OPERATIONS.values() for slot in kind.slots]
+        assert len(given) == len(set(given))
+    finally:
+        OPERATIONS.pop("shade")
+
+
 def test_ones_own_stands_anywhere_in_the_order(tint):
     images = photographs(6, size=(40, 40))
     override = {"tint_p": 1.0, "tint_strength": [0.5, 0.5], "solarize_p": 1, "scale": [1, 1], "ratio": [1, 1]}

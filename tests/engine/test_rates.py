@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from selfsup.engine.callbacks import Stopwatch
-from selfsup.engine.rates import gradient_norm
+from selfsup.engine.rates import Rates, gradient_norm
 from selfsup.engine.training import train
+from selfsup.methods import Method
 from selfsup.optimization import cosine_schedule
 
 Config = Callable[..., Any]
@@ -66,6 +68,20 @@ def test_the_norm_of_half_precision_gradients_is_of_float32() -> None:
     assert float(gradient_norm(weights)) == pytest.approx(3018**0.5, rel=1e-6)
     assert all(torch.equal(a, b.grad) for a, b in zip(before, weights, strict=True) if b.grad is not None)
     assert float(gradient_norm([torch.nn.Parameter(torch.zeros(2))])) == 0
+
+
+def test_the_norm_leaves_out_the_scale_of_fp16_that_a_fused_optimizer_takes_off_itself() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0]) * 1024
+    logged: dict[str, float] = {}
+    module = Mock(spec=Method, log_every_steps=1, log=lambda name, value: logged.update({name: float(value)}))
+    trainer = Mock(global_step=0)
+    trainer.precision_plugin.scaler.get_scale.return_value = 1024.0
+    for takes, norm in ((True, 5.0), (False, 5120.0)):
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        optimizer._step_supports_amp_scaling = takes  # type: ignore[attr-defined]
+        Rates().on_before_optimizer_step(trainer, module, optimizer)
+        assert logged["gradient_norm"] == pytest.approx(norm)
 
 
 def test_times_have_speed_and_memory_and_go_on_from_older_checkpoints(tiny_config: Config, tmp_path: Path) -> None:

@@ -99,10 +99,20 @@ def test_ticks_are_few(low, high):
         (Axis(), [0.0, 100.0], (-4.0, 104.0)),
         (Axis(zero=True), [2.0, 100.0], (0.0, 104.0)),
         (Axis(zero=True), [-100.0, -2.0], (-104.0, 4.0)),
+        (Axis(), [50.0, 50.1], (47.3446, 52.7554)),
+        (Axis(), [0.0, 0.0], (-0.54, 0.54)),
+        (Axis(log=True), [10.0, 10.0], (10**0.946, 10**1.054)),
     ],
 )
 def test_a_small_change_does_not_fill_an_axis(axis, values, expected):
     assert axis.limits(values) == pytest.approx(expected)
+
+
+def test_a_count_has_ticks_at_whole_numbers_alone():
+    figure, _ = line_figure([one(points=((3, 0), (4, 0)))], Axis(whole=True, least=2.0), Axis(), join=False)
+    ticks = figure.axes[0].xaxis.get_majorticklocs()
+    assert len(ticks) > 1
+    assert all(tick == round(tick) for tick in ticks)
 
 
 def test_logarithmic_axes_space_decades_evenly():

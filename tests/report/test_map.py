@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -64,6 +65,23 @@ def test_a_file_that_is_no_map_is_left_out(tmp_path):
     save_atlas(replace(made, neighbours=made.neighbours + COUNT), tmp_path)
     assert read_atlas(tmp_path) is None
     save_atlas(replace(made, points=made.points * float("nan")), tmp_path)
+    assert read_atlas(tmp_path) is None
+
+
+def test_a_damaged_map_is_left_out(tmp_path):
+    whole = save_atlas(shown()[0], tmp_path).read_bytes()
+    for place in range(0, len(whole), 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x55
+        (tmp_path / FILE).write_bytes(damaged)
+        read_atlas(tmp_path)  # the map or None, and no exception
+        (tmp_path / FILE).write_bytes(whole[:place])
+        assert read_atlas(tmp_path) is None
+
+
+def test_a_huge_map_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(save_atlas(shown()[0], tmp_path), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(2**26))
     assert read_atlas(tmp_path) is None
 
 

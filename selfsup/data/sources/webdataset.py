@@ -258,7 +258,7 @@ def _check_end(path: Path, offset: int) -> None:
     """Tell the end of a tar file from a damage, where the standard library only stops.
 
     Raises:
-        tarfile.ReadError: The file goes on with something that is no member, or ends within one.
+        tarfile.ReadError: The file goes on with something that is not a member, or ends within one.
     """
     with path.open("rb") as file:
         file.seek(offset)

@@ -51,7 +51,7 @@ def training_charts(runs: Compared) -> Sequence[Charted]:
             continue
         if name == "loss":
             axis = Axis(axis.title, least=0.2 * max(abs(y) for one in series for _, y in one.points))
-        figure, words = line_figure(series, Axis("step"), axis)
+        figure, words = line_figure(series, Axis("step", whole=True, least=2.0), axis)
         title = name[0].upper() + name[1:]
         label = f"{title} of {len(series)} runs over the step; the data follow"
         styles = frozenset(one.style for one in series)
