@@ -1,7 +1,7 @@
 """Pure tensor functions: losses, geometry, diagnostics. They import torch only, keep no state and log nothing."""
 
-from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
 from selfsup.functional.assignment import dino_loss, sinkhorn, swapped_prediction
+from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
 from selfsup.functional.contrastive import cross_view_nce, info_nce, nearest_neighbor, nt_xent, supervised_contrastive
 from selfsup.functional.dense import dense_info_nce, dense_match, pixcontrast_loss, pixpro_loss, pixpro_mask
 from selfsup.functional.diagnostics import (

@@ -155,7 +155,7 @@ def _label(table: Table, places: Sequence[int]) -> str:
 
 
 def read_numbers(path: Path) -> list[dict[str, float]]:
-    """Return the numbers of a CSV file, row by row; what is not a finite number is left out, and a missing file has no rows."""
+    """Return the numbers of a CSV file, row by row; without what is not finite; a missing file has no rows."""
     if not path.is_file():
         return []
     found = []

@@ -227,7 +227,8 @@ def set_axis(axes: Any, axis: Axis, limits: tuple[float, float], *, horizontal: 
         side.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
         side.set_minor_locator(NullLocator())
     else:
-        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10] if axis.whole else [1, 2, 2.5, 5, 10], integer=axis.whole))
+        steps = [1, 2, 5, 10] if axis.whole else [1, 2, 2.5, 5, 10]
+        side.set_major_locator(MaxNLocator(5, steps=steps, integer=axis.whole))
     side.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
     (axes.set_xlim if horizontal else axes.set_ylim)(*limits)
     side.set_label_text(axis.title, fontsize=SMALL, color=TEXT)
