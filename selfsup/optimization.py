@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from selfsup.errors import UserError
+from selfsup.lars import Lars
 from selfsup.registry import nearest
 from selfsup.settings import Section, setting
 
@@ -22,8 +23,8 @@ class OptimizerConfig(Section):
     """How the weights move.
 
     Attributes:
-        name: A timm optimiser: ``momentum`` (SGD with plain momentum), ``sgd`` (with Nesterov's), ``lars``,
-            ``adamw``, ``lamb``, ``lion``, …
+        name: ``lars``, which is ours (:class:`~selfsup.lars.Lars`), or an optimiser of timm: ``momentum`` (SGD with
+            plain momentum), ``sgd`` (with Nesterov's), ``adamw``, ``lamb``, ``lion``, …
         lr: Learning rate for a batch of ``reference_batch`` images.
         scaling: How the learning rate follows the batch: ``linear``, ``sqrt`` or ``none``.
         reference_batch: The batch that ``lr`` is meant for.
@@ -38,7 +39,7 @@ class OptimizerConfig(Section):
         milestones: Epochs of the drops.
         drop: Factor of a drop.
         final_weight_decay: Decay that ``weight_decay`` moves to along a cosine; None keeps it (DINO moves it).
-        kwargs: Further arguments of the timm optimiser.
+        kwargs: Further arguments of the optimiser, for ``lars`` those in ``Lars.SETTINGS``.
     """
 
     section: ClassVar[str] = "optimizer"
@@ -127,7 +128,8 @@ def _keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> d
     optimisers keep in a group (a count of steps, an estimate of the rate) is state.
     """
     inner = getattr(optimizer, "base_optimizer", optimizer)  # timm's Lookahead wraps another
-    names = {*inspect.signature(type(inner).__init__).parameters, "initial_lr", "lr_scale", "constant_lr"}
+    names = {*inspect.signature(type(inner).__init__).parameters, *getattr(inner, "SETTINGS", ())}
+    names |= {"initial_lr", "lr_scale", "constant_lr", "adapt"}
     settings = [{k: v for k, v in group.items() if k in names - {"params"}} for group in optimizer.param_groups]
     if len(settings) != len(state["param_groups"]):
         return state  # torch says what is wrong
@@ -136,13 +138,16 @@ def _keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> d
 
 
 def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those that decay and, with ``exclude_1d``, 1-D ones that do not."""
+    """Split the trainable parameters into those that decay and, with ``exclude_1d``, 1-D ones that do not.
+
+    LARS does not adapt the latter (``adapt``, which other optimisers do not read).
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not exclude_1d:
         return [{"params": parameters, "weight_decay": weight_decay}]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
     ]
     return [group for group in groups if group["params"]]
 
@@ -150,7 +155,7 @@ def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> li
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, lr: float, *, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """Build the timm optimiser over parameter groups, see ``Method.param_groups``.
+    """Build the optimiser over parameter groups, see ``Method.param_groups``.
 
     Args:
         groups: Parameters, on the device they are trained on.
@@ -170,6 +175,8 @@ def build_optimizer(
     if fused and not kwargs.keys() & {"fused", "foreach"} and _can_fuse(config.name, groups):
         kwargs["fused"] = True
     try:
+        if config.name == "lars":
+            return Lars(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, **kwargs)
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             groups, opt=config.name, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, **kwargs
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import signal
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from selfsup.engine.stop import Interrupted, StopSignal
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.eval.features import labelled
+from selfsup.eval.probing import SPLIT_OFF
 from selfsup.eval.subject import evenly
 from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.functional.arguments import trusted_values
@@ -263,7 +265,8 @@ SAME_IMAGES = 0.01
 class OnlineEvaluation(pl.Callback):
     """Watch the features while they are learnt: kNN on held-out images, and health that needs no labels.
 
-    Logged: ``online/knn``, of the images that have a label; ``health/std``, the features' mean standard deviation times
+    Logged: ``online/knn``, of the images that have a label (without a hold-out of some training images, which are then
+    no neighbours); ``health/std``, the features' mean standard deviation times
     √D after L2-normalisation (1 is spread evenly, 0 is collapsed); ``health/rank``, their effective rank;
     ``health/alignment``, the mean squared distance of two views. It changes no weight and no running statistic.
 
@@ -274,8 +277,12 @@ class OnlineEvaluation(pl.Callback):
 
     def __init__(self, splits: Splits, config: OnlineConfig) -> None:
         # spread over the dataset: the images of a folder come class by class
-        self.bank = evenly(splits.train, config.bank)
-        self.queries = evenly(splits.holdout, config.queries)
+        train, queries = splits.train, splits.holdout
+        if not len(queries) and len(train) > 1:  # some of the training images stand for the hold-out
+            queries = evenly(train, min(config.queries, math.ceil(SPLIT_OFF * len(train))))
+            train = train.subset((~torch.isin(train.index, queries.index)).nonzero().flatten())
+        self.bank = evenly(train, config.bank)
+        self.queries = evenly(queries, config.queries)
         self.config = config
         self._collapsed_looks = 0
         self._message: str | None = None

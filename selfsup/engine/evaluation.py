@@ -15,7 +15,7 @@ from selfsup.config import EvaluateConfig, from_values, load_config
 from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.workers import worker_count
-from selfsup.engine.trained_images import leave_out_trained, rule_of_run
+from selfsup.engine.trained_images import SEEN, leave_out_trained, rule_of_run
 from selfsup.errors import UserError, reason_of
 from selfsup.eval import Encoder, Record, Subject, measure
 from selfsup.eval.encoder import input_channels
@@ -185,6 +185,8 @@ def evaluate_opened(
     if opened.run is not None and opened.config is not None:
         splits, left_out = leave_out_trained(splits, config.data, opened.run, opened.config, opened.membership)
         facts |= left_out
+        if progress and "choices_on" in facts:
+            print(f"note: there is no hold-out (data.holdout): choices are made on {SEEN}.", flush=True)
     splits = leave_out_unlabelled(splits)
     if run_dir is not None and config.eval.cache and opened.network is not None:
         check_output(run_dir / "features", "run_dir", bytes_of_features(opened, splits))

@@ -13,7 +13,7 @@ import torch
 from selfsup.config import from_values
 from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.location import roots
-from selfsup.data.membership import HOLDOUT, PRETRAIN, TEST, TRAINED, Membership, read_membership
+from selfsup.data.membership import HOLDOUT, PRETRAIN, TEST, TRAIN, TRAINED, Membership, read_membership
 from selfsup.errors import UserError
 from selfsup.eval.results import FILE, read_results
 
@@ -23,6 +23,8 @@ BESIDE = frozenset(
 )
 #: Those that say which images are drawn, and no more.
 DRAWS = frozenset(("limit", "holdout", "membership", "subset_seed"))
+#: Where choices are made without a hold-out (``data.holdout=0``), for records and the screen.
+SEEN = "a part of the training images, which pretraining sees too, without their labels"
 NOT_RECORDED = "which images this run was trained on was not recorded, or they have changed since"
 
 
@@ -114,6 +116,8 @@ def leave_out_trained(
         out = "; these are left out" if any(left.values()) else ""
         warnings.warn(f"data.root: {'; '.join([_gone_and_new(before, now), *said])}{out}.", stacklevel=2)
     facts: dict[str, Any] = {} if before.whole else _unknown()
+    if left["holdout"] == len(splits.holdout) and torch.isin(now.of(TRAIN), trained).any():
+        facts["choices_on"] = SEEN
     if not any(left.values()):
         return splits, facts
     kept = None if splits.test is None or test.all() else splits.test.subset((~test).nonzero().flatten())

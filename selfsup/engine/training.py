@@ -37,7 +37,7 @@ from selfsup.engine.sharding import ShardedStrategy, check_shardable
 from selfsup.engine.start import start_from
 from selfsup.engine.stop import StopSignal
 from selfsup.engine.summary import next_command, summary
-from selfsup.engine.trained_images import go_on
+from selfsup.engine.trained_images import SEEN, go_on
 from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.errors import UserError
 from selfsup.eval import Record, add_results, read_results
@@ -200,7 +200,8 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
     if trainer.is_global_zero:
         seconds = stopwatch.seconds
         record = _training_record(config, len(splits.pretrain), trainer.current_epoch, seconds)
-        found = {"peak_memory_mb": round(peak_memory_mb(), 1), **start_facts(method.checkpoint_info)}
+        choices = {} if len(splits.holdout) else {"choices_on": SEEN}
+        found = {**choices, "peak_memory_mb": round(peak_memory_mb(), 1), **start_facts(method.checkpoint_info)}
         add_results(run_dir, [dataclasses.replace(record, found=found)])
         if (run_dir / "metrics.csv").exists():  # a short run may end before the first row
             save(training_curves(run_dir / "metrics.csv"), run_dir / "figures" / "training.png")
@@ -328,6 +329,8 @@ def _announce(
         print(f"starts from {start['name']}: {start['taken']} tensors (SHA-256 {start['digest'][:12]})", flush=True)
         for note in start["notes"]:
             print(f"note: backbone.from: {note}.", flush=True)
+    if first and not len(splits.holdout):
+        print(f"note: data.holdout=0: choices, and online/knn, are made on {SEEN}.", flush=True)
     if config.trainer.accumulate > 1 and method.couples_images:
         print(
             f"note: trainer.accumulate={config.trainer.accumulate} adds up gradients of batches that never meet: "

@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +19,7 @@ from selfsup.eval.encoder import Encoder, for_channels, frozen, home_of, input_c
 from selfsup.eval.feature_choices import POOLED, ChosenFeatures, is_transformer
 from selfsup.eval.features import check_finite, known_labels, labels_of
 from selfsup.eval.probing import ProbeParts, ProbeResult, class_positions
+from selfsup.lars import Lars
 
 #: What the papers do to the images of a probe: torchvision's random resized crop, and a flip.
 CROP_AND_FLIP = ViewRecipe(["flip"])
@@ -31,7 +31,8 @@ class ProbeProtocol:
     """Settings of a paper.
 
     Attributes:
-        optimizer: ``sgd`` (momentum 0.9), ``nesterov`` (the same with Nesterov's), ``lars`` or ``adam``.
+        optimizer: ``sgd`` (momentum 0.9), ``nesterov`` (the same with Nesterov's), ``lars`` (apex's LARC
+            without clipping, of weight and bias) or ``adam``.
         learning_rate: For a batch of 256 where ``scaled``, else as it is.
         batch_size: Images in a step; all of them where there are fewer.
         epochs: Passes over the images.
@@ -169,8 +170,7 @@ def build_probe_optimizer(protocol: ProbeProtocol, head: nn.Module, rate: float)
     if protocol.optimizer == "adam":
         return torch.optim.Adam(head.parameters(), lr=rate, weight_decay=decay)
     if protocol.optimizer == "lars":
-        lars: torch.optim.Optimizer = timm.optim.Lars(head.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
-        return lars
+        return Lars(head.parameters(), lr=rate, weight_decay=decay, norms_apart=True, eps=1e-8)
     nesterov = protocol.optimizer == "nesterov"
     return torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9, nesterov=nesterov, weight_decay=decay)
 

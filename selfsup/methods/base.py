@@ -130,8 +130,8 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     def param_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for the optimiser.
 
-        A group may hold ``weight_decay`` in place of the optimiser's, ``lr_scale``, a factor on the learning rate, and
-        ``constant_lr``, which keeps it out of the schedule.
+        A group may hold ``weight_decay`` in place of the optimiser's, ``lr_scale``, a factor on the learning rate,
+        ``constant_lr``, which keeps it out of the schedule, and ``adapt``: false keeps LARS from scaling it.
         """
         return decay_groups(self, self.optimizer_config.weight_decay, self.optimizer_config.exclude_1d)
 

@@ -8,7 +8,7 @@ Your Own Latent: A New Approach to Self-Supervised Learning", 2020.
 Each view passes through each network by itself, so that BatchNorm never mixes the statistics of the two views. The
 target's momentum rises from ``momentum`` to 1 along a cosine over the training; it moves after the optimiser step.
 
-Deviations: none in the method. The authors' LARS keeps the learning rate inside its momentum buffer, timm's outside.
+Deviations: none in the method.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ All keys come from the momentum encoder, in shuffled company as in MoCo, and the
 before they are matched. The dense queue holds one key an image, the normalised mean of the dense head's map. With
 ``dense_weight=0`` the loss is MoCo v2's.
 
-Deviations: ``bn_groups``, as in MoCo here. New layers start as torch starts them, where the authors' start small.
+Deviations: ``bn_groups``, as in MoCo here. The global head's linear layers start as torch starts them, 2.4 times
+smaller than the authors' (Kaiming normal, biases at zero); their dense head's start as torch's, as ours do.
 
 Memory: the dense logits are [N·S², queue_size + 1] on each device, see ``dense_info_nce``.
 """

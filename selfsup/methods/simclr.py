@@ -4,7 +4,8 @@ Both views go through the backbone and a projection head; NT-Xent contrasts each
 batch. The head is thrown away after training. Chen et al., "A Simple Framework for Contrastive Learning of Visual
 Representations", 2020, and "Big Self-Supervised Models are Strong Semi-Supervised Learners", 2020.
 
-Deviations: the loss is the mean over the anchors, as in the papers; the authors' TensorFlow code minimises twice that.
+Deviations: the loss is the mean over the anchors, as in the papers; the authors' TensorFlow code minimises twice that,
+which ``sum_views`` does too.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class SimCLRConfig(MethodConfig):
         hidden_dim: Width of the head's hidden layers; None is the width of the backbone's feature.
         output_dim: Width of the embedding.
         head_layers: Linear layers of the head; the first paper and its CIFAR runs have 2.
+        sum_views: Add the mean losses of the two views, twice the mean over all anchors, as the authors' code does. At
+            the same settings decay then weighs half as much beside the gradient, and what LARS does not adapt (biases
+            and BatchNorm scales) moves twice as fast.
     """
 
     name: str = "simclr"
@@ -37,6 +41,7 @@ class SimCLRConfig(MethodConfig):
     hidden_dim: int | None = setting(None, least=1)
     output_dim: int = setting(128, least=1)
     head_layers: int = setting(3, least=1)
+    sum_views: bool = False
 
 
 @methods.register("simclr", SimCLRConfig, optimizer="lars", augment="simclr")
@@ -47,7 +52,7 @@ class SimCLR(Method):
 
     def __init__(self, config: SimCLRConfig, parts: Parts) -> None:
         super().__init__(parts)
-        self.temperature = config.temperature
+        self.temperature, self.factor = config.temperature, 2 if config.sum_views else 1
         dim = self.backbone.dim
         hidden = [config.hidden_dim or dim] * (config.head_layers - 1)
         self.head = projection_head([dim, *hidden, config.output_dim], bias=False, batch_norm=True, last_norm="scale")
@@ -55,4 +60,4 @@ class SimCLR(Method):
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
         """Return NT-Xent of the two views."""
         z1, z2 = self.head(self.encode(views).flatten(0, 1)).chunk(2)
-        return StepOutput(nt_xent(z1, z2, self.temperature, group=world()))
+        return StepOutput(self.factor * nt_xent(z1, z2, self.temperature, group=world()))

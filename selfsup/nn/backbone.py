@@ -25,9 +25,11 @@ class BackboneConfig(Section):
         stem_stride: Stride of the small stem.
         width: Channels of the first stage; each later stage has twice as many as the one before.
         blocks: Basic blocks of each stage of ``resnet`` (four stages), convolutions of each stage of ``convnet``.
-        zero_init_last: timm's ResNets and their like only: whether residual branches start at zero. The presets say
-            no, as torchvision and the authors' codes do, since such branches learn late in short runs; None leaves it
-            to timm. Networks without it draw their weights as they always do.
+        zero_init_last: timm's ResNets and their like only: whether residual branches start at zero, by the scale of
+            their last BatchNorm. ``backbone=resnet18`` and ``resnet50`` say no, as torchvision does, since such
+            branches learn late in short runs; ``experiment=imagenet/NAME`` says yes for SimCLR, BYOL, SimSiam, Barlow
+            Twins, VICReg and MoCo v3, as their authors do. None leaves it to timm. Networks without it draw their
+            weights as they always do.
         kwargs: Further arguments of ``timm.create_model``. What depends on the size of the images (``img_size``,
             ``dynamic_img_size``) follows from ``data.image_size`` and ``augment.sizes`` unless it is given here.
         from_: The setting ``backbone.from``: weights that training starts from, named as for ``checkpoint``: a run, a

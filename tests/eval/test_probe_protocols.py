@@ -34,7 +34,7 @@ from selfsup.eval import (
 )
 from selfsup.eval.protocols import linear_probe as linear_probe_file
 from selfsup.eval.protocols.fine_tune import Classifier, layer_groups
-from selfsup.eval.published import schedule_factor
+from selfsup.eval.published import build_probe_optimizer, linear_layer, schedule_factor
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.types import Normalization
 
@@ -312,6 +312,30 @@ def test_the_papers_settings_are_those_of_the_papers():
     assert not PROBE_PROTOCOLS["wmse"].augment
     features = {name: PROBE_PROTOCOLS[name].transformer_features for name in ("moco_v3_vit", "dino", "dino_vit_base")}
     assert features == {"moco_v3_vit": "pooled", "dino": "last_4", "dino_vit_base": "last_1_mean"}
+
+
+def test_the_simsiam_probe_steps_as_larc_does():
+    """Weight and bias in a loop over their numbers: adapted without decay, and a bias of zeros as plain SGD."""
+    head = linear_layer(5, 3, seed=0).double()
+    optimizer = build_probe_optimizer(PROBE_PROTOCOLS["simsiam"], head, 1.6)
+    values = {name: p.detach().flatten().tolist() for name, p in head.named_parameters()}
+    buffers = {name: [0.0] * len(value) for name, value in values.items()}
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        features = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+        head.zero_grad()
+        nn.functional.cross_entropy(head(features), torch.arange(7) % 3).backward()
+        for name, p in head.named_parameters():
+            gradient = p.grad.flatten().tolist()
+            length = math.sqrt(sum(w * w for w in values[name]))
+            ratio = 0.001 * length / (math.sqrt(sum(g * g for g in gradient)) + 1e-8) if length > 0 else 1.0
+            assert ratio != 1.0 or (name, step) == ("bias", 0)
+            buffers[name] = [0.9 * b + ratio * g for b, g in zip(buffers[name], gradient, strict=True)]
+            values[name] = [w - 1.6 * b for w, b in zip(values[name], buffers[name], strict=True)]
+        optimizer.step()
+        for name, p in head.named_parameters():
+            expected = torch.tensor(values[name], dtype=torch.float64).view_as(p)
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_the_page_names_every_protocol_paper_and_diagnostic():

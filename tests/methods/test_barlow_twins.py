@@ -71,7 +71,7 @@ def test_biases_and_scales_move_by_their_own_rate_and_lars_does_not_adapt_them(t
     assert sum(len(g["params"]) for g in groups) == len([p for p in method.parameters() if p.requires_grad])
     optimizer = build_optimizer(groups, method.optimizer_config, scaled_lr(config, 2048))
     rates = [group["lr"] for group in optimizer.param_groups]
-    assert rates == pytest.approx([0.2 * 8, 0.0048 * 8])
+    assert rates == pytest.approx([0.2 * 8, 0.0003 * 8])
 
     method.training_step(batch, 0).backward()
     before = {name: (p.detach().clone(), p.grad.clone()) for name, p in method.named_parameters()}
@@ -79,10 +79,28 @@ def test_biases_and_scales_move_by_their_own_rate_and_lars_does_not_adapt_them(t
     for name, p in method.named_parameters():
         old, gradient = before[name]
         if p.ndim <= 1:
-            torch.testing.assert_close(p, old - 0.0048 * 8 * gradient, msg=name)
+            torch.testing.assert_close(p, old - 0.0003 * 8 * gradient, msg=name)
         else:  # the length of an adapted step is a thousandth of the weight's, whatever the gradient's
             ratio = float((p.detach() - old).norm() / old.norm())
             assert ratio == pytest.approx(0.2 * 8 * 0.001, rel=1e-2), name
+
+
+def test_the_preset_moves_as_the_authors_16_gpus_do(tiny_config: Callable[..., Any]) -> None:
+    """Theirs: gradients divided by 16, decay 1e-6, 0.2 for weights and 0.0048 for biases, LARS of weights alone."""
+    preset = load_config(["experiment=imagenet/barlow_twins", "data.root=."]).optimizer
+    method, batch = prepared(tiny_config("barlow_twins"))
+    method.double().optimizer_config = preset
+    optimizer = build_optimizer(method.param_groups(), preset, scaled_lr(preset, 2048))
+    method.training_step(batch, 0).backward()
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    optimizer.step()
+    for name, p in method.named_parameters():
+        old, theirs = before[name], p.grad / 16
+        if p.ndim > 1:
+            theirs = theirs + 1e-6 * old
+            theirs = theirs * 0.001 * old.norm() / theirs.norm()
+        rate = (0.2 if p.ndim > 1 else 0.0048) * 2048 / 256
+        torch.testing.assert_close(p.detach(), old - rate * theirs, rtol=1e-12, atol=1e-14, msg=name)
 
 
 def test_decay_can_reach_biases_too(tiny_config: Callable[..., Any]) -> None:

@@ -24,6 +24,19 @@ def test_the_bank_and_the_queries_hold_every_class_of_images_that_come_class_by_
     assert torch.equal(every.bank.index, part.index)
 
 
+def test_without_a_hold_out_a_tenth_of_the_training_images_asks_and_is_no_neighbour():
+    facts = ImageFacts("folder", "train", 3, 2, Normalization((0.5,) * 3, (0.5,) * 3), tuple("abcd"))
+    labels = torch.arange(4).repeat_interleave(25)
+    part = ResidentDataset(torch.zeros(100, 3, 2, 2, dtype=torch.uint8), labels, facts)
+    nothing = part.subset(torch.arange(0))
+    watched = OnlineEvaluation(Splits(part, part, nothing, part), OnlineConfig())
+    assert (len(watched.bank), len(watched.queries)) == (90, 10)
+    assert sorted([*watched.bank.index.tolist(), *watched.queries.index.tolist()]) == list(range(100))
+    assert set(watched.queries.labels.tolist()) == {0, 1, 2, 3}
+    fewer = OnlineEvaluation(Splits(part, part, nothing, part), OnlineConfig(bank=50, queries=4))
+    assert (len(fewer.bank), len(fewer.queries)) == (50, 4)
+
+
 def test_images_without_a_label_are_left_out_of_the_accuracy(tiny_config: Callable[..., Any]) -> None:
     config = tiny_config()
     splits = load_splits(config.data)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 import torch
+from timm.models.resnet import Bottleneck
 
 from selfsup.augment import build_views
 from selfsup.config import load_config
@@ -42,6 +44,30 @@ def test_preset_begins_with_its_command_and_evidence(preset: str) -> None:
     header = text[: text.index("defaults:")]
     assert f"selfsup train experiment={preset}" in header
     assert header.startswith("# @package _global_\n")
+
+
+AUTHORS = [preset for preset in PRESETS if preset.startswith("imagenet/")]
+#: Whose code begins with the last BatchNorm scale of every residual block at zero (``zero_init_residual=True``, or
+#: ``init_zero`` and ``scale_init`` in the TensorFlow and JAX codes).
+ZERO_LAST = {"simclr", "byol", "simsiam", "barlow_twins", "vicreg", "moco_v3"}
+
+
+@pytest.mark.parametrize("preset", AUTHORS)
+def test_presets_of_papers_pretrain_on_every_image(preset: str) -> None:
+    assert load_config([f"experiment={preset}", "data.root=/pictures"]).data.holdout == 0
+
+
+@pytest.mark.parametrize("preset", AUTHORS)
+def test_presets_of_papers_begin_as_the_authors_networks(preset: str) -> None:
+    config = load_config([f"experiment={preset}", "data.root=/pictures"]).backbone
+    if not config.name.startswith("resnet"):
+        return
+    own = preset.split("/")[1]
+    small = replace(config, name="resnet26")  # the same blocks, fewer of them
+    blocks = [module for module in build_backbone(small, 3).modules() if isinstance(module, Bottleneck)]
+    scales = torch.cat([block.bn3.weight.detach() for block in blocks])
+    assert len(blocks) == 8
+    assert bool((scales == (0.0 if own in ZERO_LAST else 1.0)).all())
 
 
 @pytest.mark.parametrize("size", ["small", "imagenet"])

@@ -97,7 +97,22 @@ def test_a_run_keeps_its_membership(trained):
 def test_the_same_images_are_evaluated_without_a_word(trained):
     records, told = _knn(trained[1])
     assert told == []
-    assert not {"left_out_as_trained", "trained_on"} & records[0].keys()
+    assert not {"left_out_as_trained", "trained_on", "choices_on"} & records[0].keys()
+
+
+def test_choices_without_a_hold_out_are_said_to_be_made_on_images_that_were_trained_on(trained, tmp_path, capsys):
+    run = _train(trained[0], tmp_path / "run", "data.holdout=0")
+    assert (
+        "note: data.holdout=0: choices, and online/knn, are made on a part of the training" in capsys.readouterr().out
+    )
+    own = json.loads((run / "results.json").read_text())["results"][0]
+    kept_back = len(_names(trained[0], "holdout"))  # what the other run, with a hold-out, does not train on
+    assert (own["protocol"], own["images"]) == ("training", len(_names(trained[0], "pretrain")) + kept_back)
+    records = evaluate(load_evaluate_config([f"checkpoint={run}", "eval.linear_probe.epochs=1"]), ["linear_probe"])
+    assert "note: there is no hold-out (data.holdout): choices are made on a part" in capsys.readouterr().out
+    seen = "a part of the training images, which pretraining sees too, without their labels"
+    assert [record["choices_on"] for record in (own, *records)] == [seen, seen]
+    assert records[0]["selected_on"].startswith("10% of train")
 
 
 def test_one_image_more_moves_no_other_and_is_told(copied, capsys):
