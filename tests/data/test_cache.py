@@ -1,12 +1,10 @@
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -196,44 +194,29 @@ def test_settings_that_change_pixels_make_another_cache(tmp_path, monkeypatch):
 
 # --- interrupted and concurrent builds -------------------------------------------------------------------------------
 
-BUILD = """
-import sys, time
-from selfsup.data import FileDataset, cache, load_splits
-from selfsup.registry import sources
 
-root, where, pause, log = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
-decode = FileDataset._decode
+def _build(words):
+    """Build a cache, slowly, in a process of its own: where each image that is decoded leaves its row in a file."""
+    root, where, pause, log = words
+    decode = FileDataset._decode
 
-def slow(self, row):
-    time.sleep(pause)
-    with open(log, "a") as file:
-        file.write(f"{row}\\n")
-    return decode(self, row)
+    def slow(self, row):
+        time.sleep(float(pause))
+        with open(log, "a") as file:
+            file.write(f"{row}\n")
+        return decode(self, row)
 
-FileDataset._decode = slow
-cache.TASK, cache.SYNC = 2, 8 * 3 * 8 * 8  # journal after eight images
-config = sources["image_folder"].config
-settings = {"holdout": 0, "image_size": 8, "test_fraction": 0.0, "resident_limit_mb": 0, "max_undecodable": 0.2}
-train = load_splits(config(root=root, cache=where, **settings)).train
-print(train.cached)
-"""
+    FileDataset._decode = slow
+    cache.TASK, cache.SYNC = 2, 8 * 3 * 8 * 8  # journal after eight images
+    print(_load(root, where).train.cached)
 
 
-def _start(root, where, pause, log):
-    arguments = [sys.executable, "-c", BUILD, str(root), str(where), str(pause), str(log)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def _start(root, where, pause, log, name="said"):
+    return processes.Running(_build, [str(root), str(where), str(pause), str(log)], log.parent, name)
 
 
 def _lines(path):
     return path.read_text().split() if path.exists() else []
-
-
-def _wait(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path):
@@ -246,8 +229,8 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path):
         return 0 if journal is None else sum(state != 0 for state in journal.read_bytes())
 
     killed = _start(root, where, 0.05, log)
-    _wait(lambda: noted() >= 16)
-    killed.send_signal(signal.SIGKILL)
+    processes.wait_for(lambda: noted() >= 16, killed)
+    killed.signal(signal.SIGKILL)
     killed.wait()
     kept = noted()
     assert 16 <= kept < 60
@@ -260,9 +243,8 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path):
     pixels.flush()
 
     log.unlink()
-    resumed = _start(root, where, 0, log)
-    out, err = resumed.communicate(timeout=120)
-    assert out.strip() == "True", err
+    resumed = _start(root, where, 0, log).wait()
+    assert resumed.stdout.strip() == "True", resumed.stderr
     assert len(_lines(log)) == 60 - kept
     assert _files(where) == _files(tmp_path / "whole")
     assert len(_files(where)) == 2
@@ -283,10 +265,9 @@ def test_a_build_killed_before_it_was_renamed_is_only_renamed(tmp_path, monkeypa
 def test_two_processes_build_one_cache_once(tmp_path):
     root = _folder(tmp_path / "images", 24, broken=(7,))
     where, log = tmp_path / "cache", tmp_path / "log"
-    both = [_start(root, where, 0.05, log) for _ in range(2)]
-    for process in both:
-        out, err = process.communicate(timeout=120)
-        assert out.strip() == "True", err
+    both = [_start(root, where, 0.05, log, name) for name in ("one", "other")]
+    for done in [process.wait() for process in both]:
+        assert done.stdout.strip() == "True", done.stderr
     assert sorted(map(int, _lines(log))) == list(range(24))  # each image by one of them
     _load(root, tmp_path / "whole")
     assert _files(where) == _files(tmp_path / "whole")

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import FORKED
 
 
 class Ranks:
     """Processes that stay up and run functions at the same time, rank by rank.
 
-    Starting them costs seconds, so one set serves all tests. After an error they are out of step, and are started
+    One set serves all tests, as meeting takes a while. After an error they are out of step, and are started
     anew for the next call.
 
     Args:
@@ -72,11 +72,10 @@ class Ranks:
 
     def _start(self) -> None:
         self._starts += 1
-        context = mp.get_context("spawn")
         meeting_point = f"file://{self.folder / f'meeting_point_{self._starts}'}"
         for rank in range(self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
+            ours, theirs = FORKED.Pipe()
+            process = FORKED.Process(
                 target=_serve, args=(rank, self.size, meeting_point, self.timeout / 2, theirs), daemon=True
             )
             process.start()

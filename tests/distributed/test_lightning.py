@@ -5,33 +5,58 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+import processes
 import torch
 from tiny import TINY, TINY_METHOD
 
 from selfsup.checkpoint import read_checkpoint
 
+TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 
-def run(
-    folder: Path, name: str, *settings: str, method: str = "moco", launch: Sequence[str] = ()
-) -> dict[str, torch.Tensor]:
+
+def words(name: str, *settings: str, method: str = "moco") -> list[str]:
     # in float64: BatchNorm over a few images magnifies what float32 rounds differently for other numbers of images
     own = [f"method={method}", *TINY_METHOD.get(method, []), *TINY, "trainer.precision=64-true"]
-    command = [sys.executable, *launch, "-m", "selfsup.cli", "train", *own, f"run_dir={name}", *settings]
-    # this process, which opens the run, must not be one that has been given the files of its --import
-    apart = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
-    done = subprocess.run(command, cwd=folder, env=apart, capture_output=True, text=True, timeout=240, check=False)
+    return ["train", *own, f"run_dir={name}", *settings]
+
+
+def apart(folder: Path) -> dict[str, str]:
+    """Keep from this process, which opens the run, the files that are given to it by --import."""
+    return {"XDG_STATE_HOME": str(folder / "state")}
+
+
+def run(folder: Path, name: str, *settings: str, method: str = "moco", ranks: int = 1) -> dict[str, torch.Tensor]:
+    """Train in one process, or in several that have been told their ranks, as a cluster does."""
+    own = words(name, *settings, method=method)
+    if ranks == 1:
+        done = [processes.run(own, folder, environment=apart(folder))]
+    else:
+        done = processes.run_ranks(ranks, own, folder, apart(folder))
+    assert [process.returncode for process in done] == [0] * ranks, done[-1].stderr + done[0].stderr
+    return state(folder / name)
+
+
+def launched(folder: Path, name: str, launcher: list[str]) -> dict[str, torch.Tensor]:
+    """Train with a command that starts the second process itself."""
+    command = [sys.executable, *launcher, "-m", "selfsup.cli", *words(name, *TWO)]
+    own = {**os.environ, **apart(folder)}
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    state: dict[str, torch.Tensor] = read_checkpoint(folder / name)["state_dict"]
-    return state
+    return state(folder / name)
 
 
-def test_two_devices_train_what_one_does(tmp_path: Path) -> None:
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = read_checkpoint(folder)["state_dict"]
+    return found
+
+
+def test_two_devices_train_what_one_does_whoever_starts_them(tmp_path: Path) -> None:
     one = run(tmp_path, "one")
-    two = run(tmp_path, "two", "trainer.devices=2", "trainer.strategy=ddp")
-    assert_equal_but_for_statistics(one, two)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert_equal_but_for_statistics(one, launched(tmp_path, "lightning", []))
+    assert_equal_but_for_statistics(one, launched(tmp_path, "torchrun", torchrun))
 
 
 def assert_equal_but_for_statistics(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
@@ -42,16 +67,9 @@ def assert_equal_but_for_statistics(one: dict[str, torch.Tensor], two: dict[str,
         torch.testing.assert_close(two[key], value, rtol=1e-10, atol=1e-11, msg=key)
 
 
-def test_torchrun_trains_what_one_process_does(tmp_path: Path) -> None:
-    one = run(tmp_path, "one")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    two = run(tmp_path, "two", "trainer.devices=2", "trainer.strategy=ddp", launch=launch)
-    assert_equal_but_for_statistics(one, two)
-
-
 def test_two_devices_in_chunks_train_what_one_does(tmp_path: Path) -> None:
     """Chunks of 4 are the same images on one device and on two, so that BatchNorm agrees; SupCon's head has none."""
     one = run(tmp_path, "one", "trainer.chunk_size=4", method="supcon")
     saving = ["trainer.chunk_size=4", "trainer.activation_checkpointing=true"]
-    two = run(tmp_path, "two", *saving, "trainer.devices=2", "trainer.strategy=ddp", method="supcon")
+    two = run(tmp_path, "two", *saving, *TWO, method="supcon", ranks=2)
     assert_equal_but_for_statistics(one, two)

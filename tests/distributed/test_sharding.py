@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from gloo import Ranks
 from states import assert_same_state
-from test_lightning import assert_equal_but_for_statistics, run
+from test_lightning import apart, assert_equal_but_for_statistics, run, words
 from test_training import CASES, train_steps, whole
-from tiny import TINY, TINY_METHOD
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -183,8 +180,8 @@ Method.on_train_end = on_train_end
 )
 def test_the_command_trains_and_saves_what_ddp_does(method: str, settings: list[str], tmp_path: Path) -> None:
     (tmp_path / "held.py").write_text(HELD)
-    one = run(tmp_path, "ddp", *settings, *DDP, method=method)
-    two = run(tmp_path, "fsdp", "--import", "held.py", *settings, *FSDP, method=method)
+    one = run(tmp_path, "ddp", *settings, *DDP, method=method, ranks=2)
+    two = run(tmp_path, "fsdp", "--import", "held.py", *settings, *FSDP, method=method, ranks=2)
     assert_equal_but_for_statistics(one, two)
     a, b = (read_checkpoint(tmp_path / name)["optimizer_states"][0] for name in ("ddp", "fsdp"))
     assert a["param_groups"] == b["param_groups"]
@@ -214,7 +211,7 @@ def test_the_command_trains_and_saves_what_ddp_does(method: str, settings: list[
 def test_two_devices_train_what_one_does(method: str, settings: list[str], tmp_path: Path) -> None:
     """The BatchNorm statistics of these are of the same images on one device and on two."""
     one = run(tmp_path, "one", *settings, method=method)
-    two = run(tmp_path, "two", *settings, *FSDP, method=method)
+    two = run(tmp_path, "two", *settings, *FSDP, method=method, ranks=2)
     assert_equal_but_for_statistics(one, two)
     load_backbone(tmp_path / "two")
     assert main(["knn", f"checkpoint={tmp_path / 'two'}", "data.train_size=72", "data.test_size=40"]) == 0
@@ -238,18 +235,13 @@ Method.training_step = training_step
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     """Rank 0 alone is told to stop, in the fifth step; the ranks agree to after the next of which there is a row."""
     settings = ["optimizer=adamw", "trainer.precision=64-true", "trainer.log_every_steps=3", *FSDP]
-    run(tmp_path, "whole", *settings)
+    run(tmp_path, "whole", *settings, ranks=2)
     (tmp_path / "stop.py").write_text(STOP)
-    own = ["method=moco", *TINY_METHOD["moco"], *TINY, *settings, "run_dir=parts"]
-    stop = [sys.executable, "-m", "selfsup.cli", "train", "--import", "stop.py", *own]
-    # this process, which opens the run, must not be one that has been given the file
-    apart = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
-    stopped = subprocess.run(stop, cwd=tmp_path, env=apart, capture_output=True, text=True, timeout=240, check=False)
-    assert stopped.returncode == 128 + 15, stopped.stderr
+    stopped = processes.run_ranks(2, words("parts", "--import", "stop.py", *settings), tmp_path, apart(tmp_path))
+    assert [rank.returncode for rank in stopped] == [128 + 15] * 2, stopped[0].stderr
     assert read_checkpoint(tmp_path / "parts")["global_step"] == 6
-    resume = [sys.executable, "-m", "selfsup.cli", "train", "resume=parts"]
-    done = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    for rank in processes.run_ranks(2, ["train", "resume=parts"], tmp_path, {}):
+        assert rank.returncode == 0, rank.stderr
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 

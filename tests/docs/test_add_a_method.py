@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 from page import Page
 from tiny import TINY
@@ -73,19 +72,17 @@ def test_train_resume_evaluate(
     assert (record["k"], record["epoch"], record["split"]) == (3, 3, "test")
 
 
+def _pytest(words: list[str]) -> int:
+    sys.path.insert(0, ".")  # PYTHONPATH
+    return pytest.main(words)
+
+
 @pytest.mark.parametrize("command", [command for command in PAGE.commands if "pytest" in command])
 def test_its_tests_pass(command: str, folder: Path) -> None:
     assert command.startswith("PYTHONPATH=. pytest ")
     words = shlex.split(command)[2:]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words, "-q", "-p", "no:cacheprovider"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    own = [*words, "-q", "-p", "no:cacheprovider"]
+    done = processes.Running(_pytest, own, folder, f"pytest{len(words)}").wait()
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 5  # type: ignore[index]
     assert "skipped" not in done.stdout

@@ -6,13 +6,11 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from states import assert_same_state, differences
@@ -137,21 +135,13 @@ def test_resume_refuses_another_run(override: str, tiny_config: Callable[..., An
 def test_signals_to_the_command_leave_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ["method=moco", *TINY_METHOD["moco"], *TINY, "trainer.max_epochs=1000", f"run_dir={run}"]
-    command = [sys.executable, "-m", "selfsup.cli", "train", *settings]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 90
-        while not (run / "checkpoints" / "last.ckpt").exists():
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number
-    assert f"resume={run}" in errors
-    assert "Traceback" not in errors
+    running = processes.Running(processes.command, ["train", *settings], tmp_path)
+    processes.wait_for((run / "checkpoints" / "last.ckpt").exists, running)
+    running.signal(number)
+    done = running.wait(60)
+    assert done.returncode == 128 + number
+    assert f"resume={run}" in done.stderr
+    assert "Traceback" not in done.stderr
     assert read_checkpoint(run)["global_step"] > 0
 
 

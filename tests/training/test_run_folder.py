@@ -8,13 +8,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import pytorch_lightning as pl
 from PIL import Image
@@ -193,19 +191,14 @@ def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(tmp_path: Path)
     data = ["data=image_folder", f"data.root={images}", "data.image_size=32", "data.resident_limit_mb=0"]
     tiny = [s for s in TINY if not s.startswith(("data.", "batch_size", "trainer.max_epochs"))]
     settings = [*data, "data.workers=2", "batch_size=8", "trainer.max_epochs=1000", "augment.compile=false"]
-    command = [sys.executable, "-m", "selfsup.cli", "train", *settings, *tiny, f"run_dir={run}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = processes.Running(processes.command, ["train", *settings, *tiny, f"run_dir={run}"], tmp_path, leads=True)
     try:
-        deadline = time.monotonic() + 120
-        while not (run / "checkpoints" / "last.ckpt").exists():
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        processes.wait_for((run / "checkpoints" / "last.ckpt").exists, running)
+        os.killpg(running.pid, signal.SIGTERM)
+        done = running.wait(60)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in errors
-    assert f"resume={run}" in errors
+            os.killpg(running.pid, signal.SIGKILL)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in done.stderr
+    assert f"resume={run}" in done.stderr
