@@ -50,15 +50,19 @@ def test_images_without_jitter_get_neutral_factors_and_stay_as_they_are():
     jitter, drawn, gray, _ = drawn_in([(0, 1, 2, 3)])
     nothing = torch.zeros(24, dtype=torch.bool)
     images = torch.rand(24, 3, 9, 11)
-    whole = one_pass((jitter.on_planes, gray.on_planes))
-    assert torch.equal(whole(images, jitter.lay_out(drawn._replace(chosen=nothing)), nothing), images)
+    for how in (jitter, dataclasses.replace(jitter, brightness_added=True)):
+        whole = one_pass((how.on_planes, gray.on_planes))
+        assert torch.equal(whole(images, how.lay_out(drawn._replace(chosen=nothing)), nothing), images)
 
 
+@pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("gray_first", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_all_steps_in_one_pass_equal_the_operations_one_by_one(channels, gray_first):
+def test_all_steps_in_one_pass_equal_the_operations_one_by_one(channels, gray_first, added):
     """On every order of the operations; eager is what is tested against torchvision and Kornia."""
     jitter, drawn, gray, grayed = drawn_in(list(itertools.permutations(range(4))))
+    jitter = dataclasses.replace(jitter, brightness_added=added)
+    drawn.parameters["factors"][:, 0] -= float(added)
     assert set(grayed.chosen.tolist()) == {True, False}
     images = photographs(24, channels, (20, 20)) / 255
     pair = [(jitter, drawn), (gray, grayed)][:: -1 if gray_first else 1]

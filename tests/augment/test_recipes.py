@@ -1,11 +1,13 @@
 """The recipes against the papers' tables, and the mistakes a person can make."""
 
+import dataclasses
 from functools import partial
 
 import pytest
 
 from selfsup.augment import RECIPES, AugmentConfig, ViewRecipe, build_views
 from selfsup.augment.recipes import view_recipes
+from selfsup.config import load_config
 from selfsup.errors import UserError
 from selfsup.types import Normalization
 
@@ -48,6 +50,15 @@ def test_recipes_hold_the_papers_values(name):
         assert view.flip_p == 0.5
         colours = [o.name for o in view.operations if o.name in ("jitter", "gray")]
         assert colours == (["gray", "jitter"] if name == "moco_v1" else ["jitter", "gray"])
+
+
+def test_no_recipe_but_the_byol_preset_adds_brightness_and_none_cuts_its_blur():
+    views = [view for groups in RECIPES.values() for group in groups for view in group]
+    assert {(view.brightness_added, view.blur_kernel) for view in views} == {(False, 0.0)}
+    config = load_config(["experiment=imagenet/byol", "data.root=."])
+    preset = build_views(config.augment, 224, GRAY_STATISTICS).recipes
+    assert [view.brightness_added for view in preset] == [True, True]
+    assert [dataclasses.replace(view, brightness_added=False) for view in preset] == view_recipes("byol", [2])
 
 
 def test_every_recipe_has_a_small_version():

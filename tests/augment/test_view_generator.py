@@ -31,8 +31,7 @@ def jitter(view, recipe, order, factors):
 
 
 def blur(view, recipe, sigma):
-    kernel = max(3, 2 * (int(view.shape[-1] * recipe.blur_kernel) // 2) + 1)
-    return F.gaussian_blur(view, [kernel, kernel], [sigma, sigma])
+    return F.gaussian_blur(view, [25, 25], [sigma, sigma])  # six of the largest standard deviation, 2, to each side
 
 
 THEIRS = {

@@ -7,7 +7,7 @@ an image does not use get the factor that changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import ClassVar
 
@@ -35,11 +35,17 @@ _NEXT = torch.tensor(  # [4, steps]: the first step of each of the four at or af
     ]
 )
 _NEUTRAL = torch.tensor([0.0 if which == HUE else 1.0 for which in SEQUENCE])
+_NEUTRAL_ADDED = torch.tensor([0.0 if which in (HUE, BRIGHTNESS) else 1.0 for which in SEQUENCE])
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Multiply by the factor, as in torchvision (Kornia's plain ``adjust_brightness`` adds)."""
     return (images * _spread(factor)).clamp_(0, 1)
+
+
+def add_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Add the factor, as in DeepMind's BYOL and in Kornia."""
+    return (images + _spread(factor)).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -93,50 +99,57 @@ class Jitter(Operation):
     Attributes:
         brightness, contrast, saturation: The factor is uniform in [max(0, 1 - value), 1 + value].
         hue: The shift is uniform in [-value, value] turns of the colour circle.
+        brightness_added: Brightness is a number added to every pixel, uniform in [-value, value], as in DeepMind's BYOL
+            (and SimCLR's code as its first paper had it). Multiplied, dark images hardly change.
     """
 
     slots: ClassVar[tuple[int, ...]] = (31, *range(22, 30))
-    own_words: ClassVar[tuple[str, ...]] = AMOUNTS
+    own_words: ClassVar[tuple[str, ...]] = (*AMOUNTS, "brightness_added")
 
     p: float = 0.8
     brightness: float = setting(0.4, least=0)
     contrast: float = setting(0.4, least=0)
     saturation: float = setting(0.4, least=0)
     hue: float = setting(0.1, least=0, most=0.5)
+    brightness_added: bool = False
 
     def parameters(self, u: Tensor) -> dict[str, Tensor]:
         """Return ``order`` ``[B,4]``, which of the four comes at each stage, and ``factors`` ``[B,4]`` of the four."""
         amounts = torch.tensor([self.brightness, self.contrast, self.saturation], dtype=torch.float64)
         low = torch.cat([(1 - amounts).clamp_min(0), amounts.new_tensor([-self.hue])])
         high = torch.cat([1 + amounts, amounts.new_tensor([self.hue])])
+        if self.brightness_added:
+            low[BRIGHTNESS], high[BRIGHTNESS] = -self.brightness, self.brightness
         return {"order": u[:, :4].argsort(dim=1), "factors": torch.lerp(low, high, u[:, 4:])}
 
     def steps(self, drawn: Drawn, device: torch.device) -> Iterator[Step]:
         factors = drawn.parameters["factors"].to(device)
         for stage in drawn.parameters["order"].unbind(1):
             for which, (adjust, amount) in enumerate(zip(_EAGER, AMOUNTS, strict=True)):
+                if self.brightness_added and which == BRIGHTNESS:
+                    adjust = add_brightness
                 if getattr(self, amount) > 0:
                     yield adjust, drawn.chosen & (stage == which), {"factor": factors[:, which]}
 
     def lay_out(self, drawn: Drawn) -> Tensor:
         """Return float ``[B,steps]``, the factor of each step of ``SEQUENCE`` for each image."""
         order, own = drawn.parameters["order"], drawn.parameters["factors"]
-        factors = _NEUTRAL.repeat(len(order), 1)
+        neutral = _NEUTRAL_ADDED if self.brightness_added else _NEUTRAL
+        factors = neutral.repeat(len(order), 1)
         place = torch.zeros(len(order), dtype=torch.int64)
         for which in order.unbind(1):
             step = _NEXT[which, place]
             factors.scatter_(1, step[:, None], own.gather(1, which[:, None]))
             place = (step + 1).clamp_max(len(SEQUENCE) - 1)  # beyond the last there is nothing left to place
-        return torch.where(drawn.chosen[:, None], factors, _NEUTRAL)
+        return torch.where(drawn.chosen[:, None], factors, neutral)
 
-    @staticmethod
-    def on_planes(planes: Planes, argument: Tensor) -> Planes:
-        for which, factor in zip(SEQUENCE, argument.unbind(1), strict=True):
-            planes = _ON_PLANES[which](planes, factor[:, None, None])
-        return planes
+    @property
+    def on_planes(self) -> Callable[[Planes, Tensor], Planes]:  # type: ignore[override]
+        """The function that the compiled pass takes the planes through: it depends on a setting."""
+        return _added if self.brightness_added else _multiplied
 
     def alone(self) -> dict[str, Operation]:
-        nothing = replace(self, p=1.0, **dict.fromkeys(AMOUNTS, 0.0))
+        nothing = replace(self, p=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
         return {name: replace(nothing, **{name: getattr(self, name)}) for name in AMOUNTS}
 
 
@@ -170,6 +183,23 @@ def _hue(planes: Planes, turns: Tensor) -> Planes:
     turned = [channel_of_hue(hue + turns, own, chroma, low) for own in OWN_HUES]
     # no turn would give the same up to rounding
     return tuple(torch.where(turns != 0, new, old) for new, old in zip(turned, planes, strict=True))
+
+
+def _added_brightness(planes: Planes, number: Tensor) -> Planes:
+    return tuple((plane + number).clamp(0, 1) for plane in planes)
+
+
+def _multiplied(planes: Planes, argument: Tensor) -> Planes:
+    for which, factor in zip(SEQUENCE, argument.unbind(1), strict=True):
+        planes = _ON_PLANES[which](planes, factor[:, None, None])
+    return planes
+
+
+def _added(planes: Planes, argument: Tensor) -> Planes:
+    for which, factor in zip(SEQUENCE, argument.unbind(1), strict=True):
+        adjust = _added_brightness if which == BRIGHTNESS else _ON_PLANES[which]
+        planes = adjust(planes, factor[:, None, None])
+    return planes
 
 
 _EAGER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
