@@ -15,6 +15,7 @@ from torch import Tensor
 
 from selfsup.data.found import Found
 from selfsup.data.membership import Membership
+from selfsup.data.targets import Targets
 from selfsup.settings import Section, TextOrList, setting
 from selfsup.types import ImageFacts, Normalization
 
@@ -76,6 +77,8 @@ class ImageDataset(ABC):
     Attributes:
         facts: What is known of the images; its parts can be read from the dataset itself too (``dataset.channels``).
         labels: int64 ``[N]`` on the CPU, or None. A missing label is -1.
+        targets: Several labels or real values an image, in place of ``labels``, or None. They are those of the whole
+            source split; ``targets.of(dataset.index)`` are those of this part.
         index: int64 ``[N]`` on the CPU: the stable position of each image in its source split.
         keys: int64 ``[N]`` on the CPU: which image each is, whatever lies beside it (``selfsup.data.membership``); None
             for a source of fixed content, whose images are known by their index.
@@ -87,6 +90,7 @@ class ImageDataset(ABC):
     labels: Tensor | None
     index: Tensor
     keys: Tensor | None = None
+    targets: Targets | None = None
     resident: bool = True
     cached: bool = False
 
@@ -151,7 +155,7 @@ class ImageDataset(ABC):
     def without_labels(self) -> Self:
         """Return the same images without their labels; masks and the names of what they show stay."""
         part = copy.copy(self)
-        part.labels = None
+        part.labels = part.targets = None
         if self.read_masks(torch.arange(0)) is None:
             part.facts = dataclasses.replace(self.facts, classes=None)
         return part

@@ -24,6 +24,7 @@ from selfsup.data.cache import Pixels, open_cache
 from selfsup.data.decode import MAX_PIXELS, UndecodableError, decode_image
 from selfsup.data.found import Found
 from selfsup.data.resident import ResidentDataset
+from selfsup.data.targets import numbers_of
 from selfsup.data.undecodable import Undecodable
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
@@ -266,13 +267,15 @@ class EncodedDataset(ImageDataset):
             self.report_undecodable(some[~decoded])
             taken = torch.cat([taken, some[decoded]])
         total = self._undecodable.total
-        return ResidentDataset(
+        part = ResidentDataset(
             self._memory.images,
             None if self.labels is None else _spread(self.labels, self.index, total),
             self.facts,
             rows=self.index[taken.sort().values],
             keys=None if self.keys is None else _spread(self.keys, self.index, total),
         )
+        part.targets = self.targets
+        return part
 
     def decode_all(self) -> ImageDataset:
         """Decode every image in threads, or read the cache, and keep all in memory; undecodable ones are left out.
@@ -312,6 +315,10 @@ def as_source(
         if needed <= config.resident_limit_mb * 2**20:
             part.keep_in_memory()
         found.splits[split] = (len(part), said[split])
+    if parts["train"].targets is not None:
+        own = {split: part.targets.of(part.index) for split, part in parts.items() if part.targets is not None}
+        found.targets, found.without_label, more = numbers_of(own, parts["train"].targets.names)
+        found.notes += more
     classes = parts["train"].classes
     labels = {split: part.labels for split, part in parts.items() if part.labels is not None}
     if labels and classes is not None:

@@ -36,6 +36,7 @@ class Found:
         splits: Of each split: how many images it has, and where they come from.
         labels: Where the labels come from; None where there are none.
         classes: Their names.
+        targets: What there is in place of one class each, with numbers (``selfsup.data.targets.numbers_of``), or None.
         without_label: Images that have no label, where others have one.
         notes: What a person should know, a sentence each.
     """
@@ -47,6 +48,7 @@ class Found:
     splits: dict[str, tuple[int, str]] = field(default_factory=dict)
     labels: str | None = None
     classes: tuple[str, ...] = ()
+    targets: dict[str, Any] | None = None
     without_label: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -81,10 +83,22 @@ class Found:
             lines.append("splits: " + ", ".join(f"{n} {count:,} ({how})" for n, (count, how) in self.splits.items()))
         if self.labels is not None:
             missing = f"; {self.without_label:,} images have none" if self.without_label else ""
-            lines.append(f"labels: {len(self.classes):,} classes from {self.labels} ({_some(self.classes)}){missing}")
+            what = f"{len(self.classes):,} classes from {self.labels} ({_some(self.classes)})"
+            lines.append(f"labels: {what if self.targets is None else self._targets(self.targets)}{missing}")
         else:
             lines.append("labels: none")
         return lines + [f"note: {note}" for note in self.notes]
+
+    def _targets(self, found: Mapping[str, Any]) -> str:
+        """Return what there is in place of classes as a line says it."""
+        names = found["names"]
+        if found["kind"] == "real":
+            own = found["of_each"].items()
+            each = (f"{name} {v['least']:.4g} to {v['most']:.4g}, mean {v['mean']:.4g}" for name, v in own)
+            return f"{len(names):,} real values from {self.labels} ({_some(each)})"
+        none = f", {found['images_with_none']:,} images with none" if found["images_with_none"] else ""
+        said = f"{len(names):,} labels from {self.labels} ({_some(names)})"
+        return f"{said}, several an image: {found['an_image']:.3g} on average{none}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for ``environment.json``."""
@@ -97,6 +111,7 @@ class Found:
             "splits": {name: {"images": count, "from": how} for name, (count, how) in self.splits.items()},
             "labels": self.labels,
             "classes": list(self.classes),
+            **({} if self.targets is None else {"targets": self.targets}),
             "without_label": self.without_label,
             "notes": self.notes,
         }

@@ -1,16 +1,16 @@
-"""Classes from the values of a table, and a table of labels for files."""
+"""A table of labels for files."""
 
 from __future__ import annotations
 
 import csv
-import math
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from selfsup.data.targets import Asked, Decided, decide, may_be_targets
 from selfsup.errors import UserError, packages
 
 FILE_COLUMNS = (
@@ -21,7 +21,7 @@ LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "category", "target", "cls", "species", "breed", "diagnosis"),
     *("label_name", "class_id"),
 )
-FEW = 50  # up to so many classes are not looked at for being too many
+UNASKED = Asked()
 
 
 @dataclass
@@ -29,51 +29,19 @@ class Labels:
     """Labels of files.
 
     Attributes:
-        values: Of each file its label, or None.
+        decided: Of which kind they are; its ``values`` are one a file, None where nothing is known.
         column: Where they come from.
-        rows_without_file: Rows of the table that name no file that is there, and one of them.
+        rows_without_file: Rows of the table that name no file that is there.
+        short_rows: Files of rows that end before the columns that are read.
     """
 
-    values: list[Any]
+    decided: Decided
     column: str
     rows_without_file: list[str]
+    short_rows: list[str]
 
 
-def why_no_classes(values: Sequence[Any], counted: bool = True) -> str | None:
-    """Return why values cannot be the classes of images, or None where they can.
-
-    Args:
-        values: Numbers, names or None, one an image.
-        counted: Whether nearly as many classes as images are a reason.
-    """
-    known = [value for value in map(tidy, values) if value is not None]
-    for value in known:
-        text = value.strip() if isinstance(value, str) else ""
-        several = isinstance(value, (list, tuple, dict, set)) or (text[:1] + text[-1:] in ("[]", "()", "{}"))
-        if several or "|" in text or ";" in text:
-            return f"an image has several ({value})"
-    numbers = [_number(value) for value in known]
-    real = [number for number in numbers if number is not None and not float(number).is_integer()]
-    if real and all(number is not None for number in numbers):
-        return f"it holds real numbers ({real[0]:g})"
-    distinct = len(Counter(map(str, known)))
-    if counted and distinct > FEW and 2 * distinct > len(known):
-        return f"it holds {distinct} values for {len(known)} images, as names or numbers of images do"
-    return None
-
-
-def tidy(value: Any) -> Any:
-    """Return a value of a table with the many ways to say that there is none as None, and whole numbers as such."""
-    if isinstance(value, float):
-        return None if math.isnan(value) else int(value) if value.is_integer() else value
-    if isinstance(value, str):
-        return value.strip() or None
-    return value
-
-
-def read_labels(
-    path: Path, names: Sequence[str], file_column: str | None = None, label_column: str | None = None
-) -> Labels:
+def read_labels(path: Path, names: Sequence[str], file_column: str | None = None, asked: Asked = UNASKED) -> Labels:
     """Read the labels of files from a table.
 
     A row is that of the file whose path ends as the row says, or the other way round, by whole folders; the ending of
@@ -82,63 +50,79 @@ def read_labels(
     Args:
         path: A CSV file (commas, semicolons or tabs) or a Parquet file.
         names: Paths of the files below the root.
-        file_column, label_column: The columns; None takes those that are called as such columns are.
+        file_column: The column of files; None takes one that is called as such columns are.
+        asked: What the settings say of the labels; without columns the one that is called as such columns are is
+            taken, or the only one, or all where they can be nothing but targets (``may_be_targets``).
 
     Returns:
-        The label of each file.
+        The labels of each file.
 
     Raises:
-        UserError: The file or its columns cannot be read, are no classes, or do not tell the files apart.
+        UserError: The file or its columns cannot be read, are of no kind, or do not tell the files apart.
     """
     header, rows = _read_table(path)
     if file_column is None and len(header) == 2 and not {name.lower() for name in header} & {*FILE_COLUMNS}:
         index = _Index(names)
         if index.find(str(header[0])):  # no header: the first line is a file's
             header, rows = ["first", "second"], [header, *rows]
-            file_column, label_column = "first", label_column or "second"
+            file_column, asked = "first", replace(asked, columns=asked.columns or ("second",))
     file = _column(path, header, file_column, "file_column", FILE_COLUMNS)
+    columns = _label_columns(path, header, rows, file, asked)
+    places = [header.index(name) for name in (file, *columns)]
+    whole = [[row[place] for place in places] for row in rows if len(row) > max(places)]
+    short = [str(row[places[0]]) for row in rows if places[0] < len(row) <= max(places)]
+    files = [str(row[0]) for row in whole]
+    several = len(columns) > 1
+    column = f"columns {', '.join(columns)}" if several else f"the column {columns[0]}"
+    values = {name: [row[place] for row in whole] for place, name in enumerate(columns, start=1)}
+    decided = decide(values, asked, f"data.labels: {column} of {path}", files)
+    found, without = _match(path, names, list(zip(files, decided.values, strict=True)))
+    said = f"{len(columns)} columns" if several else f"column {columns[0]}"
+    return Labels(replace(decided, values=found), f"{said} of {path.name}", without, short)
+
+
+def _label_columns(path: Path, header: Sequence[str], rows: Sequence[list[Any]], file: str, asked: Asked) -> list[str]:
+    """Return the columns of labels."""
     others = [name for name in header if name != file]
-    only = others[0] if len(others) == 1 and label_column is None else label_column
-    label = _column(path, others, only, "label_column", LABEL_COLUMNS)
-    places = header.index(file), header.index(label)
-    pairs = [(str(row[places[0]]), tidy(row[places[1]])) for row in rows if len(row) > max(places)]
-    reason = why_no_classes([value for _, value in pairs], counted=label_column is None)
-    if reason is not None:
-        raise UserError(
-            f"data.labels: the column {label} of {path} holds no classes: {reason}; set data.label_column to a column "
-            "that does, or data.labels=null."
-        )
-    found = _match(path, names, pairs)
-    found.column = f"column {label} of {path.name}"
-    return found
+    if asked.columns:
+        return [_column(path, others, name, "label_column", ()) for name in asked.columns]
+    if len(others) == 1:
+        return others
+    if not {name.lower().replace(" ", "_") for name in others} & {*LABEL_COLUMNS}:
+        places = {name: header.index(name) for name in others}
+        whole = [row for row in rows if len(row) >= len(header)]
+        if may_be_targets({name: [row[place] for row in whole] for name, place in places.items()}):
+            return others
+    return [_column(path, others, None, "label_column", LABEL_COLUMNS)]
 
 
-def _match(path: Path, names: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> Labels:
+def _match(path: Path, names: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[str]]:
+    """Return the value of each file, and the rows that name none."""
     index = _Index(names)
-    found = Labels([None] * len(names), "", [])
+    found: list[Any] = [None] * len(names)
+    without = []
     for file, value in pairs:
         places = index.find(file)
         if not places:
-            found.rows_without_file.append(file)
+            without.append(file)
         elif len(places) > 1:
             raise UserError(
                 f"data.labels: {file} in {path} can be {names[places[0]]} and {names[places[1]]}; write the path below "
                 "data.root."
             )
         elif value is not None:
-            known = found.values[places[0]]
+            known = found[places[0]]
             if known not in (None, value):
-                raise UserError(
-                    f"data.labels: {path} gives {names[places[0]]} two labels, {known} and {value}; give it one."
-                )
-            found.values[places[0]] = value
-    if len(found.rows_without_file) == len(pairs):
+                differ = "two rows that differ" if isinstance(value, tuple) else f"two labels, {known} and {value}"
+                raise UserError(f"data.labels: {path} gives {names[places[0]]} {differ}; give it one.")
+            found[places[0]] = value
+    if len(without) == len(pairs):
         example = f"{pairs[0][0]} for one" if pairs else "as it has no rows"
         raise UserError(
             f"data.labels: no row of {path} names an image below data.root, {example}; the column of files holds their "
             f"paths or names, such as {names[0]} (data.file_column)."
         )
-    return found
+    return found, without
 
 
 class _Index:
@@ -199,17 +183,13 @@ def _column(path: Path, header: Sequence[str], wanted: str | None, setting: str,
         lower = {name.lower().replace(" ", "_"): name for name in reversed(header)}
         wanted = next((lower[name] for name in known if name in lower), None)
         if wanted is None:
-            raise UserError(f"data.{setting} is not set; set it to one of the columns of {path}: {', '.join(header)}.")
+            several = ", or to several, [A,B]," if setting == "label_column" else ""
+            raise UserError(
+                f"data.{setting} is not set; set it to one of the columns of {path}{several}: {', '.join(header)}."
+            )
     if wanted not in header:
         raise UserError(f"data.{setting}: {path} has no column {wanted}; the columns are {', '.join(header)}.")
     return wanted
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def _plain(name: str) -> str:

@@ -52,7 +52,7 @@ class ResidentDataset(ImageDataset):
 
     def on(self, device: torch.device) -> ResidentDataset:
         """Return this part with its images on ``device``, where they are then read; all else stays where it is."""
-        return ResidentDataset(
+        part = ResidentDataset(
             self._images[self._rows].to(device),
             self.labels,
             self.facts,
@@ -60,6 +60,8 @@ class ResidentDataset(ImageDataset):
             index=self.index,
             keys=self.keys,
         )
+        part.targets = self.targets
+        return part
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +77,7 @@ class ResidentDataset(ImageDataset):
         return part
 
     def subset(self, positions: Tensor) -> ResidentDataset:
-        return ResidentDataset(
+        part = ResidentDataset(
             self._images,
             self._labels,
             self.facts,
@@ -84,6 +86,8 @@ class ResidentDataset(ImageDataset):
             index=self._source_index,
             keys=self._source_keys,
         )
+        part.targets = self.targets
+        return part
 
 
 def fits(dataset: ResidentDataset, device: torch.device) -> bool:

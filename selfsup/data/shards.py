@@ -21,9 +21,9 @@ from selfsup.data.divide import CALLED, DividedConfig, Division, choose, divide_
 from selfsup.data.encoded import EncodedDataset, as_source
 from selfsup.data.files import file_stamp
 from selfsup.data.found import NO_SPLIT, Found
-from selfsup.data.labels import tidy, why_no_classes
 from selfsup.data.location import one_root
 from selfsup.data.splits import draw_test, split_of
+from selfsup.data.targets import Targets, tidy, why_no_classes
 from selfsup.errors import UserError
 from selfsup.settings import setting
 from selfsup.types import ImageFacts
@@ -200,12 +200,14 @@ class Rows:
         keys: int64 ``[N]``, which image each is (``selfsup.data.membership``).
         labels: Their labels.
         labels_from: Where the labels come from, in words.
+        targets: What they have in place of labels, or None.
     """
 
     shard: np.ndarray[Any, Any]
     keys: Tensor
     labels: Labelling
     labels_from: str
+    targets: Targets | None = None
 
 
 def load_shards(
@@ -248,6 +250,10 @@ def load_shards(
     }
     if labels is not None and classes is not None:
         found.labels, found.classes = rows.labels_from, classes
+    if rows.targets is not None:
+        found.labels = rows.labels_from
+        for split, part in parts.items():
+            part.targets = rows.targets.take(chosen[split])
     return as_source(parts, config, found, division.said)
 
 

@@ -174,7 +174,7 @@ def _limited(dataset: ImageDataset, order: Tensor, limit: int | None) -> ImageDa
 
 def _labelled(source: SourceSplits, config: DataConfig) -> SourceSplits:
     """Take the labels away where ``data.labelled`` is false; ask for them where it is true."""
-    if config.labelled and source.train.labels is None:
+    if config.labelled and source.train.labels is None and source.train.targets is None:
         raise UserError(f"data.labelled is true, but the images of {config.name} have no labels; set null or false.")
     if config.labelled is not False:
         return source
@@ -183,6 +183,7 @@ def _labelled(source: SourceSplits, config: DataConfig) -> SourceSplits:
     assert train is not None
     if source.found is not None:
         source.found.labels, source.found.classes, source.found.without_label = None, (), 0
+        source.found.targets = None
     return SourceSplits(train, test, pretrain, holdout, source.found)
 
 

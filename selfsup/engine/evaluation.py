@@ -14,6 +14,7 @@ from torch import nn
 from selfsup.config import EvaluateConfig, from_values, load_config
 from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.base import ImageDataset
+from selfsup.data.targets import has_targets
 from selfsup.data.workers import worker_count
 from selfsup.engine.trained_images import SEEN, leave_out_trained, rule_of_run
 from selfsup.errors import UserError, reason_of
@@ -172,7 +173,7 @@ def evaluate_opened(
     config: EvaluateConfig, opened: Opened, protocols: Sequence[str] | str | None = None, progress: bool = True
 ) -> list[Record]:
     """Evaluate a network that is open, as :func:`evaluate`."""
-    names = protocols_of(protocols)
+    names = protocols_of(protocols)  # before anything is read, as a name may be wrong
     run_dir = results_folder(config, opened)
     if run_dir is not None:
         check_output(run_dir, "run_dir")
@@ -188,6 +189,7 @@ def evaluate_opened(
         if progress and "choices_on" in facts:
             print(f"note: there is no hold-out (data.holdout): choices are made on {SEEN}.", flush=True)
     splits = leave_out_unlabelled(splits)
+    names = protocols_of(protocols, splits.train)
     if run_dir is not None and config.eval.cache and opened.network is not None:
         check_output(run_dir / "features", "run_dir", bytes_of_features(opened, splits))
     subject = Subject(
@@ -239,9 +241,9 @@ def leave_out_unlabelled(splits: Splits) -> Splits:
     kept, without = {}, []
     for name in ("train", "holdout", "test"):
         part = getattr(splits, name)
-        if part is None or part.labels is None:
+        if part is None or (part.labels is None and part.targets is None):
             continue
-        known = part.labels >= 0
+        known = part.labels >= 0 if part.labels is not None else has_targets(part.targets.of(part.index))
         if bool(known.any()) and not bool(known.all()):
             kept[name] = part.subset(known.nonzero().flatten())
             without.append(f"{len(part) - len(kept[name])} of {len(part)} {name} images")

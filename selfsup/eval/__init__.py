@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from selfsup.eval.protocols.fine_tune import FineTuneResult, FineTuneSettings, fine_tune
     from selfsup.eval.protocols.linear_probe import linear_probe
     from selfsup.eval.protocols.logistic import logistic_probe
+    from selfsup.eval.protocols.multilabel_knn import MultiLabelResult, knn_multilabel
+    from selfsup.eval.protocols.multilabel_probe import MultilabelProbeResult, multilabel_probe
+    from selfsup.eval.protocols.regression import RegressionResult, regression
     from selfsup.eval.protocols.retrieval import RetrievalResult, retrieval
     from selfsup.eval.protocols.ridge import ridge_probe
     from selfsup.eval.protocols.segmentation import SegmentationResult, SegmentationSettings, segmentation_probe
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
     from selfsup.eval.results import add_results, read_results
     from selfsup.eval.runner import measure
     from selfsup.eval.subject import SplitFeatures, Subject, choice_splits, extract_splits
-    from selfsup.eval.voting import KnnResult, KnnSettings, MultiLabelResult, knn, knn_grid, knn_loo, knn_multilabel
+    from selfsup.eval.targets import average_precision, with_targets
+    from selfsup.eval.voting import KnnResult, KnnSettings, knn, knn_grid, knn_loo
 else:
     __getattr__, __dir__ = offered(__name__)
 
@@ -57,10 +61,12 @@ __all__ = [
     "KnnResult",
     "KnnSettings",
     "MultiLabelResult",
+    "MultilabelProbeResult",
     "PatchMatches",
     "ProbeProtocol",
     "ProbeResult",
     "Record",
+    "RegressionResult",
     "RetrievalResult",
     "SegmentationKnnResult",
     "SegmentationKnnSettings",
@@ -72,6 +78,7 @@ __all__ = [
     "add_results",
     "audit",
     "audit_dataset",
+    "average_precision",
     "choice_splits",
     "cka",
     "clustering",
@@ -88,11 +95,13 @@ __all__ = [
     "linear_probe",
     "logistic_probe",
     "measure",
+    "multilabel_probe",
     "paper_probe",
     "protocol",
     "raw_pixels",
     "read_results",
     "recall_of",
+    "regression",
     "retrieval",
     "retrieve_patches",
     "ridge_probe",
@@ -101,4 +110,5 @@ __all__ = [
     "segment",
     "segmentation_knn",
     "segmentation_probe",
+    "with_targets",
 ]

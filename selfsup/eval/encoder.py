@@ -18,7 +18,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.data.loader import eval_batches
 from selfsup.data.torch_dataset import SizedDataset, as_images
 from selfsup.errors import UserError
-from selfsup.eval.features import FeatureSet, check_finite, join_labels, read_content, write_content
+from selfsup.eval.features import FeatureSet, check_finite, join_labels, positions_of, read_content, write_content
 from selfsup.eval.stages import head_steps, watch
 from selfsup.functional.arguments import count, kind
 from selfsup.types import Batch, ImageFacts, Normalization
@@ -68,7 +68,10 @@ class Encoder:
         if cache is not None and Path(cache).exists():
             content = read_content(Path(cache))
             if content.get("fingerprint") == key:
-                return FeatureSet(content["features"], content["labels"], content["index"])
+                # the labels are those of now: a table of labels may have changed, and the images not
+                at = positions_of(dataset, content["index"])
+                labels_now = None if dataset.labels is None else dataset.labels[at]
+                return FeatureSet(content["features"], labels_now, content["index"])
         chunks, labels, index = [], [], []
         waiting: list[Tensor] = []  # its way to the CPU waits for the device, which has the next batch to do by then
         with self.passes(dataset, f"features of {dataset.name} {dataset.split}", self.lowered) as batches:

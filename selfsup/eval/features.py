@@ -23,7 +23,8 @@ class FeatureSet:
 
     Attributes:
         features: float32 ``[N,D]`` on the CPU, as the network gives them (not normalised).
-        labels: int64 ``[N]``, or None when the source has none. A missing label is -1.
+        labels: int64 ``[N]``, or None when the source has none. A missing label is -1. Functions for several labels
+            an image take a table ``[N,C]`` of 0 and 1 in their place, those for real targets floats ``[N,T]``.
         index: int64 ``[N]``, the stable position of each image in its source split; their order where it is left out.
     """
 
@@ -85,6 +86,11 @@ def known_labels(part: FeatureSet, name: str) -> Tensor:
     """
     if len(part) == 0:
         raise UserError(f"The {name} features are empty; there is nothing to evaluate.")
+    if part.labels is not None and part.labels.ndim != 1:
+        raise UserError(
+            f"The {name} labels are a table, {kind(part.labels)}, and one class an image is needed; evaluate tables "
+            "with knn_multilabel, multilabel_probe or regression."
+        )
     missing = len(part) if part.labels is None else int((part.labels < 0).sum())
     if part.labels is None or missing:
         raise UserError(
@@ -152,6 +158,15 @@ def labels_of(dataset: ImageDataset) -> Tensor:
     Raises:
         UserError: Some or all are missing.
     """
+    if dataset.targets is not None:
+        own, what = {
+            "multilabel": ("multilabel_knn or multilabel_probe", "several labels an image"),
+            "real": ("regression", "real values"),
+        }[dataset.targets.kind]
+        raise UserError(
+            f"data.targets: the images have {what} ({', '.join(dataset.targets.names[:5])}) and no classes; run {own} "
+            "(--only), or set data.label_column to a column of classes."
+        )
     empty = torch.zeros(len(dataset), 0)
     return known_labels(FeatureSet(empty, dataset.labels, dataset.index), dataset.split)
 

@@ -149,7 +149,7 @@ def prepare_parts(
         UserError: Missing labels, different widths, features that are not finite, too few images to set some aside.
     """
     if holdout is None:
-        train, holdout = _split_off(train, seed)
+        train, holdout = split_off(train, seed)
         selected_on = f"{SPLIT_OFF:.0%} of train ({len(holdout)} images)"
     else:
         selected_on = "holdout"
@@ -316,7 +316,8 @@ def _as_json(setting: Any) -> dict[str, Any]:
     return found
 
 
-def _split_off(train: FeatureSet, seed: int) -> tuple[FeatureSet, FeatureSet]:
+def split_off(train: FeatureSet, seed: int) -> tuple[FeatureSet, FeatureSet]:
+    """Return the other 90 % of the training images and the 10 % that are set aside for choices, drawn with a seed."""
     count = round(SPLIT_OFF * len(train))
     if not 1 <= count < len(train):
         raise UserError(

@@ -12,7 +12,9 @@ from selfsup.eval.record import Record
 Run = Callable[..., Iterator[Record]]
 
 #: What a protocol can need beside images; the runner looks before anything is computed.
-NEEDS = ("network", "dense", "labels", "masks")
+NEEDS = ("network", "dense", "labels", "multilabel", "real", "masks")
+#: Those that are kinds of targets, of which a source has one.
+TARGETS = ("labels", "multilabel", "real")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def protocol(
         settings: Dataclass of its settings.
         key: Where they are below ``eval.``; None is the name. Protocols with one key share their settings.
         needs: What the data or the network must have: ``network`` (not raw pixels), ``dense`` (raw pixels, or a network
-            with ``forward_dense``), ``labels``, ``masks``.
+            with ``forward_dense``), ``labels`` (classes), ``multilabel`` or ``real`` targets, ``masks``.
         plain: Run it when nothing is asked for; it takes minutes at most.
         by_name: Run it only when it is asked for by name, not with all the others either.
         shown: Fields of its records that the console shows beside the value.

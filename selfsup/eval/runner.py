@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.features import labels_of
 from selfsup.eval.pixels import check_dense
 from selfsup.eval.protocols import PROTOCOLS
 from selfsup.eval.record import Record
-from selfsup.eval.registry import Protocol
+from selfsup.eval.registry import TARGETS, Protocol
 from selfsup.eval.results import add_results, peak_memory_mb
 from selfsup.eval.subject import Subject
+from selfsup.eval.targets import check_kind
 from selfsup.registry import nearest
 
 
@@ -44,7 +46,7 @@ def measure(
     Raises:
         UserError: There is no such protocol, or none of them can run.
     """
-    names = protocols_of(protocols)
+    names = protocols_of(protocols, subject.splits.train)
     records: list[Record] = []
     left_out: dict[str, list[str]] = {}  # protocols by the reason
     for name in names:
@@ -64,25 +66,33 @@ def measure(
     return records
 
 
-def protocols_of(asked: Sequence[str] | str | None) -> list[str]:
+def protocols_of(asked: Sequence[str] | str | None, images: ImageDataset | None = None) -> list[str]:
     """Return the names of protocols.
 
     Args:
         asked: Some of ``PROTOCOLS``; None is those that take minutes at most (kNN, linear probe, diagnostics), and
             ``"all"`` all but those that run only by name.
+        images: What they are to run on: of the protocols that nobody named those are left out whose targets, classes,
+            several labels or real values, are not those of the images.
 
     Raises:
         UserError: There is no such protocol.
     """
     if asked is None:
-        return [name for name, entry in PROTOCOLS.items() if entry.plain]
+        return [name for name, entry in PROTOCOLS.items() if entry.plain and _fits(entry, images)]
     if asked == "all":
-        return [name for name, entry in PROTOCOLS.items() if not entry.by_name]
+        return [name for name, entry in PROTOCOLS.items() if not entry.by_name and _fits(entry, images)]
     names = [asked] if isinstance(asked, str) else list(asked)
     for name in names:
         if name not in PROTOCOLS:
             raise UserError(f"There is no protocol '{name}'.{nearest(name, PROTOCOLS)}")
     return names
+
+
+def _fits(entry: Protocol, images: ImageDataset | None) -> bool:
+    kind = "labels" if images is None or images.targets is None else images.targets.kind
+    wanted = set(TARGETS) & set(entry.needs)
+    return not wanted or kind in wanted
 
 
 def _run(entry: Protocol, subject: Subject, found: list[Record], facts: dict[str, Any]) -> None:
@@ -110,6 +120,8 @@ def _check_needs(entry: Protocol, subject: Subject) -> None:
         check_dense(subject.encoder, subject.splits.train)
     if "labels" in entry.needs:
         labels_of(subject.splits.train)
+    for kind in {"multilabel", "real"} & set(entry.needs):
+        check_kind(subject.splits.train, kind)
 
 
 def _reason(error: Exception) -> str:

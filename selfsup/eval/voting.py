@@ -95,13 +95,13 @@ def knn_grid(
     Raises:
         UserError: As ``knn``.
     """
-    _check_votes(ks, temperatures, weights)
+    check_votes(ks, temperatures, weights)
     bank_labels, test_labels = known_labels(train, "train"), known_labels(test, "test")
     check_widths(train, test)
     check_finite(train.features, "train features")
     check_finite(test.features, "test features")
     tell_absent(test_labels, bank_labels, "test")
-    found = search(train.features, test.features, _at_most(max(ks), len(train)), **settings)
+    found = search(train.features, test.features, at_most(max(ks), len(train)), **settings)
     recall = _recall(found[1], train, test, ks, settings)
     return _accuracies(found, bank_labels, test_labels, ks, temperatures, weights, recall)
 
@@ -124,89 +124,14 @@ def knn_loo(
     Raises:
         UserError: As ``knn``, or there is but one image.
     """
-    _check_votes(ks, temperatures, weights)
+    check_votes(ks, temperatures, weights)
     labels = known_labels(data, "train")
     if len(data) < 2:
         raise UserError("Leave-one-out kNN needs at least two images and there is one; add labelled images.")
     check_finite(data.features, "train features")
-    found = search_others(data.features, _at_most(max(ks), len(data) - 1), **settings)
+    found = search_others(data.features, at_most(max(ks), len(data) - 1), **settings)
     recall = _recall(found[1], data, data, ks, settings, others=True)
     return _accuracies(found, labels, labels, ks, temperatures, weights, recall)
-
-
-@dataclass(frozen=True)
-class MultiLabelResult:
-    """Average precision of one setting.
-
-    Attributes:
-        k, neighbours, temperature: As ``KnnResult``.
-        mean_average_precision: Mean over the classes that have a positive test image.
-        per_class: Average precision of each of these classes.
-    """
-
-    k: int
-    neighbours: int
-    temperature: float
-    mean_average_precision: float
-    per_class: dict[int, float]
-
-
-def knn_multilabel(
-    train: FeatureSet,
-    test: FeatureSet,
-    ks: Sequence[int] = (20, 200),
-    temperatures: Sequence[float] = (0.07,),
-    **settings: Any,
-) -> list[MultiLabelResult]:
-    """Return the mean average precision of weighted kNN for images with any number of classes each; one search.
-
-    Class ``c`` of a test image scores ``Σ_{i in top k} y_ic w_i / Σ_i w_i`` with ``w_i = exp(s_i / T)``: the weighted
-    share of its neighbours that have the class. The average precision of a class is ``Σ_n (R_n - R_{n-1}) P_n`` over
-    the thresholds of its scores, without interpolation (as in scikit-learn).
-
-    Args:
-        train, test: Their ``labels`` are ``[N,C]``: 1 where an image has the class, 0 where it has not.
-        ks, temperatures, settings: As ``knn_grid``.
-
-    Raises:
-        UserError: Labels that are not such a table, no positive test image at all, or as ``knn``.
-    """
-    from sklearn.metrics import average_precision_score
-
-    _check_votes(ks, temperatures, ("distance",))
-    bank_labels, test_labels = _label_table(train, "train"), _label_table(test, "test")
-    if bank_labels.shape[1] != test_labels.shape[1]:
-        raise UserError(
-            f"The train labels have {bank_labels.shape[1]} classes and the test labels {test_labels.shape[1]}; "
-            "give both one column for every class."
-        )
-    if not test_labels.any():
-        raise UserError("No test image has any class; evaluate on images of which some have one.")
-    check_widths(train, test)
-    check_finite(train.features, "train features")
-    check_finite(test.features, "test features")
-    similarity, position = search(train.features, test.features, _at_most(max(ks), len(train)), **settings)
-    present = test_labels.any(0).nonzero().flatten().tolist()
-    results = []
-    for k in ks:
-        used = min(k, len(train))
-        for temperature in temperatures:
-            scores = []
-            for near, at in zip(
-                torch.split(similarity[:, :used], QUERIES_AT_ONCE),
-                torch.split(position[:, :used], QUERIES_AT_ONCE),
-                strict=True,
-            ):
-                votes = _votes(near, "distance", temperature)
-                weighted = torch.zeros(len(near), bank_labels.shape[1], dtype=torch.float64)
-                for place in range(used):  # a column at a time: [queries, k, classes] would not fit
-                    weighted += votes[:, place, None] * bank_labels[at[:, place]]
-                scores.append(weighted / votes.sum(1, keepdim=True))
-            table, truth = torch.cat(scores).numpy(), test_labels.numpy()
-            per_class = {c: float(average_precision_score(truth[:, c], table[:, c])) for c in present}
-            mean = sum(per_class.values()) / len(per_class)
-            results.append(MultiLabelResult(k, used, temperature, mean, per_class))
-    return results
 
 
 def search_settings(config: EvalConfig) -> dict[str, Any]:
@@ -233,27 +158,19 @@ def _above_zero(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _check_votes(ks: Sequence[int], temperatures: Sequence[float], weights: Sequence[str]) -> None:
+def check_votes(ks: Sequence[int], temperatures: Sequence[float], weights: Sequence[str]) -> None:
+    """Raise a UserError unless there are neighbours and temperatures that can vote."""
     if not ks or not all(map(is_count, ks)):
         raise UserError("eval.knn.k: give at least one number of neighbours, each at least 1.")
     if "distance" in weights and (not temperatures or not all(_above_zero(value) for value in temperatures)):
         raise UserError("eval.knn.temperatures: give at least one temperature, each above 0.")
 
 
-def _at_most(k: int, bank: int) -> int:
+def at_most(k: int, bank: int) -> int:
+    """Return ``k`` or the size of the bank where that is smaller, with a warning."""
     if k > bank:
         warnings.warn(f"kNN with k = {k} uses all {bank} features of the bank.", stacklevel=3)
     return min(k, bank)
-
-
-def _label_table(part: FeatureSet, name: str) -> Tensor:
-    if part.labels is None or part.labels.ndim != 2:
-        raise UserError(f"The {name} labels are not a table of images and classes; give [N,C] labels of 0 and 1.")
-    if len(part) == 0:
-        raise UserError(f"The {name} features are empty; there is nothing to evaluate.")
-    if not ((part.labels == 0) | (part.labels == 1)).all():
-        raise UserError(f"The {name} labels hold other values than 0 and 1; give 1 for each class that an image has.")
-    return part.labels.bool()
 
 
 def _recall(
@@ -289,7 +206,7 @@ def _accuracies(
                     torch.split(true_labels, QUERIES_AT_ONCE),
                     strict=True,
                 ):
-                    votes = _votes(near, weight, temperature)
+                    votes = votes_of(near, weight, temperature)
                     scores = torch.zeros(len(near), len(classes), dtype=torch.float64)
                     winner = scores.scatter_add_(1, bank_class[at], votes).argmax(1)  # of equal ones the lowest class
                     right += int((classes[winner] == label).sum())
@@ -297,7 +214,8 @@ def _accuracies(
     return results
 
 
-def _votes(similarity: Tensor, weights: str, temperature: float | None) -> Tensor:
+def votes_of(similarity: Tensor, weights: str, temperature: float | None) -> Tensor:
+    """Return the votes float64 ``[Q,k]`` of neighbours with cosine similarities ``[Q,k]``, the nearest first."""
     if weights == "uniform":
         return torch.ones_like(similarity, dtype=torch.float64)
     if weights != "distance" or temperature is None:

@@ -26,6 +26,9 @@ COLUMNS = (
     "split",
     "kNN",
     "linear probe",
+    "mAP of kNN",
+    "mAP of probe",
+    "R²",
     "mIoU",
     "RankMe",
     "seconds",
@@ -33,8 +36,17 @@ COLUMNS = (
     "images seen",
 )
 #: Columns that hold accuracies: protocol and metric.
-ACCURACIES = {"kNN": ("knn", "top1"), "linear probe": ("linear_probe", "top1"), "mIoU": ("segmentation", "miou")}
-OPTIONAL = ("mIoU", "memory MB", "images seen")  # columns that are there only when a run has them
+ACCURACIES = {
+    "kNN": ("knn", "top1"),
+    "linear probe": ("linear_probe", "top1"),
+    "mAP of kNN": ("multilabel_knn", "map"),
+    "mAP of probe": ("multilabel_probe", "map"),
+    "R²": ("regression", "r2"),
+    "mIoU": ("segmentation", "miou"),
+}
+#: Columns that are there only when a run has them; the first two also where no run has one of the next three.
+OF_CLASSES, OF_TARGETS = ("kNN", "linear probe"), ("mAP of kNN", "mAP of probe", "R²")
+OPTIONAL = (*OF_TARGETS, "mIoU", "memory MB", "images seen")
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,8 @@ def read_table(run_dirs: Sequence[str | Path]) -> Table:
     runs = [_read(folder) for folder in folders]
     rows = [_row(run, name) for run, name in zip(runs, names, strict=True)]
     used = {name: run.used for run, name in zip(runs, names, strict=True)}
-    absent = {column for column in OPTIONAL if all(row[column] is None for row in rows)}
+    empty = {column for column in COLUMNS if all(row[column] is None for row in rows)}
+    absent = empty & {*OPTIONAL} | (set() if empty >= {*OF_TARGETS} else empty & {*OF_CLASSES})
     accuracies = tuple(column for column in ACCURACIES if column not in absent)
     for folder, name in zip(folders, names, strict=True):
         missing = [column for column in accuracies if column not in used[name]]

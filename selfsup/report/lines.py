@@ -11,9 +11,9 @@ from selfsup.tables import console_table
 
 def result_table(records: Sequence[Record]) -> str:
     """Return a table of the number to report for each protocol and metric: accuracies first, the highest at the top."""
-    chosen: dict[tuple[str, str], Record] = {}
+    chosen: dict[tuple[str, str, str], Record] = {}
     for record in records:
-        key = record.protocol, record.metric
+        key = record.protocol, record.metric, str(record.get("target", ""))
         if key not in chosen or _worth(record) > _worth(chosen[key]):
             chosen[key] = record
     rows = sorted(chosen.values(), key=lambda r: (r.unit != FRACTION, -r.value if r.unit == FRACTION else 0))
@@ -32,7 +32,8 @@ def record_line(record: Record) -> str:
 
 
 def _what(record: Record) -> str:
-    return record.protocol if record.metric in ("top1", "miou") else record.metric
+    known = record.metric in ("top1", "miou") or (record.metric == "map" and record.protocol != "retrieval")
+    return record.protocol if known else record.metric
 
 
 def _details(record: Record) -> str:

@@ -18,8 +18,8 @@ from selfsup.cli import main
 from selfsup.data import decode, load_splits
 from selfsup.data.divide import divide_by_choice, divide_by_name
 from selfsup.data.found import BROKEN, HIDDEN, MISSING, NO_DECODER, NO_IMAGE, NOT_TAKEN, OWN, SYSTEM, UNDECODABLE
-from selfsup.data.labels import why_no_classes
 from selfsup.data.listing import list_images, why_left_out
+from selfsup.data.targets import why_no_classes
 from selfsup.errors import UserError
 from selfsup.registry import sources
 
@@ -323,8 +323,10 @@ def test_a_table_without_a_header_and_with_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,weight\na/1.png,0.5\na/2.png,1.5\n", "real numbers"),
-        ("file,label\na/1.png,cat|dog\na/2.png,dog\n", "an image has several"),
+        (
+            "file,weight\na/1.png,0.5\na/2.png,x\na/3.png,1.5\n",
+            "1 cells hold .* than numbers, .x. in the column weight of a/2",
+        ),
         ("file,label\na/1.png,cat\na/1.png,dog\n", "two labels, cat and dog"),
         ("file,label\n1.png,cat\n", "can be a/1.png and b/1.png"),
         ("file,label\nz.png,cat\n", "no row of .* names an image"),

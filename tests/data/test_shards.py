@@ -310,23 +310,35 @@ def test_labels_of_parquet(tmp_path):
     assert torch.equal(hub.read(torch.arange(3)), named.read(torch.arange(3)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [[1, 3], 0.25])
-def test_labels_that_are_no_classes_are_left_out_with_a_note_or_refused_where_they_are_asked_for(tmp_path, kind, value):
+def test_labels_that_are_no_classes_are_left_out_with_a_note_or_refused_where_they_are_asked_for(tmp_path, value):
     def member(number):
         return {"png": _encoded(number), "json": json.dumps({"label": value, "own": value}).encode()}
 
-    if kind == "webdataset":
-        _write_tar(tmp_path / "a.tar", range(6), member)
-        asked = {"label_field": "own"}
-    else:
-        _write_parquet(tmp_path / "a.parquet", range(6), label=[value] * 6, own=[value] * 6)
-        asked = {"label_column": "own"}
-    splits = _load(kind, tmp_path)
+    _write_tar(tmp_path / "a.tar", range(6), member)
+    splits = _load("webdataset", tmp_path)
     assert (splits.train.labels, splits.train.classes, splits.found.labels) == (None, None, None)
     assert [note for note in splits.found.notes if note.startswith("label holds no classes and is left out: ")]
     with pytest.raises(UserError, match=r"^data.label_\w+: own holds no classes"):
-        _load(kind, tmp_path, **asked)
+        _load("webdataset", tmp_path, label_field="own")
+
+
+def test_a_parquet_column_of_lists_or_real_numbers_holds_targets(tmp_path):
+    tags, ages = [[0, 2], [1], None, [], [2], [0]], [0.5, None, 2.0, 3.5, 1.0, 4.0]
+    _write_parquet(tmp_path / "a.parquet", range(6), label=tags, age=ages, deep=[[[1]]] * 6)
+    train = _load("parquet", tmp_path).train
+    assert train.labels is None
+    assert (train.targets.kind, train.targets.names) == ("multilabel", ("0", "1", "2"))
+    rows = [[1, 0, 1], [0, 1, 0], [-1] * 3, [0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert train.targets.of(train.index).tolist() == [rows[i] for i in train.index.tolist()]
+    train = _load("parquet", tmp_path, label_column="age").train
+    assert train.targets.kind == "real"
+    assert [v == v and v for (v,) in train.targets.of(train.index).tolist()] == [ages[i] or False for i in train.index]
+    for column, message in (("deep", "own|deep holds no classes"), ("gone", "there is no gone")):
+        with pytest.raises(UserError, match=message):
+            _load("parquet", tmp_path, label_column=column)
+    with pytest.raises(UserError, match="label holds no classes"):
+        _load("parquet", tmp_path, label_column="label", targets="classes")
 
 
 def test_real_numbers_in_cls_are_no_classes(tmp_path):
@@ -450,7 +462,7 @@ def test_parquet_files_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match=r"^data.label_column: there is no other"):
         _load("parquet", tmp_path, label_column="other")
     with pytest.raises(UserError, match=r"^data.label_column: boxes holds no classes"):
-        _load("parquet", tmp_path, label_column="boxes")
+        _load("parquet", tmp_path, label_column="boxes", targets="classes")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match=r"^data.root: a file in .* is not a Parquet file"):
         _load("parquet", tmp_path)

@@ -6,7 +6,8 @@ import torch
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, knn, knn_grid, search
-from selfsup.eval.voting import knn_loo, knn_multilabel
+from selfsup.eval.protocols.multilabel_knn import knn_multilabel
+from selfsup.eval.voting import knn_loo
 
 
 def set_of(features, labels):

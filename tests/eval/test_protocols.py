@@ -113,6 +113,16 @@ def test_all_protocols_on_one_extraction(tmp_path):
     assert [r["value"] for r in again] == [r["value"] for r in records]
 
 
+def test_kept_features_have_the_labels_of_now(tmp_path):
+    parts, network = splits(), Network()
+    (first, *_) = evaluate(network, parts, CONFIG, protocols=["knn"], run_dir=tmp_path)
+    parts.test.labels = (parts.test.labels + 1) % 3
+    (again, *_) = evaluate(network, parts, CONFIG, protocols=["knn"], run_dir=tmp_path)
+    assert network.images == 90, "the second evaluation reads the cache"
+    (fresh, *_) = evaluate(network, parts, CONFIG, protocols=["knn"])
+    assert again.value == fresh.value != first.value
+
+
 def test_no_cache_when_it_is_off(tmp_path):
     network = Network()
     for _ in range(2):

@@ -17,7 +17,7 @@ def problem(count, width, classes=4, seed=0):
 @pytest.mark.parametrize(("count", "width"), [(60, 7), (15, 40), (20, 20)])
 @pytest.mark.parametrize("block", [64, 2**24])
 def test_every_penalty_is_what_scikit_learn_solves_for_it_alone(count, width, block, monkeypatch):
-    monkeypatch.setattr("selfsup.eval.protocols.ridge.BLOCK", block)
+    monkeypatch.setattr("selfsup.eval.ridge.BLOCK", block)
     inputs, targets = problem(count, width)
     penalties = [1e-4, 0.1, 30.0]
     weights, biases = fit_ridge(inputs, targets, 4, penalties)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from selfsup.data.location import roots
 from selfsup.data.membership import name_keys
 from selfsup.data.shards import classes_of
 from selfsup.data.splits import draw_test, split_of
+from selfsup.data.targets import CLASSES, KINDS, Asked, Targets
 from selfsup.errors import UserError
 from selfsup.registry import sources
+from selfsup.settings import TextOrList, setting
 
 
 @dataclass
@@ -41,7 +44,11 @@ class ImageFolderConfig(DividedConfig):
         class_level: Which folder is the class: 1 the first below ``root`` (or below the folder of the split), 2 the
             second, -1 the one that holds the file.
         labels: Table of labels, CSV or Parquet, in place of folders.
-        label_column: Its column of class names or numbers; None takes ``label``, ``class`` or the like.
+        label_column: Its column of labels, or a list of columns; None takes ``label``, ``class`` or the like, the only
+            column there is, or all that hold 0 and 1, or numbers that are not whole.
+        targets: What the table holds: ``classes``, ``multilabel`` (columns of 0 and 1, or a column of separated names)
+            or ``real`` (columns of numbers). None decides, see ``selfsup.data.targets.decide``, and says what.
+        label_separator: What stands between the names in a cell; None takes ``|`` and ``;``.
         file_column: Its column of files; None takes ``file``, ``path`` or the like. They are matched by their paths, or
             by as much of the end of it as only one file has.
     """
@@ -50,7 +57,9 @@ class ImageFolderConfig(DividedConfig):
     files: str | None = None
     class_level: int = 1
     labels: str | None = None
-    label_column: str | None = None
+    label_column: Annotated[Any, TextOrList] = None
+    targets: str | None = setting(None, choices=KINDS)
+    label_separator: str | None = None
     file_column: str | None = None
 
 
@@ -84,7 +93,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
         places["train"] = [places["train"][place] for place in train]
 
     used = sorted(chain(*places.values()))
-    labels, classes = _labels(config, listing.names, division.below, used, found)
+    labels, classes, targets = _labels(config, listing.names, division.below, used, found)
     parts = {}
     for split, chosen in places.items():
         if chosen:
@@ -96,6 +105,7 @@ def image_folder(config: ImageFolderConfig) -> SourceSplits:
                 keys=keys[chosen],
                 decoding=config.decoding(),
             )
+            parts[split].targets = None if targets is None else targets.take(chosen)
     return as_source(parts, config, found, division.said)
 
 
@@ -171,20 +181,14 @@ def _divided(
 
 def _labels(
     config: ImageFolderConfig, names: Sequence[str], below: Sequence[str], used: Sequence[int], found: Found
-) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Return labels int64 of all files, -1 for none, and the classes; None twice without labels; fill ``found``."""
+) -> tuple[Tensor | None, tuple[str, ...] | None, Targets | None]:
+    """Return labels int64 of all files, -1 for none, and the classes; or targets in their place; fill ``found``."""
     if config.labelled is False:
-        return None, None
+        return None, None, None
     if config.labels is not None:
-        table = read_labels(Path(config.labels).expanduser(), names, config.file_column, config.label_column)
-        labels, classes = classes_of(table.values, None)
-        if table.rows_without_file:
-            count, first = len(table.rows_without_file), table.rows_without_file[0]
-            found.notes.append(f"{count:,} rows of {config.labels} name no image that is read, {first} for one")
-        if labels is None:
-            raise UserError(f"data.labels: {config.labels} has no label for any image; set data.labels to another.")
-        found.labels, found.classes = table.column, classes or ()
-        return labels, classes
+        return _from_table(config, names, found)
+    if config.targets not in (None, CLASSES):
+        raise UserError(f"data.targets is {config.targets}, but folders say classes; name a table in data.labels.")
     if config.class_level == 0:
         raise UserError("data.class_level is 0; set 1 for the first folder, 2 for the second, -1 for the last.")
     classes_by_place = {place: _class(below[place], config.class_level) for place in used}
@@ -196,7 +200,7 @@ def _labels(
     classes = tuple(sorted({name for name in classes_by_place.values() if name is not None}))
     if loose is not None or (len(classes) < 2 and not config.labelled):
         found.notes += _why_unlabelled(config, below, used, classes, loose)
-        return None, None
+        return None, None, None
     labels = torch.full((len(names),), -1)
     number = {name: label for label, name in enumerate(classes)}
     for place, name in classes_by_place.items():
@@ -206,7 +210,33 @@ def _labels(
         found.notes.append(f"the folders called {' and '.join(splits)} are read as classes like the others")
     level = {1: "the first folder", -1: "the folder of each file"}.get(config.class_level, "folders, data.class_level")
     found.labels, found.classes = level, classes
-    return labels, classes
+    return labels, classes, None
+
+
+def _from_table(
+    config: ImageFolderConfig, names: Sequence[str], found: Found
+) -> tuple[Tensor | None, tuple[str, ...] | None, Targets | None]:
+    asked = Asked.by(config.targets, config.label_column, config.label_separator)
+    table = read_labels(Path(str(config.labels)).expanduser(), names, config.file_column, asked)
+    decided = table.decided
+    for rows, what in (
+        (table.rows_without_file, "name no image that is read"),
+        (table.short_rows, "end before the columns of labels and are left out"),
+    ):
+        if rows:
+            found.notes.append(f"{len(rows):,} rows of {config.labels} {what}, {rows[0]} for one")
+    found.notes += decided.notes
+    if all(value is None for value in decided.values):
+        raise UserError(f"data.labels: {config.labels} has no label for any image; set data.labels to another.")
+    found.labels = table.column
+    if decided.kind != CLASSES:
+        found.labels += f", {decided.why}"
+        return None, None, decided.targets(decided.values)
+    labels, classes = classes_of(decided.values, None)
+    if labels is None:
+        raise UserError(f"data.labels: {config.labels} has no label for any image; set data.labels to another.")
+    found.classes = classes or ()
+    return labels, classes, None
 
 
 def _class(below: str, level: int) -> str | None:

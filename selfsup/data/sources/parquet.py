@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,10 +33,11 @@ from selfsup.data.shards import (
     load_shards,
     open_root,
 )
+from selfsup.data.targets import CLASSES, KINDS, Asked, Targets, decide
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError, packages, reason_of
 from selfsup.registry import sources
-from selfsup.settings import setting
+from selfsup.settings import TextOrList, setting
 from selfsup.types import ImageFacts
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -54,14 +55,20 @@ class ParquetConfig(ShardsConfig):
 
     Attributes:
         image_column: Column of encoded images, binary or a struct with a field ``bytes``; None finds it.
-        label_column: Column of class numbers or names; None takes ``label`` or the like where there is one that holds
-            whole numbers or text.
+        label_column: Column of labels, or a list of columns; None takes ``label`` or the like where there is one that
+            holds any.
+        targets: What it holds: ``classes``, ``multilabel`` (a list of names or numbers a row, separated names, or
+            several columns of 0 and 1) or ``real`` (numbers). None decides, see
+            ``selfsup.data.targets.decide``, and says what.
+        label_separator: What stands between the names in a cell; None takes ``|`` and ``;``.
     """
 
     name: str = "parquet"
     shuffle_window: int | None = setting(1024, least=1)
     image_column: str | None = None
-    label_column: str | None = None
+    label_column: Annotated[Any, TextOrList] = None
+    targets: str | None = setting(None, choices=KINDS)
+    label_separator: str | None = None
 
 
 class Groups:
@@ -213,7 +220,7 @@ def parquet(config: ParquetConfig) -> SourceSplits:
         column, fields = _image_column(arrow, schema, config.image_column)
         groups = Groups([root / shard for shard in shards], column, fields, config.shuffle_window or 0)
         index = kept_index(root, shards, config, f"{INDEX_VERSION} {fields}", groups.index)
-        label, labels = _labels(schema, config, read)
+        label, labels, targets = _labels(schema, config, read)
     except (arrow.ArrowException, OSError, KeyError) as error:
         raise UserError(
             f"data.root: a file in {root} is not a Parquet file, is damaged, or has other columns than {shards[0]} "
@@ -229,7 +236,7 @@ def parquet(config: ParquetConfig) -> SourceSplits:
             root, shards, groups, rows, classes, facts, window=window, keys=keys[rows], decoding=decoding
         )
 
-    images = Rows(shard_of, keys, labels, f"the column {label}")
+    images = Rows(shard_of, keys, labels, f"the column {label}", targets)
     return load_shards(config, root, shards, images, build)
 
 
@@ -258,20 +265,48 @@ def _image_column(arrow: Any, schema: Any, wanted: str | None) -> tuple[str, str
     return column, found[column]
 
 
-def _labels(schema: Any, config: ParquetConfig, read: Callable[[str], list[Any]]) -> tuple[str | None, Labelling]:
-    """Return the column of classes, or None, and what it holds; what is only called as one is left out with a note."""
-    wanted = config.label_column
-    if wanted is not None and wanted not in schema.names:
-        raise UserError(f"data.label_column: there is no {wanted}; the columns are {', '.join(schema.names)}.")
-    notes: list[str] = []
-    for name in (wanted,) if wanted is not None else LABEL_COLUMNS:
-        if name in schema.names and config.labelled is not False:
-            names = _class_names(schema, name)
-            found = labelling(read(name), name, "label_column" if wanted is not None else None, names)
+def _labels(
+    schema: Any, config: ParquetConfig, read: Callable[[str], list[Any]]
+) -> tuple[str | None, Labelling, Targets | None]:
+    """Return the column or columns of labels, or None, and what they hold; what is only called so may be left out."""
+    asked = Asked.by(config.targets, config.label_column, config.label_separator)
+    for name in asked.columns:
+        if name not in schema.names:
+            raise UserError(f"data.label_column: there is no {name}; the columns are {', '.join(schema.names)}.")
+    nothing, notes = Labelling([], None, []), list[str]()
+    if config.labelled is False:
+        return None, nothing, None
+    called = [name for name in LABEL_COLUMNS if name in schema.names]
+    if not asked.columns and asked.kind in (None, CLASSES):  # a column of classes goes before one of anything else
+        for name in called:
+            found = labelling(read(name), name, None, _class_names(schema, name))
             if found.values:
-                return name, replace(found, notes=notes)
+                return name, replace(found, notes=notes), None
             notes += found.notes
-    return None, Labelling([], None, notes)
+        called = called if asked.kind is None else []
+    for names in [asked.columns] if asked.columns else [(name,) for name in called]:
+        written = ", ".join(names)
+        classes = _class_names(schema, names[0])
+        values = {name: [_by_name(value, classes or ()) for value in read(name)] for name in names}
+        rows = [f"row {place}" for place in range(len(values[names[0]]))]
+        try:
+            decided = decide(values, asked, f"data.label_column: {written}", rows)
+        except UserError:
+            if asked.columns or asked.kind is not None:
+                raise
+            continue
+        if decided.kind == CLASSES:
+            return written, labelling(read(names[0]), written, "label_column", classes), None
+        targets = decided.targets(decided.values)
+        return f"{written}, {decided.why}", replace(nothing, notes=decided.notes), targets
+    return None, replace(nothing, notes=notes), None
+
+
+def _by_name(value: Any, classes: Sequence[str]) -> Any:
+    """Return the names of a list of class numbers; anything else stays."""
+    if not isinstance(value, list) or not all(isinstance(one, int) and 0 <= one < len(classes) for one in value):
+        return value
+    return [classes[one] for one in value]
 
 
 def _check_filled(root: Path, filled: np.ndarray[Any, Any], column: str, allowed: float) -> None:
@@ -290,10 +325,11 @@ def _check_filled(root: Path, filled: np.ndarray[Any, Any], column: str, allowed
 
 
 def _class_names(schema: Any, label: str | None) -> list[str] | None:
-    """Return the names that the Hub's metadata gives the class numbers."""
+    """Return the names that the Hub's metadata gives the class numbers, of which a row may have one or a list."""
     try:
-        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+        feature = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]
+        names = feature.get("feature", feature)["names"]
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return names if isinstance(names, list) else None
 

@@ -16,12 +16,11 @@ from selfsup.eval.features import FeatureSet
 from selfsup.eval.probing import ProbeResult, better, pooled_probe, prepare_parts
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
+from selfsup.eval.ridge import LARGEST, solve_ridge
 from selfsup.eval.subject import Subject
 from selfsup.settings import setting
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-LARGEST = 8192  # side of the matrix that is decomposed: half a gigabyte, and minutes on few cores
-BLOCK = 2**24  # numbers that are held in float64 at a time
 
 
 @dataclass
@@ -96,10 +95,7 @@ def ridge_probe(
 
 
 def fit_ridge(inputs: Tensor, targets: Tensor, classes: int, penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Minimise ``mean_n ‖y_n - W x_n - b‖² + λ ‖W‖²`` for every penalty ``λ`` by one eigen-decomposition.
-
-    With centred ``X = inputs - mean`` and one-hot ``Y``, ``W = V (S + λN)⁻¹ Vᵀ Xᵀ Y`` where ``XᵀX = V S Vᵀ``; where
-    there are fewer images than dimensions ``XXᵀ`` is decomposed in its place. Computed in float64.
+    """Minimise ``mean_n ‖y_n - W x_n - b‖² + λ ‖W‖²`` with one-hot ``y`` for every penalty ``λ``; see ``solve_ridge``.
 
     Args:
         inputs: float ``[N,D]``.
@@ -110,29 +106,5 @@ def fit_ridge(inputs: Tensor, targets: Tensor, classes: int, penalties: Sequence
     Returns:
         Weights ``[G,D,C]`` and biases ``[G,C]``, in the type of the inputs.
     """
-    count, width = inputs.shape
-    share = torch.bincount(targets, minlength=classes).double() / count
-    blocks = torch.split(torch.arange(count, device=inputs.device), max(1, BLOCK // width))
-    mean = sum((inputs[block].double().sum(0) for block in blocks), inputs.new_zeros(width, dtype=torch.double)) / count
-    penalised = torch.tensor([penalty * count for penalty in penalties], dtype=torch.double, device=inputs.device)
-
-    def centred(block: Tensor) -> tuple[Tensor, Tensor]:
-        return inputs[block].double() - mean, F.one_hot(targets[block], classes).double() - share
-
-    # V and what the weights are in its coordinates, before the division by the penalised eigenvalues
-    if count >= width:
-        scatter = inputs.new_zeros(width, width, dtype=torch.double)
-        product = inputs.new_zeros(width, classes, dtype=torch.double)
-        for block in blocks:
-            x, y = centred(block)
-            scatter += x.T @ x
-            product += x.T @ y
-        values, vectors = torch.linalg.eigh(scatter)
-        along, basis = vectors.T @ product, vectors
-    else:
-        x, y = centred(torch.arange(count, device=inputs.device))
-        values, vectors = torch.linalg.eigh(x @ x.T)
-        along, basis = vectors.T @ y, x.T @ vectors
-    weights = torch.stack([basis @ (along / (values.clamp_min(0) + p)[:, None]) for p in penalised])
-    biases = share - mean @ weights
-    return weights.to(inputs.dtype), biases.to(inputs.dtype)
+    share = torch.bincount(targets, minlength=classes).double() / len(inputs)
+    return solve_ridge(inputs, lambda rows: F.one_hot(targets[rows], classes).double(), share, penalties)
