@@ -292,7 +292,7 @@ def main() -> None:
     for name, one, other in zip(options.methods, first, second, strict=True):
         sent = one["sent"]
         config, method = build(settings_of(name))
-        formulas = messages(config, method, config.batch_size // RANKS)
+        formulas = messages(config, method, config.batch_size // RANKS, RANKS)
         agrees = total(sent) == total(other["sent"]) == total(formulas)
         counts.append(
             {

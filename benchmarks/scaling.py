@@ -30,6 +30,7 @@ from torch import nn
 from selfsup.config import TrainConfig, load_config
 from selfsup.data import load_splits
 from selfsup.engine.training import build_method
+from selfsup.functional.redundancy import sums_send_less
 from selfsup.methods import Method
 from selfsup.registry import methods
 
@@ -46,6 +47,7 @@ TOUCHES = {
     "vicreg": 28,
     "wmse": 110,
 }
+MATRICES = {"barlow_twins": 1, "vicreg": 2}  # D × D products of the loss
 #: How often a step runs each network forward; None is once for each size of views.
 PASSES: dict[str, dict[str, int | None]] = {
     "barlow_twins": {"backbone": 2, "head": 2},
@@ -109,20 +111,21 @@ def build(settings: Sequence[str]) -> tuple[TrainConfig, Method]:
         return config, build_method(config, splits)
 
 
-def messages(config: TrainConfig, method: Method, images: int) -> list[Message]:
+def messages(config: TrainConfig, method: Method, images: int, ranks: int) -> list[Message]:
     """Return the collective calls of a step of each rank, which has ``images`` of its own, once queues are in use.
 
-    The method is on the meta device. The sizes do not depend on the number of ranks: what a rank receives does.
+    The method is on the meta device. The sizes do not depend on the number of ranks, but for which of two ways Barlow
+    Twins and VICReg take: what a rank receives does.
     """
     trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
     return [
         Message("gradients", "all_reduce", FLOAT * trainable, backward=True),
-        *_of_loss(config, method, images),
+        *_of_loss(config, method, images, ranks),
         *(_of_batch_norm(config.method.name, method) if method.sync_batchnorm else []),
     ]
 
 
-def _of_loss(config: TrainConfig, method: Method, images: int) -> list[Message]:
+def _of_loss(config: TrainConfig, method: Method, images: int, ranks: int) -> list[Message]:
     settings: Any = config.method
     name, views = settings.name, len(method.views.sizes)
     embedding = FLOAT * images * getattr(settings, "output_dim", 0)
@@ -134,6 +137,11 @@ def _of_loss(config: TrainConfig, method: Method, images: int) -> list[Message]:
     def shuffle(size: int) -> Message:
         return Message("shuffle", "all_to_all_single", size)
 
+    if name in MATRICES and sums_send_less(images, ranks, settings.output_dim, MATRICES[name]):
+        row = FLOAT * settings.output_dim
+        # the means, and in Barlow Twins the variances, of both views
+        sizes = [row] * (4 if name == "barlow_twins" else 2) + MATRICES[name] * [row * settings.output_dim]
+        return [Message("loss", "all_reduce", size, backward) for size in sizes for backward in (False, True)]
     if name in ("simclr", "barlow_twins", "vicreg") or (name == "wmse" and settings.scope == "world"):
         return gather(views * embedding)
     if name == "supcon":
@@ -196,9 +204,9 @@ def loss_work(config: TrainConfig, method: Method, images: int, ranks: int) -> t
     if name in ("moco_v3", "nnclr"):  # one side has no gradient
         logits = 2 * images * total
         return 4 * logits * dim, logits
-    if name in ("barlow_twins", "vicreg"):
-        matrices = 1 if name == "barlow_twins" else 2
-        return 6 * matrices * total * dim**2, 2 * total * dim
+    if name in MATRICES:
+        here = images if sums_send_less(images, ranks, dim, MATRICES[name]) else total
+        return 6 * MATRICES[name] * here * dim**2, 2 * here * dim
     if name == "wmse" and settings.scope == "world":
         elements = views * total * settings.iterations * dim
         return 9 * elements * dim, elements  # covariance and triangular solve
@@ -230,7 +238,7 @@ def predict(
 ) -> dict[str, Any]:
     """Return a row of the table; ``step`` in seconds, options as on the command line."""
     cost = dict.fromkeys(PURPOSES, 0.0)
-    for message in messages(config, method, images):
+    for message in messages(config, method, images, ranks):
         cost[message.purpose] += seconds(message.kind, message.size, ranks, machines)
     seen = max(0.0, cost["gradients"] - options.hidden_share * step)
 

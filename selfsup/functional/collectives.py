@@ -26,6 +26,34 @@ class _Gather(torch.autograd.Function):
         return total, None
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=ctx.group)
+        return total, None
+
+
+def sum_over(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Add up ``x`` of every rank; its gradient is the sum of what all ranks ask, as that of :func:`gather` is.
+
+    Args:
+        x: The same shape on every rank.
+        group: Process group; None is a single process and returns ``x``.
+    """
+    if size_of(group) == 1:
+        return x
+    out: Tensor = _Sum.apply(x, group)
+    return out
+
+
 def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Concatenate ``x`` of every rank along the first dimension, in rank order.
 

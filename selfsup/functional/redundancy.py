@@ -1,4 +1,8 @@
-"""Losses that keep the dimensions of an embedding from saying the same: Barlow Twins and VICReg."""
+"""Losses that keep the dimensions of an embedding from saying the same: Barlow Twins and VICReg.
+
+Over several ranks the statistics are of all images. Either every rank gathers all embeddings, or the ranks add up
+their own D × D products: whichever sends less, see :func:`sums_send_less`. The two differ in rounding alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsup.functional.arguments import answer, floats, number
-from selfsup.functional.collectives import gather_together, size_of
+from selfsup.functional.collectives import gather_together, size_of, sum_over
 
 
 def barlow_twins_loss(
@@ -40,9 +44,10 @@ def barlow_twins_loss(
     number("barlow_twins_loss", redundancy_weight=redundancy_weight)
     number("barlow_twins_loss", least=0, eps=eps)
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = gather_together((z1, z2), group)
-        z1, z2 = ((z - z.mean(0)) * (z.var(0, correction=0) + eps).rsqrt() for z in (z1, z2))
-        correlation = z1.T @ z2 / len(z1)
+        (z1, z2), group = _of_all((z1, z2), 1, group)
+        total = len(z1) * size_of(group)
+        z1, z2 = (_standardised(z, eps, group) for z in (z1, z2))
+        correlation = sum_over(z1.T @ z2, group) / total
         on_diagonal = (1 - correlation.diagonal()).square().sum()
         loss = on_diagonal + redundancy_weight * _off_diagonal_square(correlation)
         return answer("barlow_twins_loss", loss, "z1 and z2", "are too large, or do not vary")
@@ -88,13 +93,50 @@ def vicreg_loss(
     number("vicreg_loss", above=0, eps=eps)
     with torch.autocast(z1.device.type, enabled=False):
         loss = invariance_weight * F.mse_loss(z1, z2)  # of this rank's own images
-        for z in gather_together((z1, z2), group):
-            centred = z - z.mean(0)
-            covariance = centred.T @ centred / (len(z) - 1)
+        views, group = _of_all((z1, z2), 2, group)
+        for z in views:
+            centred = z - _mean(z, group)
+            covariance = sum_over(centred.T @ centred, group) / (len(z) * size_of(group) - 1)
             spread = (covariance.diagonal() + eps).sqrt()
             loss = loss + variance_weight * F.relu(1 - spread).mean() / 2
             loss = loss + covariance_weight * _off_diagonal_square(covariance) / z.shape[1]
         return answer("vicreg_loss", loss, "z1 and z2", "are too large, or do not vary")
+
+
+def sums_send_less(images: int, ranks: int, dim: int, matrices: int) -> bool:
+    """Return whether ranks send less when they add up D × D products than when they gather the embeddings.
+
+    Around a ring a gather of two views passes :math:`2 N D (W - 1)` numbers over each link, and a sum of ``matrices``
+    products :math:`2 D^2 (W - 1) / W` for each; both ways, forward and backward. So sums send less where
+    ``matrices · D < N · W``. They also divide the products among the ranks.
+
+    Args:
+        images: N, of each rank.
+        ranks: W.
+        dim: D.
+        matrices: Products that the loss has: 1 in Barlow Twins, 2 in VICReg.
+    """
+    return ranks > 1 and matrices * dim < images * ranks
+
+
+def _of_all(
+    views: tuple[Tensor, ...], matrices: int, group: dist.ProcessGroup | None
+) -> tuple[tuple[Tensor, ...], dist.ProcessGroup | None]:
+    """Return the views, and the group to sum over: with the images of all ranks and None where those are gathered."""
+    count, dim = views[0].shape
+    if sums_send_less(count, size_of(group), dim, matrices):
+        return views, group
+    return gather_together(views, group), None
+
+
+def _mean(z: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    return z.mean(0) if group is None else sum_over(z.sum(0), group) / (len(z) * size_of(group))
+
+
+def _standardised(z: Tensor, eps: float, group: dist.ProcessGroup | None) -> Tensor:
+    centred = z - _mean(z, group)
+    variance = z.var(0, correction=0) if group is None else _mean(centred.square(), group)
+    return centred * (variance + eps).rsqrt()
 
 
 def _off_diagonal_square(matrix: Tensor) -> Tensor:

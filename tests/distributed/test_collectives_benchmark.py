@@ -57,7 +57,10 @@ def test_simclr_sends_both_views_embeddings_each_way_and_its_gradients(two_ranks
         ("moco", ["method.bn_groups=2", "method.symmetric=true"]),
         ("densecl", ["method.bn_groups=2"]),
         ("swav", []),  # with its queue
-        ("barlow_twins", []),
+        ("barlow_twins", []),  # 8 dimensions, 16 images: sums
+        ("barlow_twins", ["method.output_dim=16"]),
+        ("vicreg", ["method.output_dim=7"]),
+        ("vicreg", []),
         ("byol", []),
         ("wmse", ["method.subbatch_size=16", "augment.counts=[3]"]),
         ("supcon", []),
@@ -69,7 +72,7 @@ def test_messages_are_those_of_the_formulas(
     name: str, overrides: list[str], two_ranks: Ranks, collectives: Any
 ) -> None:
     config, method = collectives.build(settings_of(name, overrides))
-    expected = collectives.messages(config, method, BATCH // RANKS)
+    expected = collectives.messages(config, method, BATCH // RANKS, RANKS)
     assert any(message.purpose == "gradients" and message.size > 0 for message in expected)
     for rank in two_ranks.run(send, name, overrides):
         sent = [collectives.Message(*message) for message in rank]

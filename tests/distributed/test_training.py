@@ -120,7 +120,9 @@ CASES = [
     ("simclr", []),
     ("byol", []),
     ("simsiam", []),
-    ("barlow_twins", []),
+    ("barlow_twins", []),  # 8 dimensions and 16 images: the ranks sum their products
+    ("barlow_twins", ["method.output_dim=16"]),  # they gather embeddings
+    ("vicreg", ["method.output_dim=7"]),
     ("vicreg", []),
     ("wmse", []),  # sub-batches across the ranks
     ("wmse", ["method.subbatch_size=16", "augment.counts=[3]", "method.normalize=false"]),  # larger than a rank's share
