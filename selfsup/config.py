@@ -46,6 +46,8 @@ class TrainerConfig(Section):
             own FSDP (docs/clusters.md says what it does not go with).
         sync_batchnorm: Share BatchNorm statistics over ranks; None: yes on several GPUs, unless the method needs
             statistics per rank (MoCo).
+        batchnorm_ranks: Share them among so many neighbouring ranks (8: 0 to 7, 8 to 15 and so on); 1 is each on its
+            own, None among all.
         accumulate: Batches whose gradients add up to one step. Losses that compare images still see one batch at a
             time: a larger ``batch_size`` with ``chunk_size`` gives them more.
         chunk_size: Most images, views counted singly, that the backbone runs at a time on a rank, and that training
@@ -75,6 +77,7 @@ class TrainerConfig(Section):
     strategy: str = "auto"
     precision: str = "32-true"
     sync_batchnorm: bool | None = None
+    batchnorm_ranks: int | None = setting(None, least=1)
     accumulate: int = setting(1, least=1)
     chunk_size: int | None = setting(None, least=1)
     activation_checkpointing: bool = False

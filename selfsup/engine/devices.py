@@ -6,8 +6,11 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from torch import nn
 
 from selfsup.checkpoint import AtomicCheckpointIO
 from selfsup.config import TrainConfig
@@ -35,6 +38,7 @@ def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
     elif strategy == "ddp":
         # queues and prototypes are equal on all ranks by construction; sending them every step would be pure cost
         strategy = DDPStrategy(broadcast_buffers=False)
+    shared = _share_batchnorm(config)
     try:
         trainer = pl.Trainer(
             max_epochs=settings.max_epochs,
@@ -49,8 +53,7 @@ def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            plugins=[AtomicCheckpointIO()],
-            sync_batchnorm=_share_batchnorm(config),
+            plugins=[AtomicCheckpointIO(), *([SharedBatchNorm(settings.batchnorm_ranks)] if shared else [])],
             **more,
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -60,7 +63,32 @@ def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
             f"trainer.precision={settings.precision} is not for this device, which would train in {trainer.precision}; "
             f"choose trainer.precision={trainer.precision}, or another accelerator."
         )
+    ranks = settings.batchnorm_ranks
+    if shared and ranks is not None and trainer.world_size > ranks and trainer.world_size % ranks:
+        raise UserError(
+            f"trainer.batchnorm_ranks={ranks} does not divide the {trainer.world_size} ranks into groups of one size; "
+            "choose a divisor of their number, or null to share BatchNorm statistics among all."
+        )
     return trainer
+
+
+class SharedBatchNorm(TorchSyncBatchNorm):
+    """Lightning's SyncBatchNorm, with the statistics of groups of neighbouring ranks.
+
+    Args:
+        ranks: Ranks of a group; None is all of them.
+    """
+
+    def __init__(self, ranks: int | None) -> None:
+        self.ranks = ranks
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Replace every BatchNorm by one that shares. Every rank must call it, once its process group is there."""
+        if self.ranks == 1:
+            return model
+        everyone = self.ranks is None or self.ranks >= dist.get_world_size()
+        group = None if everyone else dist.new_subgroups(self.ranks)[0]
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model, group))  # type: ignore[no-untyped-call]
 
 
 def _share_batchnorm(config: TrainConfig) -> bool:

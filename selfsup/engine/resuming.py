@@ -42,6 +42,7 @@ RULES = {
     "trainer.max_epochs": Rule.LEARNS,
     "trainer.precision": Rule.LEARNS,
     "trainer.sync_batchnorm": Rule.LEARNS,
+    "trainer.batchnorm_ranks": Rule.LEARNS,
     "trainer.chunk_size": Rule.LEARNS,
     "trainer.gradient_clip": Rule.LEARNS,
     "trainer.accumulate": Rule.STAYS,  # what is done is counted in optimiser steps
