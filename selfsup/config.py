@@ -235,10 +235,18 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
                 f"{word}: the {group} is that of the configuration it starts from; change single settings of it."
             )
     if isinstance(values.get("data"), dict):
-        # a configuration that was saved without this setting is of a time when parts were drawn by position
-        values = {**values, "data": {"membership": "position", **values["data"]}}
+        values = {**values, "data": _as_then(values["data"])}
     changes = [_read_change(word) for word in overrides]
     return build(kind, start_network(values, changes), changes)
+
+
+def _as_then(data: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of the data that were saved by an earlier version, with what was so before there was a choice.
+
+    Parts were drawn by position, and of encoded images, which have a ``source_size``, the central square was read.
+    """
+    before: dict[str, Any] = {"membership": "position"}
+    return before | ({"max_aspect": 1.0} if "source_size" in data else {}) | data
 
 
 def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> Any:

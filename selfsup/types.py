@@ -12,14 +12,17 @@ class Batch:
     """Images as they leave the loader.
 
     Attributes:
-        image: uint8 ``[B,C,H,W]``.
+        image: uint8 ``[B,C,H,W]``; or ``[C,P]``, the pixels of one image after those of the other, where they are
+            no squares of one size (``selfsup.ragged``).
         label: int64 ``[B]``, or None when the source has no labels. A missing label is -1.
         index: int64 ``[B]``, the stable position of each image in its source split.
+        size: int64 ``[B,2]`` on the CPU, height and width of each image ``[C,P]``; None of ``[B,C,H,W]``.
     """
 
     image: Tensor
     label: Tensor | None
     index: Tensor
+    size: Tensor | None = None
 
 
 @dataclass(frozen=True)

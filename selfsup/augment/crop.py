@@ -33,7 +33,7 @@ class Crop(Part):
     ratio: tuple[float, float] = setting((3 / 4, 4 / 3), above=0)
     interpolation: str = setting("bilinear", choices=("bilinear", "bicubic"))
 
-    def boxes(self, u: Tensor, height: int, width: int) -> Tensor:
+    def boxes(self, u: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
         """Return boxes for given uniform numbers.
 
         The first of the tries that fits in the image counts. Where none does, the box is the largest central one whose
@@ -41,29 +41,29 @@ class Crop(Part):
 
         Args:
             u: float64 ``[B,22]`` in [0, 1): ten areas, ten ratios, the vertical and the horizontal position.
-            height, width: Size of the image in pixels.
+            height, width: Size of the images in pixels: of all, or int64 ``[B]``.
 
         Returns:
             int64 ``[B,4]``: top, left, height, width.
         """
+        height, width = (torch.as_tensor(side).expand(len(u)) for side in (height, width))
         area, ratio, position = u[:, :_TRIES], u[:, _TRIES : 2 * _TRIES], u[:, 2 * _TRIES :]
-        target = between(area, *self.scale) * (height * width)
+        target = between(area, *self.scale) * (height * width)[:, None]
         aspect = torch.exp(between(ratio, math.log(self.ratio[0]), math.log(self.ratio[1])))
         widths = (target * aspect).sqrt().round().long()
         heights = (target / aspect).sqrt().round().long()
-        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+        fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
         first = fits.int().argmax(dim=1, keepdim=True)
         box_width = widths.gather(1, first).squeeze(1)
         box_height = heights.gather(1, first).squeeze(1)
         top = (position[:, 0] * (height - box_height + 1)).long()
         left = (position[:, 1] * (width - box_width + 1)).long()
 
-        central_width = min(width, round(height * self.ratio[1]))
-        central_height = min(height, round(width / self.ratio[0]))
-        central = torch.tensor(
-            [(height - central_height) // 2, (width - central_width) // 2, central_height, central_width]
-        ).to(top.device)
-        return torch.where(fits.any(dim=1)[:, None], torch.stack([top, left, box_height, box_width], dim=1), central)
+        central_width = torch.minimum(width, (height.double() * self.ratio[1]).round().long())
+        central_height = torch.minimum(height, (width.double() / self.ratio[0]).round().long())
+        central = [(height - central_height) // 2, (width - central_width) // 2, central_height, central_width]
+        drawn = [top, left, box_height, box_width]
+        return torch.where(fits.any(dim=1)[:, None], torch.stack(drawn, dim=1), torch.stack(central, dim=1))
 
     def apply(self, images: Tensor, box: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
         """Crop each image, resize the crop and mirror it where asked; the result is within [0, 1].

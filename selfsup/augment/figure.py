@@ -16,14 +16,18 @@ from selfsup.types import Normalization, View
 
 
 def save_views_figure(
-    images: Tensor, views: Sequence[View], path: str | Path, normalization: Normalization, count: int = 8
+    images: Tensor | Sequence[Tensor],
+    views: Sequence[View],
+    path: str | Path,
+    normalization: Normalization,
+    count: int = 8,
 ) -> None:
     """Save a PNG with one row per image: the original with the crops drawn on it, then every view.
 
     A dot marks the corner of the crop that is the view's upper left, so that mirrored views show.
 
     Args:
-        images: uint8 or float in [0, 1], ``[B,C,H,W]``: what the views were made of.
+        images: uint8 or float in [0, 1], ``[B,C,H,W]`` or one ``[C,h,w]`` each: what the views were made of.
         views: Of these images.
         path: The file to write; its folder is made.
         normalization: What the views were normalised with.
@@ -36,7 +40,7 @@ def save_views_figure(
     axes = figure.subplots(rows, columns, squeeze=False)
     colors = [colormaps["tab10"](number % 10) for number in range(len(views))]
     for row in range(rows):
-        original = images[row].float() / 255 if images.dtype == torch.uint8 else images[row].float()
+        original = images[row].float() / 255 if images[row].dtype == torch.uint8 else images[row].float()
         _show(axes[row, 0], original)
         for number, view in enumerate(views):
             _draw_crop(axes[row, 0], view.to_source[row], original.shape[-2], original.shape[-1], colors[number])

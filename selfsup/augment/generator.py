@@ -18,6 +18,7 @@ from selfsup.augment.operations.flip import Flip
 from selfsup.augment.recipes import RECIPES, ViewRecipe, view_recipes
 from selfsup.errors import UserError
 from selfsup.functional.geometry import compose, crop_to_source
+from selfsup.ragged import Images, cut
 from selfsup.random import fold_in
 from selfsup.types import Normalization, View
 
@@ -58,7 +59,12 @@ class ViewGenerator(nn.Module):
         self.compiled = compiled
 
     def forward(
-        self, images: Tensor, seed: int | None = None, index: Tensor | None = None, step: int = 0
+        self,
+        images: Tensor,
+        seed: int | None = None,
+        index: Tensor | None = None,
+        step: int = 0,
+        size: Tensor | None = None,
     ) -> tuple[View, ...]:
         """Return the views of the images.
 
@@ -69,28 +75,31 @@ class ViewGenerator(nn.Module):
         a way that is not affine, ``to_source`` is NaN.
 
         Args:
-            images: uint8 or float in [0, 1], ``[B,C,H,W]`` with one channel or three.
+            images: uint8 or float in [0, 1], ``[B,C,H,W]`` with one channel or three; with ``size`` ``[C,P]``.
             seed: Fold the epoch into it (``fold_in``) to see new views in every epoch.
             index: int64 ``[B]``, a stable number of each image; None takes the position in the batch. On the CPU it
                 spares a wait for the device.
             step: A number of the batch and the rank.
+            size: int64 ``[B,2]`` on the CPU: height and width of each image, where they are no squares of one size
+                (``selfsup.ragged``).
 
         Raises:
             ValueError: Images or index of another shape or type.
         """
-        _check(images, index)
+        _check(images, index, size)
         for operation in itertools.chain(*(recipe.operations for recipe in self.recipes)):
-            if operation.needs_color and images.shape[1] != 3:
+            if operation.needs_color and images.shape[1 if size is None else 0] != 3:
                 raise UserError(
                     f"augment.operations: '{operation.name}' takes images of three channels, and these have one; leave "
                     "it out."
                 )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
-        index = torch.arange(len(images)) if index is None else index.cpu()
+        count = len(images) if size is None else len(size)
+        index = torch.arange(count) if index is None else index.cpu()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            source = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-            most = max(1, VALUES_TOGETHER // max(1, source.numel()))
+            source = Images(_floats(images) if size is None else images, size)
+            most = max(1, VALUES_TOGETHER // max(1, images.numel()))
             made = (self._make(source, numbers, seed, index) for numbers in self._alike(most))
             return tuple(
                 self._finish(image, to_source, number, seed, step)
@@ -103,16 +112,22 @@ class ViewGenerator(nn.Module):
             numbers = list(run)
             yield from (numbers[first : first + most] for first in range(0, len(numbers), most))
 
-    def _make(self, source: Tensor, numbers: list[int], seed: int, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _make(self, source: Images, numbers: list[int], seed: int, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Return image and ``to_source`` of views that are alike, made in one pass."""
         recipe, size, count = self.recipes[numbers[0]], self.sizes[numbers[0]], len(numbers)
-        (height, width), device, operations = source.shape[-2:], source.device, list(recipe.operations)
+        (images, shapes), device, operations = source, source.pixels.device, list(recipe.operations)
+        height: int | Tensor
+        width: int | Tensor
+        height, width = images.shape[-2:] if shapes is None else shapes.repeat(count, 1).unbind(1)
         box, drawn = recipe.draw([fold_in(seed, number) for number in numbers], index, height, width)
         flip = torch.zeros(len(box), dtype=torch.bool)
         if operations and isinstance(operations[0], Flip):  # part of the crop's matrices
             flip = drawn[operations.pop(0).name].chosen
-        repeated = source.expand(count, -1, -1, -1, -1).flatten(0, 1)  # one view takes no copy
-        image = recipe.crop.apply(repeated, box.to(device), flip.to(device), (size, size))
+        if shapes is None:
+            inside, repeated = box, images.expand(count, -1, -1, -1, -1).flatten(0, 1)  # one view takes no copy
+        else:  # a crop sees nothing beyond its box
+            inside, repeated = box * torch.tensor([0, 0, 1, 1]), _floats(cut(source, box))
+        image = recipe.crop.apply(repeated, inside.to(device), flip.to(device), (size, size))
         to_source = crop_to_source(box, flip, height, width).to(device)
         for has_planes, run in itertools.groupby(operations, lambda o: o.on_planes is not Operation.on_planes):
             together = list(run)
@@ -219,12 +234,21 @@ def perform(operation: Operation, drawn: Drawn, image: Tensor, to_source: Tensor
         to_source[position] = compose(to_source[position], moved)
 
 
-def _check(images: Tensor, index: Tensor | None) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+def _floats(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def _check(images: Tensor, index: Tensor | None, size: Tensor | None) -> None:
+    if size is None and (images.ndim != 4 or images.shape[1] not in (1, 3)):
         raise ValueError(f"images must be [B,C,H,W] with one channel or three, not {list(images.shape)}")
+    if size is not None and (
+        images.ndim != 2 or size.ndim != 2 or size.shape[1] != 2 or images.shape[1] != int(size.prod(1).sum())
+    ):
+        raise ValueError(f"images {list(images.shape)} do not hold the pixels of {len(size)} images of these sizes")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images must be uint8, or float in [0, 1], not {images.dtype}")
-    if index is not None and (index.shape != images.shape[:1] or index.dtype != torch.int64):
+    count = len(images) if size is None else len(size)
+    if index is not None and (index.shape != (count,) or index.dtype != torch.int64):
         raise ValueError(
-            f"index must be int64 with one entry per image ({len(images)}), not {index.dtype} {list(index.shape)}"
+            f"index must be int64 with one entry per image ({count}), not {index.dtype} {list(index.shape)}"
         )

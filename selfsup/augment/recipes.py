@@ -78,7 +78,9 @@ class ViewRecipe:
                 return getattr(part, name)
         raise AttributeError(f"a recipe has no setting '{key}'")
 
-    def draw(self, seeds: Sequence[int], index: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Drawn]]:
+    def draw(
+        self, seeds: Sequence[int], index: Tensor, height: int | Tensor, width: int | Tensor
+    ) -> tuple[Tensor, dict[str, Drawn]]:
         """Draw the parameters of views of this recipe, view after view.
 
         They are drawn on the CPU, in float64: the same on every machine, and the subsets that an operation applies to
@@ -88,7 +90,7 @@ class ViewRecipe:
             seeds: One per view; they differ between views and epochs.
             index: int64 ``[N]`` on the CPU. What is drawn for an image of a view depends on its index and the view's
                 seed.
-            height, width: Size of the source images in pixels.
+            height, width: Size of the source images in pixels: of all, or int64 ``[B]``, view after view.
 
         Returns:
             int64 ``[B,4]``, the boxes of the crop, and what each operation drew, by its name.

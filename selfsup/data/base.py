@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -71,6 +71,20 @@ class DataConfig(Section):
         return ImageFacts(self.name, split, channels, self.image_size, statistics, names)
 
 
+class Read(NamedTuple):
+    """Images that were read; ``image`` and ``size`` as ``selfsup.ragged.Images`` has them.
+
+    Attributes:
+        image: uint8 ``[n,C,H,W]``, or ``[C,P]`` where they are no squares of one size.
+        decoded: bool ``[n]``: which of them could be decoded; the others are black.
+        size: None, or int64 ``[n,2]``: height and width of each.
+    """
+
+    image: Tensor
+    decoded: Tensor
+    size: Tensor | None = None
+
+
 class ImageDataset(ABC):
     """A split of a source, or a part of one.
 
@@ -123,18 +137,21 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def read(self, positions: Tensor) -> Tensor:
-        """Return the images at ``positions`` (int64 ``[n]``, positions in this part) as uint8 ``[n,C,H,W]``."""
+        """Return the images at ``positions`` (int64 ``[n]``, positions in this part) as uint8 ``[n,C,H,W]``.
+
+        Where they are read from files or shards, it is the central square of each.
+        """
 
     def read_masks(self, positions: Tensor) -> Tensor | None:
-        """Return masks uint8 ``[n,H,W]``; None when there are none.
+        """Return masks uint8 ``[n,H,W]`` of what ``read`` returns; None when there are none.
 
         They hold 0 on the background, 1 + class on an object, and 255 where nothing is known.
         """
         return None
 
-    def read_decodable(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images uint8 ``[n,C,H,W]`` and bool ``[n]``: which of them could be decoded; the others are black."""
-        return self.read(positions), torch.ones(len(positions), dtype=torch.bool)
+    def read_decodable(self, positions: Tensor) -> Read:
+        """Return the whole images at ``positions``, and which of them could be decoded."""
+        return Read(self.read(positions), torch.ones(len(positions), dtype=torch.bool))
 
     def report_undecodable(self, positions: Tensor) -> None:  # noqa: B027 most sources have nothing to report
         """Log and count the images that a reader, perhaps in another process, could not decode.

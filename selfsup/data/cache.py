@@ -1,9 +1,10 @@
 """Decoded and resized images in one file on disk: built once, read by every later epoch without decoding.
 
 A cache is a folder ``NAME-KEY`` below ``data.cache`` with ``images.u8``, the pixels uint8 ``[N,3,S,S]``, and
-``about.json``. The key is a hash of the files and of everything that their pixels depend on, so a cache is never out
-of date: what changed has another key. It is built in ``NAME-KEY.part``, which is renamed when it is complete; a build
-that was killed goes on from the images that it had written.
+``about.json``. Where images differ in shape, ``shapes.i32`` holds height and width of each, and ``images.u8`` one
+``[3,h,w]`` after the other. The key is a hash of the files and of everything that their pixels depend on, so a cache is
+never out of date: what changed has another key. It is built in ``NAME-KEY.part``, which is renamed when it is complete;
+a build that was killed goes on from the images that it had written.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from selfsup.data.base import Read
 from selfsup.data.decode import VERSION, UndecodableError
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
+from selfsup.ragged import pack
 
-IMAGES, ABOUT, JOURNAL = "images.u8", "about.json", "journal.u8"
+IMAGES, SHAPES, ABOUT, JOURNAL = "images.u8", "shapes.i32", "about.json", "journal.u8"
 DECODED, UNDECODABLE = 1, 2  # in the journal; 0 is not done yet
 TASK = 16  # images that a thread decodes at a time
 SYNC = 2**26  # bytes of pixels that are brought to the disk before the journal says that they are there
@@ -46,30 +49,47 @@ class Pixels:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
         reasons = about.get("reasons", ["it could not be decoded when the cache was built"] * len(about["undecodable"]))
         self.undecodable: dict[int, str] = dict(zip(about["undecodable"], reasons, strict=True))
-        shape = (about["images"], 3, about["side"], about["side"])
+        count, side = about["images"], about["side"]
+        self._shapes = _read_shapes(folder, count, side)
+        self._begins = _begins(self._shapes)
         path = folder / IMAGES
-        if path.stat().st_size != np.prod(shape):
+        if path.stat().st_size != self._begins[-1]:
             raise UserError(f"data.cache: {path} is damaged; delete {folder}, it will be built again.")
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._images = np.frombuffer(self._map, np.uint8).reshape(shape)
-        self._decoded = torch.ones(shape[0], dtype=torch.bool)
+        self._flat = np.frombuffer(self._map, np.uint8)
+        square = bool((self._shapes == side).all())
+        self._squares = self._flat.reshape(count, 3, side, side) if square else None
+        self._decoded = torch.ones(count, dtype=torch.bool)
         self._decoded[list(self.undecodable)] = False
 
-    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images uint8 ``[n,3,S,S]``, and bool ``[n]``: which of them could be decoded; the others are black."""
+    def read(self, rows: Tensor) -> Read:
+        """Return images uint8, and bool ``[n]``: which of them could be decoded; the others are black."""
         if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads all of them at once, not one after the other
-            bytes_each = self._images[0].size
             for row in rows.tolist():
-                begin = row * bytes_each // mmap.PAGESIZE * mmap.PAGESIZE
-                self._map.madvise(mmap.MADV_WILLNEED, begin, (row + 1) * bytes_each - begin)
-        images = torch.empty(len(rows), *self._images.shape[1:], dtype=torch.uint8)
-        np.take(self._images, rows.numpy(), axis=0, out=images.numpy(), mode="clip")  # clip: without a second copy
-        return images, self._decoded[rows]
+                begin, end = (int(place) for place in self._begins[row : row + 2])
+                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                self._map.madvise(mmap.MADV_WILLNEED, page, end - page)
+        if self._squares is not None:
+            images = torch.empty(len(rows), *self._squares.shape[1:], dtype=torch.uint8)
+            np.take(self._squares, rows.numpy(), axis=0, out=images.numpy(), mode="clip")  # clip: without a second copy
+            return Read(images, self._decoded[rows])
+        image, size = pack([self._image(row) for row in rows.tolist()])
+        return Read(image, self._decoded[rows], size)
+
+    def _image(self, row: int) -> Tensor:
+        begin, end = self._begins[row : row + 2]
+        height, width = self._shapes[row]
+        return torch.from_numpy(self._flat[begin:end].reshape(3, height, width).copy())
 
 
 def open_cache(
-    root: Path, name: str, identity: Iterable[bytes], count: int, side: int, decode: Callable[[int], Tensor]
+    root: Path,
+    name: str,
+    identity: Iterable[bytes],
+    extent: tuple[int, int],
+    decode: Callable[[int], Tensor],
+    shape: Callable[[int], tuple[int, int]] | None = None,
 ) -> Pixels:
     """Return the pixels of a split from its cache, which is built first where there is none.
 
@@ -79,13 +99,15 @@ def open_cache(
         root: ``data.cache``.
         name: What the folder's name begins with.
         identity: What identifies these images, in the order of the rows.
-        count: Number of images.
-        side: Side of the square they are brought to.
-        decode: Returns the image of a row, uint8 ``[3,side,side]``; raises ``UndecodableError``.
+        extent: Number of images, and the length of their shorter side.
+        decode: Returns the image of a row, uint8 ``[3,h,w]``; raises ``UndecodableError``.
+        shape: Returns height and width of the image of a row, before any is decoded, and raises as ``decode``; None
+            where all are squares.
 
     Raises:
         UserError: The cache cannot be written or read, or a file cannot be read for a reason that may pass.
     """
+    count, side = extent
     libraries = {package: version(package) for package in ("pillow", "torchvision")}
     settings = {"images": count, "side": side, "decoder": VERSION, **libraries}
     folder = root / f"{name}-{digest(chain([json.dumps(settings).encode()], identity))}"
@@ -94,10 +116,10 @@ def open_cache(
             root.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():
-                    _build(folder, settings, decode)
+                    _build(folder, settings, decode, shape)
         return Pixels(folder)
     except OSError as error:
-        gigabytes = count * 3 * side**2 / 1e9
+        gigabytes = _bytes_needed(folder, count, side) / 1e9
         raise UserError(
             f"data.cache: {folder} cannot be written or read ({error.strerror or error}), and takes {gigabytes:.3g} GB "
             "on the disk; free the space, set data.cache to another folder, or to null to decode in every epoch."
@@ -122,25 +144,72 @@ def locked(path: Path) -> Any:
         return lock.acquire()
 
 
-def _build(folder: Path, settings: dict[str, Any], decode: Callable[[int], Tensor]) -> None:
-    part = folder.with_name(f"{folder.name}.part")
+def _build(
+    folder: Path,
+    settings: dict[str, Any],
+    decode: Callable[[int], Tensor],
+    shape: Callable[[int], tuple[int, int]] | None,
+) -> None:
+    part = _part(folder)
     part.mkdir(exist_ok=True)
     if not (part / ABOUT).exists():
+        if shape is not None and not (part / SHAPES).exists():
+            _measure(part, settings, shape)
         _fill(part, settings, decode)
     (part / JOURNAL).unlink(missing_ok=True)
     part.rename(folder)
     logger.info("the decoded images are kept in %s (%.3g GB)", folder, (folder / IMAGES).stat().st_size / 1e9)
 
 
+def _part(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.part")
+
+
+def _measure(part: Path, settings: dict[str, Any], shape: Callable[[int], tuple[int, int]]) -> None:
+    """Write the shapes of all images, so that each has its place in the file before any is decoded."""
+    count = settings["images"]
+
+    def measured(row: int) -> tuple[int, int]:
+        try:
+            return shape(row)
+        except UndecodableError as error:  # a black square, unless it may be read later
+            _refuse_passing(error)
+            return settings["side"], settings["side"]
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        found = pool.map(measured, range(count))
+        shapes = list(tqdm(found, total=count, desc=f"shapes of {part.stem}", unit="image", delay=2))
+    draft = part / f"{SHAPES}.draft"
+    np.array(shapes, np.int32).tofile(draft)
+    draft.replace(part / SHAPES)
+
+
+def _read_shapes(folder: Path, count: int, side: int) -> np.ndarray[Any, Any]:
+    """Return int ``[N,2]``: height and width of each image in a cache or a part of one."""
+    if not (folder / SHAPES).exists():
+        return np.full((count, 2), side, np.int32)
+    return np.fromfile(folder / SHAPES, np.int32).reshape(-1, 2)
+
+
+def _begins(shapes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return int64 ``[N + 1]``: where each image begins in the file, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(3 * shapes.astype(np.int64).prod(1))])
+
+
+def _bytes_needed(folder: Path, count: int, side: int) -> int:
+    return int(_begins(_read_shapes(_part(folder), count, side))[-1])
+
+
 def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor]) -> None:
-    count, side = settings["images"], settings["side"]
-    bytes_each = 3 * side**2
+    count = settings["images"]
+    shapes = _read_shapes(part, count, settings["side"])
+    begins = _begins(shapes)
     images = os.open(part / IMAGES, os.O_RDWR | os.O_CREAT, 0o666)
     journal = os.open(part / JOURNAL, os.O_RDWR | os.O_CREAT, 0o666)
     # Threads, as the decoders run outside Python's lock; each writes its rows, and this thread keeps the journal
     pool = ThreadPoolExecutor(usable_cores())
     try:
-        _reserve(images, count * bytes_each)  # a full disk is found out now, not after hours
+        _reserve(images, int(begins[-1]))  # a full disk is found out now, not after hours
         _reserve(journal, count)
         done = bytearray(os.pread(journal, count, 0))
         missing = [row for row, state in enumerate(done) if state not in (DECODED, UNDECODABLE)]
@@ -148,7 +217,12 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
         reasons: dict[int, str] = {}
 
         def work(rows: list[int]) -> list[tuple[int, int]]:
-            return [(row, _write_row(images, row, bytes_each, decode, reasons)) for row in rows]
+            return [(row, write(row)) for row in rows]
+
+        def write(row: int) -> int:
+            image, state = _decoded(row, decode, tuple(shapes[row].tolist()), reasons)
+            _write(images, image.contiguous().numpy().reshape(-1).data, int(begins[row]))
+            return state
 
         tasks = [missing[begin : begin + TASK] for begin in range(0, len(missing), TASK)]
         written: list[tuple[int, int]] = []
@@ -157,7 +231,7 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
                 for states in pool.map(work, tasks):
                     written += states
                     bar.update(len(states))
-                    if len(written) * bytes_each >= SYNC:
+                    if sum(int(begins[row + 1] - begins[row]) for row, _ in written) >= SYNC:
                         _note(images, journal, written, done)
             finally:
                 _note(images, journal, written, done)
@@ -179,16 +253,19 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
         os.close(journal)
 
 
-def _write_row(file: int, row: int, bytes_each: int, decode: Callable[[int], Tensor], reasons: dict[int, str]) -> int:
+def _decoded(
+    row: int, decode: Callable[[int], Tensor], shape: tuple[int, ...], reasons: dict[int, str]
+) -> tuple[Tensor, int]:
+    """Return the image of a row and its state; a black one where it cannot be decoded, and why in ``reasons``."""
     try:
-        image = decode(row).contiguous().numpy().reshape(-1)
-        state = DECODED
+        image = decode(row)
+        if tuple(image.shape[1:]) != shape:
+            raise UndecodableError(f"it became {list(image.shape)}", "of another shape than the head of its file says")
+        return image, DECODED
     except UndecodableError as error:
-        if _may_pass(error):
-            raise UserError(f"data.cache: {error}, which may pass; start again, the images so far are kept.") from error
-        image, state, reasons[row] = np.zeros(bytes_each, np.uint8), UNDECODABLE, error.reason
-    _write(file, image.data, row * bytes_each)
-    return state
+        _refuse_passing(error)
+        reasons[row] = error.reason
+        return torch.zeros(3, *shape, dtype=torch.uint8), UNDECODABLE
 
 
 def _reason(row: int, decode: Callable[[int], Tensor]) -> str:
@@ -198,6 +275,11 @@ def _reason(row: int, decode: Callable[[int], Tensor]) -> str:
     except UndecodableError as error:
         return error.reason
     return "it could not be decoded when the cache was built"
+
+
+def _refuse_passing(error: UndecodableError) -> None:
+    if _may_pass(error):
+        raise UserError(f"data.cache: {error}, which may pass; start again, the images so far are kept.") from error
 
 
 def _may_pass(error: BaseException | None) -> bool:

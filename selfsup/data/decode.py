@@ -1,4 +1,4 @@
-"""One encoded image to one square of uint8 RGB."""
+"""One encoded image to uint8 RGB with a shorter side of a given length."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,9 +24,13 @@ NO_RANGE = "floating-point images have no known range: set data.value_range=[low
 NO_HEIF = "HEIC and HEIF need a package: pip install 'selfsup[heif]'"
 NO_TYPE = "of a type that no decoder here knows, or damaged at the start"
 
+#: The EXIF field of how an image is turned, and its first value of one that lies on its side.
+ORIENTATION, ON_ITS_SIDE = 0x0112, 5
+
 #: What Pillow registers and cannot read by itself, or what holds no pictures.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_SHRINK = frozenset({"JPEG", "MPO"})  # decoded at a fraction of their size by Pillow
 HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif", ".heics", ".heifs"})
 
 
@@ -71,19 +76,22 @@ def decode_image(
     *,
     max_pixels: int = MAX_PIXELS,
     value_range: Sequence[float] | None = None,
+    max_aspect: float = 1.0,
 ) -> Tensor:
-    """Decode the first frame of an image file, or of its content: uint8 ``[3,size,size]``.
+    """Decode the first frame of an image file, or of its content: uint8 ``[3,h,w]`` with a shorter side of ``size``.
 
-    The image is turned upright (EXIF), converted to RGB, the central square kept and resized to ``size`` with
-    antialiasing. Transparency is laid over white. 16-bit grey is scaled to 8 bits, not clipped.
+    The image is turned upright (EXIF), converted to RGB and resized with antialiasing. Transparency is laid over white.
+    16-bit grey is scaled to 8 bits, not clipped.
 
     Args:
         source: The file or its content.
-        size: Side of the square.
+        size: Length of the shorter side.
         max_pixels: Most pixels that are decoded. A JPEG counts as it is decoded: at a fraction of its size where that
             is large enough.
         value_range: The values that become black and white, of floating-point images and of grey ones with more than 8
             bits. None: such images have their type's range, and floating-point ones have none.
+        max_aspect: Most of the longer side that is kept, from the middle, as a multiple of the shorter; 1 keeps the
+            central square.
 
     Raises:
         UndecodableError: The file cannot be decoded, or would take more than ``max_pixels`` pixels.
@@ -93,22 +101,54 @@ def decode_image(
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not content:
             raise UndecodableError("empty")
-        upright = _upright(content, size, max_pixels, value_range)
+        upright, full = _upright(content, size, max_pixels, value_range)
     except Exception as error:  # damaged files make the decoders raise nearly anything
         raise UndecodableError(f"{name} cannot be decoded: {error}", _reason(error, max_pixels)) from error
-    return centre_square(upright, size)
+    top, left, height, width = middle(upright.shape[-2], upright.shape[-1], max_aspect)
+    return resize(upright[:, top : top + height, left : left + width], shape_for(*full, size, max_aspect))
 
 
-def centre_square(image: Tensor, size: int) -> Tensor:
-    """Return the middle square of an image ``[C,H,W]``, resized to ``[C,size,size]`` where it has another size."""
-    height, width = image.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[:, top : top + side, left : left + side]
-    if side == size:
-        return square
+def full_shape(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return height and width of an image, upright, from the head of its file alone; raises what decoders raise."""
+    with (
+        io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file,
+        _opened(file, max_pixels) as image,
+    ):
+        return _full_size(image)
+
+
+def shape_of(source: str | os.PathLike[str] | bytes, size: int, max_pixels: int, max_aspect: float) -> tuple[int, int]:
+    """Return the shape (height, width) that ``decode_image`` brings an image to, from the head of its file alone.
+
+    Raises:
+        UndecodableError: There is no image.
+    """
+    try:
+        return shape_for(*full_shape(source, max_pixels), size, max_aspect)
+    except Exception as error:
+        raise UndecodableError(f"the shape cannot be read: {error}", _reason(error, max_pixels)) from error
+
+
+def middle(height: int, width: int, max_aspect: float) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of what is kept of an image: all but the ends of very long ones."""
+    most = int(min(height, width) * max_aspect)
+    kept_height, kept_width = min(height, most), min(width, most)
+    return (height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width
+
+
+def shape_for(height: int, width: int, size: int, max_aspect: float) -> tuple[int, int]:
+    """Return height and width of what is kept of an image when its shorter side is ``size``; as torchvision rounds."""
+    _, _, height, width = middle(height, width, max_aspect)
+    short = min(height, width)
+    return height * size // short, width * size // short
+
+
+def resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return an image uint8 ``[C,H,W]`` as ``[C,*shape]``, antialiased."""
+    if image.shape[-2:] == shape:
+        return image
     # a third of the time that Pillow takes for the same filter, and the same within a level
-    return interpolate(square[None], (size, size), mode="bilinear", antialias=True)[0]
+    return interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
 
 
 def _reason(error: Exception, max_pixels: int) -> str:
@@ -129,26 +169,43 @@ def _too_many(max_pixels: int) -> str:
     return f"more than {max_pixels:,} pixels: raise data.max_pixels"
 
 
-def _upright(content: bytes, size: int, max_pixels: int, value_range: Sequence[float] | None) -> Tensor:
-    """Return the image uint8 ``[3,H,W]``, perhaps at a fraction of its size that is at least twice ``size``."""
-    with _opened(content, max_pixels) as image:
-        full = image.size
+def _upright(
+    content: bytes, size: int, max_pixels: int, value_range: Sequence[float] | None
+) -> tuple[Tensor, tuple[int, int]]:
+    """Return the image uint8 ``[3,H,W]``, perhaps at a fraction of its size, and its full height and width.
+
+    At a fraction it is at least twice ``size``.
+    """
+    with _opened(io.BytesIO(content), max_pixels) as image:
+        stored, full = image.size, _full_size(image)
         image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
         if image.width * image.height > max_pixels:
             raise UndecodableError(f"it has {image.width} × {image.height} pixels", _too_many(max_pixels))
-        if image.format == "JPEG" and image.mode in ("L", "RGB") and image.size == full:
-            return _jpeg(content)
-        return torch.from_numpy(np.array(_rgb(ImageOps.exif_transpose(image), value_range))).permute(2, 0, 1)
+        if image.format == "JPEG" and image.mode in ("L", "RGB") and image.size == stored:
+            pixels = _jpeg(content)
+        else:
+            pixels = torch.from_numpy(np.array(_rgb(ImageOps.exif_transpose(image), value_range))).permute(2, 0, 1)
+            if image.format in _SHRINK:
+                return pixels, full
+        return pixels, (pixels.shape[1], pixels.shape[2])
 
 
-def _opened(content: bytes, max_pixels: int) -> Image.Image:
+def _full_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an image that has not been decoded, when it is turned upright."""
+    turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= ON_ITS_SIDE  # of TIFF Pillow has done it
+    return image.size if turned else (image.height, image.width)
+
+
+def _opened(file: BinaryIO, max_pixels: int) -> Image.Image:
     # Pillow's own limit is for those who have none; where more is asked for, it would stop what is allowed here
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
     # by the content: phones give HEIC the ending of a JPEG, too
-    missing = content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not heif_is_readable()
+    head = file.read(12)
+    file.seek(0)
+    missing = head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and not heif_is_readable()
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(file)
     except UnidentifiedImageError as error:
         if missing:
             raise UndecodableError(NO_HEIF) from error

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from selfsup.data.base import DataConfig, ImageDataset, SourceSplits
+from selfsup.data.base import DataConfig, ImageDataset, Read, SourceSplits
 from selfsup.data.cache import Pixels, open_cache
-from selfsup.data.decode import MAX_PIXELS, UndecodableError, decode_image
+from selfsup.data.decode import MAX_PIXELS, UndecodableError, decode_image, full_shape, shape_of
 from selfsup.data.found import Found
+from selfsup.data.memory import Memory
 from selfsup.data.resident import ResidentDataset
 from selfsup.data.targets import numbers_of
 from selfsup.data.undecodable import Undecodable
-from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
+from selfsup.ragged import Images, central_squares, pack
 from selfsup.settings import setting
 from selfsup.types import ImageFacts
 
+MAX_ASPECT = 4.0  # a box of a view has at most 4/3 of the shorter side: of much longer images only the middle is seen
 LOOKED_AT = 32  # images whose headers are read to see the shapes of all
 
 
@@ -42,6 +40,7 @@ class Decoding:
     max_undecodable: float = 0.01
     max_pixels: int = MAX_PIXELS
     value_range: Sequence[float] | None = None
+    max_aspect: float = 1.0
 
 
 @dataclass
@@ -49,8 +48,10 @@ class EncodedConfig(DataConfig):
     """Settings of sources whose images are decoded from files or shards.
 
     Attributes:
-        source_size: Side of the square that each image is brought to before views are cut from it; None is 8/7 of
-            ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
+        source_size: Length of the shorter side that each image is brought to before views are cut from it; None is 8/7
+            of ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
+        max_aspect: Most of the longer side that is kept, from the middle, as a multiple of the shorter. 1 keeps the
+            central square of each image, as runs had it that saved no such setting.
         max_undecodable: Largest fraction of images that may turn out to be undecodable, rounded up to whole images of
             a split; they are left out.
         max_pixels: Most pixels of an image that is decoded; an image takes three bytes a pixel while it is. JPEGs
@@ -63,6 +64,7 @@ class EncodedConfig(DataConfig):
 
     image_size: int = 224
     source_size: int | None = setting(None, least=1)
+    max_aspect: float = setting(MAX_ASPECT, least=1)
     max_undecodable: float = setting(0.01, least=0, below=1)
     max_pixels: int = setting(MAX_PIXELS, least=1)
     value_range: list[float] | None = None
@@ -77,33 +79,7 @@ class EncodedConfig(DataConfig):
 
     def decoding(self) -> Decoding:
         """Return what every dataset of the source takes."""
-        return Decoding(self.source_size, self.max_undecodable, self.max_pixels, self.value_range)
-
-
-class _Memory:
-    """The pixels of a split as far as they have been asked for; the parts of the split share it."""
-
-    def __init__(self, total: int, side: int) -> None:
-        self.images = torch.empty(total, 3, side, side, dtype=torch.uint8)  # takes memory where it is written to
-        self._known = torch.zeros(total, dtype=torch.bool)
-        self._decoded = torch.zeros(total, dtype=torch.bool)
-
-    def fill(self, rows: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]], what: str) -> Tensor:
-        """Read the rows that are not here yet, and return bool ``[n]``: which of all could be decoded."""
-        missing = torch.unique(rows[~self._known[rows]])
-
-        def one(row: Tensor) -> None:
-            images, decoded = read(row)
-            self.images[row], self._decoded[row] = images, decoded
-
-        # Threads, not processes: the decoders run outside Python's lock and write into the one tensor
-        if len(missing):
-            with ThreadPoolExecutor(usable_cores()) as pool:
-                done = pool.map(one, torch.split(missing, 1))
-                for _ in tqdm(done, total=len(missing), desc=what, unit="image", delay=2):
-                    pass
-            self._known[missing] = True
-        return self._decoded[rows]
+        return Decoding(self.source_size, self.max_undecodable, self.max_pixels, self.value_range, self.max_aspect)
 
 
 def _spread(values: Tensor, rows: Tensor, total: int) -> Tensor:
@@ -143,8 +119,9 @@ class EncodedDataset(ImageDataset):
         self.root = root
         self._undecodable = Undecodable(root, count, decoding.max_undecodable)
         self._pixels: Pixels | None = None
-        self._memory: _Memory | None = None
+        self._memory: Memory | None = None
         self.max_pixels = decoding.max_pixels
+        self.max_aspect = decoding.max_aspect
         self.value_range = None if decoding.value_range is None else tuple(decoding.value_range)
         self.labels = labels
         self.index = torch.arange(count)
@@ -180,44 +157,68 @@ class EncodedDataset(ImageDataset):
         # what is as ever goes unsaid, so that caches written before there was a choice are still found
         chosen: dict[str, Any] = {"max_pixels": self.max_pixels} if self.max_pixels != MAX_PIXELS else {}
         chosen |= {} if self.value_range is None else {"value_range": self.value_range}
+        chosen |= {} if self.max_aspect == 1 else {"max_aspect": self.max_aspect}
         identity = chain([json.dumps(chosen).encode()] if chosen else [], self.identity())
         self._pixels = open_cache(
-            folder, f"{self.name}-{self.split}", identity, len(self), self.source_size, self._decode
+            folder,
+            f"{self.name}-{self.split}",
+            identity,
+            (len(self), self.source_size),
+            self._decode,
+            self.shape if self.max_aspect > 1 else None,
         )
         self.cached = True
         self._undecodable.reasons |= self._pixels.undecodable
         self._report(self._pixels.undecodable)
 
+    def shape(self, row: int) -> tuple[int, int]:
+        """Return height and width that the image of a row is brought to, from the head of its file.
+
+        Raises:
+            UndecodableError: There is no image.
+        """
+        try:
+            return shape_of(self.encoded(row), self.source_size, self.max_pixels, self.max_aspect)
+        except OSError as error:
+            raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}") from error
+
     def read(self, positions: Tensor) -> Tensor:
-        images, decoded = self.read_decodable(positions)
+        image, decoded, size = self.read_decodable(positions)
         if not decoded.all():
             bad = int(self.index[positions[~decoded]][0])
             raise UserError(
                 f"{self.root / self.row_name(bad)} cannot be decoded ({self._why(bad)}); repair it or take it out."
             )
-        return images
+        return central_squares(Images(image, size))
 
-    def read_decodable(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def read_decodable(self, positions: Tensor) -> Read:
         rows = self.index[positions]
         if self._memory is None:
             return self._read_source(rows)
         decoded = self._memory.fill(rows, self._read_source, f"decoding {self.split}")
-        return self._memory.images[rows], decoded
+        image, size = self._memory.take(rows)
+        return Read(image, decoded, size)
 
-    def _read_source(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _read_source(self, rows: Tensor) -> Read:
         if self._pixels is not None:
             return self._pixels.read(rows)
-        images = torch.zeros(len(rows), 3, self.source_size, self.source_size, dtype=torch.uint8)
+        images = []
         decoded = torch.zeros(len(rows), dtype=torch.bool)
         for slot, row in enumerate(rows.tolist()):
-            if row in self._undecodable.reasons:
-                continue
-            try:
-                images[slot] = self._decode(row)
-                decoded[slot] = True
-            except UndecodableError as error:
-                self._undecodable.reasons[row] = error.reason
-        return images, decoded
+            image = None
+            if row not in self._undecodable.reasons:
+                try:
+                    image = self._decode(row)
+                    decoded[slot] = True
+                except UndecodableError as error:
+                    self._undecodable.reasons[row] = error.reason
+            if image is None:
+                image = torch.zeros(3, self.source_size, self.source_size, dtype=torch.uint8)
+            images.append(image)
+        if not images:
+            return Read(torch.zeros(0, 3, self.source_size, self.source_size, dtype=torch.uint8), decoded)
+        image, size = pack(images)
+        return Read(image, decoded, size)
 
     def report_undecodable(self, positions: Tensor) -> None:
         self._report(self.index[positions].tolist())
@@ -248,7 +249,7 @@ class EncodedDataset(ImageDataset):
 
     def keep_in_memory(self) -> None:
         """Keep every image that is read from now on; it is decoded, or read from the cache, once."""
-        self._memory = _Memory(self._undecodable.total, self.source_size)
+        self._memory = Memory(self._undecodable.total, self.source_size)
         self.resident = True
 
     def first(self, order: Tensor, count: int | None = None) -> ImageDataset:
@@ -289,7 +290,13 @@ class EncodedDataset(ImageDataset):
     def _decode(self, row: int) -> Tensor:
         try:
             content = self.encoded(row)
-            return decode_image(content, self.source_size, max_pixels=self.max_pixels, value_range=self.value_range)
+            return decode_image(
+                content,
+                self.source_size,
+                max_pixels=self.max_pixels,
+                value_range=self.value_range,
+                max_aspect=self.max_aspect,
+            )
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
             raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}", reason) from error
@@ -306,9 +313,11 @@ def as_source(
         found: Keeps what the splits hold.
         said: Of each split, what it was made of.
     """
-    note = kept_by_the_square(list(parts.values()))
+    shapes = typical_shapes(list(parts.values()))
+    note = what_is_cut_off(shapes, config.max_aspect)
     found.notes += [] if note is None else [note]
     needed = sum(len(part) * 3 * part.source_size**2 for part in parts.values())
+    needed = int(needed * mean_aspect(shapes, config.max_aspect))
     for split, part in parts.items():
         if config.cache is not None:
             part.use_cache(Path(config.cache).expanduser())
@@ -329,29 +338,36 @@ def as_source(
     return SourceSplits(parts["train"], parts.get("test"), holdout=parts.get("holdout"), found=found)
 
 
-def kept_by_the_square(parts: Sequence[EncodedDataset]) -> str | None:
-    """Return what to say where the central square, which is all that is read of an image, leaves most of it out.
+def typical_shapes(parts: Sequence[EncodedDataset]) -> list[tuple[int, int]]:
+    """Return height and width of a few images, spread over all, from the heads of their files.
 
-    The headers of a few images show it, spread over all. Storage that is read in blocks is not looked at, as each would
-    cost a block.
+    Of storage that is read in blocks they are of the first block, as each is a long read.
     """
-    kept = []
+    found = []
     for part in parts:
-        if part.blocks() is not None:
-            continue
-        for row in part.index[:: -(-len(part) // LOOKED_AT)].tolist():
+        blocks = part.blocks()
+        rows = part.index if blocks is None else part.index[blocks[0] == blocks[0][0]]
+        for row in rows[:: -(-len(rows) // LOOKED_AT)].tolist():
             try:
-                content = part.encoded(row)
-                with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-                    kept.append((min(image.size) / max(image.size), image.size))
+                found.append(full_shape(part.encoded(row), part.max_pixels))
             except Exception:  # it is counted when it is decoded
                 continue
-    if not kept:
+    return found
+
+
+def mean_aspect(shapes: Sequence[tuple[int, int]], max_aspect: float) -> float:
+    """Return the mean of the longer side over the shorter, as far as it is kept; 1 where nothing is known."""
+    aspects = [min(max_aspect, max(shape) / min(shape)) for shape in shapes]
+    return sum(aspects) / len(aspects) if aspects else 1.0
+
+
+def what_is_cut_off(shapes: Sequence[tuple[int, int]], max_aspect: float) -> str | None:
+    """Return what to say where ``data.max_aspect`` leaves out more than half of a typical image."""
+    kept = sorted((min(1.0, max_aspect * min(shape) / max(shape)), shape) for shape in shapes)
+    if not kept or kept[len(kept) // 2][0] >= 0.5:
         return None
-    share, (width, height) = sorted(kept)[len(kept) // 2]
-    if share >= 0.5:
-        return None
+    share, (height, width) = kept[len(kept) // 2]
     return (
-        f"the middle square, which is what is read, keeps {share:.0%} of a typical image ({width} × {height} pixels); "
-        "what lies beside it is never seen: cut such images into pieces first"
+        f"the middle, which is what is read, keeps {share:.0%} of a typical image ({width} × {height} pixels); what "
+        "lies beside it is never seen: raise data.max_aspect, or cut such images into pieces first"
     )

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
+from selfsup.ragged import Images, pack, unpack
 from selfsup.types import Batch
 
 READ_AHEAD = 4  # batches that a thread reads from a cache before they are asked for
 
-_Read = tuple[Tensor, Tensor, Tensor]  # positions that were read, their images, positions that could not be
+_Read = tuple[Tensor, Images, Tensor]  # positions that were read, their images, positions that could not be
 
 
 class Share(NamedTuple):
@@ -195,7 +196,7 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
             raise UserError(f"No image of {dataset.name} can be decoded; look at the files in data.root.")
         if len(positions):
             labels = None if dataset.labels is None else dataset.labels[positions]
-            yield Batch(images, labels, dataset.index[positions])
+            yield Batch(images.pixels, labels, dataset.index[positions], images.size)
 
 
 class _Reader(Dataset[_Read | UserError]):
@@ -237,7 +238,8 @@ def _read_ahead(dataset: ImageDataset, requests: Iterable[Tensor], replace: bool
         try:
             for request in requests:
                 positions, images, undecodable = _read(dataset, request, replace)
-                put((positions, images.pin_memory() if torch.cuda.is_available() else images, undecodable))
+                pixels = images.pixels.pin_memory() if torch.cuda.is_available() else images.pixels
+                put((positions, Images(pixels, images.size), undecodable))
                 if stop.is_set():
                     return
             put(None)
@@ -255,18 +257,22 @@ def _read_ahead(dataset: ImageDataset, requests: Iterable[Tensor], replace: bool
 
 
 def _read(dataset: ImageDataset, positions: Tensor, replace: bool) -> _Read:
-    images, decoded = dataset.read_decodable(positions)
+    image, decoded, size = dataset.read_decodable(positions)
+    found = Images(image, size)
     if decoded.all():
-        return positions, images, positions[:0]
+        return positions, found, positions[:0]
     undecodable = [positions[~decoded]]
+    images = unpack(found)
     if replace:
         positions = positions.clone()
         for slot in (~decoded).nonzero().flatten().tolist():
             for step in range(1, len(dataset)):
                 candidate = (positions[slot : slot + 1] + step) % len(dataset)
-                image, good = dataset.read_decodable(candidate)
-                if good.all():
-                    images[slot], positions[slot], decoded[slot] = image[0], candidate[0], True
+                other = dataset.read_decodable(candidate)
+                if other.decoded.all():
+                    (images[slot],) = unpack(Images(other.image, other.size))
+                    positions[slot], decoded[slot] = candidate[0], True
                     break
                 undecodable.append(candidate)
-    return positions[decoded], images[decoded], torch.unique(torch.cat(undecodable))
+    left = [images[slot] for slot in decoded.nonzero().flatten().tolist()]
+    return positions[decoded], pack(left) if left else Images(image[:0]), torch.unique(torch.cat(undecodable))

@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import ImageDataset
-from selfsup.data.decode import centre_square
+from selfsup.data.decode import resize
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
+from selfsup.ragged import central_square
 from selfsup.types import GREY, ImageFacts, Normalization
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -143,7 +144,7 @@ def _square(image: Tensor, facts: ImageFacts, row: int) -> Tensor:
         raise UserError(
             f"data: item {row} has {len(image)} channels and the first {facts.channels}; give all the same."
         )
-    return centre_square(image, facts.image_size)
+    return resize(central_square(image), (facts.image_size, facts.image_size))
 
 
 def _listed_labels(dataset: Any) -> Tensor | None:

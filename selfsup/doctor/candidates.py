@@ -14,6 +14,7 @@ from selfsup.config import TrainConfig
 from selfsup.data import ResidentDataset, Splits
 from selfsup.data.workers import worker_count
 from selfsup.doctor.clock import PHASES
+from selfsup.ragged import Images, unpack
 
 NETWORKS = ("forward", "momentum forward", "backward")
 
@@ -67,8 +68,9 @@ def in_memory(splits: Splits, count: int) -> ResidentDataset:
     """Return the first training images as a source that keeps them in memory would hold them."""
     images = splits.pretrain
     positions = torch.arange(min(count, len(images)))
+    image, _, size = images.read_decodable(positions)
     return ResidentDataset(
-        images.read_decodable(positions)[0],
+        image if size is None else unpack(Images(image, size)),
         None if images.labels is None else images.labels[positions],
         images.facts,
     )

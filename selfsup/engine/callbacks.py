@@ -19,6 +19,7 @@ from selfsup.augment import save_views_figure
 from selfsup.checkpoint import copy_checkpoint
 from selfsup.config import OnlineConfig, TrainerConfig
 from selfsup.data import ImageDataset, Splits
+from selfsup.data.loader import eval_batches
 from selfsup.distributed import any_rank, world
 from selfsup.engine.compilation import evaluating
 from selfsup.engine.environment import device_memory_mb
@@ -33,7 +34,9 @@ from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.functional.arguments import trusted_values
 from selfsup.methods import Method
 from selfsup.nn import batch_statistics
+from selfsup.ragged import Images, central_squares, unpack
 from selfsup.random import fold_in
+from selfsup.types import Batch
 from selfsup.writing import replace_text
 
 #: Seconds of a step beside which the ranks' asking each other is nothing; and the steps that show it.
@@ -242,16 +245,16 @@ class ViewsFigure(pl.Callback):
         if not trainer.is_global_zero or self.path.exists():
             return
         assert isinstance(module, Method)
-        images, index = first_images(self.dataset, self.images, module.device)
-        views = module.views(images, seed=fold_in(module.seed, trainer.current_epoch), index=index)
+        batch = first_images(self.dataset, self.images, module.device)
+        views = module.views(batch.image, fold_in(module.seed, trainer.current_epoch), batch.index, size=batch.size)
+        images = unpack(Images(batch.image, batch.size))
         save_views_figure(images, views, self.path, self.dataset.normalization, count=self.images)
 
 
-def first_images(dataset: ImageDataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the first images of a dataset that can be decoded and their indices, on ``device``."""
-    positions = torch.arange(min(count, len(dataset)))
-    images, decoded = dataset.read_decodable(positions)
-    return images[decoded].to(device), dataset.index[positions[decoded]].to(device)
+def first_images(dataset: ImageDataset, count: int, device: torch.device) -> Batch:
+    """Return the first images of a dataset that can be decoded, on ``device``, without their labels."""
+    batch = next(eval_batches(dataset.subset(torch.arange(min(count, len(dataset)))), count))
+    return Batch(batch.image.to(device), None, batch.index, batch.size)
 
 
 #: Features count as collapsed whose mean standard deviation times √D, L2-normalised, or whose rank about their mean is
@@ -337,14 +340,15 @@ class OnlineEvaluation(pl.Callback):
         constant = float(feature_std(found)) * found.shape[1] ** 0.5 < COLLAPSED_STD
         if not constant and float(rank_me(found - found.mean(0))) >= COLLAPSED_RANK:
             return ""
-        images, index = first_images(some, len(some), module.device)
-        view = module.views(images, seed=fold_in(module.seed, 0), index=index)[0].image
+        batch = first_images(some, len(some), module.device)
+        view = module.views(batch.image, fold_in(module.seed, 0), batch.index, size=batch.size)[0].image
+        images = central_squares(Images(batch.image, batch.size))
         deviation = torch.tensor(some.normalization.std, device=view.device).view(-1, 1, 1)
         spread = min(float((images / 255).std(0).mean()), float((view * deviation).std(0).mean()))
         if spread < SAME_IMAGES:
             return (
                 f"The images hardly differ from each other as the network sees them (by {spread:.1%} of the range of a "
-                "pixel), so there is nothing to learn from: look at figures/views.png. Evaluation and views keep the "
+                "pixel), so there is nothing to learn from: look at figures/views.png. Evaluation keeps the "
                 "middle square of an image at data.image_size; see data and augment.override.scale."
             )
         what = "all images look the same to the network" if constant else "they differ in one direction only"
@@ -362,8 +366,8 @@ class OnlineEvaluation(pl.Callback):
             "health/std": float(feature_std(bank.features)) * bank.features.shape[1] ** 0.5,
             "health/rank": float(rank_me(bank.features)),
         }
-        images, index = first_images(evenly(self.bank, 256), 256, device)
-        views = module.views(images, seed=fold_in(module.seed, 0), index=index)
+        batch = first_images(evenly(self.bank, 256), 256, device)
+        views = module.views(batch.image, fold_in(module.seed, 0), batch.index, size=batch.size)
         mode = backbone.training
         backbone.eval()
         with torch.inference_mode():

@@ -224,7 +224,8 @@ def build_encoder(config: EvaluateConfig, network: nn.Module | None, progress: b
     """Return a network with how the settings say that it is run; None is the raw pixels."""
     device = choose_device(config.accelerator)
     settings = config.eval
-    return Encoder(network, settings.batch_size, worker_count(config.data), device, settings.precision, progress)
+    workers = worker_count(config.data)
+    return Encoder(network, settings.batch_size, workers, device, settings.precision, progress, settings.resize)
 
 
 def bytes_of_features(opened: Opened, splits: Splits) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from selfsup.errors import UserError
 from selfsup.eval.registry import Protocol
 from selfsup.registry import nearest
+from selfsup.settings import setting
 from selfsup.settings.moved import MOVED, tell_moved
 
 
@@ -31,6 +32,8 @@ class EvalConfig:
         batch_size: Images in a forward pass of the backbone. It changes the speed, not the result.
         precision: Of the forward pass that extracts pooled features: ``32``, ``bf16`` or ``16`` by autocast, or
             ``auto``: bf16 on a GPU that has it, 32 elsewhere. Records of another precision than 32 say it.
+        resize: Short side that images are resized to before the centre of ``data.image_size`` is cut, as 256 for 224 in
+            the papers. None is ``data.image_size``: the whole central square.
         cache: Keep the features in the run folder, so that a second evaluation of the same weights skips extraction.
         figures: Draw the figures.
     """
@@ -43,6 +46,7 @@ class EvalConfig:
     seeds: int = 1
     batch_size: int = 256
     precision: str = "auto"
+    resize: int | None = setting(None, least=1)
     cache: bool = True
     figures: bool = True
 

@@ -21,6 +21,7 @@ from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, join_labels, positions_of, read_content, write_content
 from selfsup.eval.stages import head_steps, watch
 from selfsup.functional.arguments import count, kind
+from selfsup.ragged import Images, central_squares
 from selfsup.types import Batch, ImageFacts, Normalization
 
 
@@ -28,10 +29,10 @@ from selfsup.types import Batch, ImageFacts, Normalization
 class Encoder:
     """A network and how to run it.
 
-    Images are scaled to [0, 1], resized (antialiased) so that the short side is ``dataset.image_size``, centre-cropped
-    to a square, and normalised with the statistics of the network, or of the dataset where the network has none. The
-    network runs in evaluation mode; training mode, device and BatchNorm statistics are as before afterwards, so a
-    network in training can be given.
+    Images are scaled to [0, 1], the central square is resized (antialiased) to ``dataset.image_size``, or to ``resize``
+    and then cropped to it, and normalised with the statistics of the network, or of the dataset where the network has
+    none. The network runs in evaluation mode; training mode, device and BatchNorm statistics are as before afterwards,
+    so a network in training can be given.
 
     Attributes:
         network: Maps float ``[B,C,H,W]`` to ``[B,D]``; None for the raw pixels.
@@ -41,6 +42,7 @@ class Encoder:
         precision: Of the forward pass of a float32 network that gives pooled features: ``32``, ``bf16`` or ``16``
             (autocast), or ``auto``: bf16 on a GPU that has it, 32 elsewhere. The features are float32 in any case.
         progress: Show progress bars.
+        resize: Short side that images are resized to before the centre of ``dataset.image_size`` is cut; None is that.
     """
 
     network: nn.Module | None
@@ -49,6 +51,7 @@ class Encoder:
     device: torch.device | str | None = None
     precision: str = "32"
     progress: bool = True
+    resize: int | None = None
 
     def features(self, dataset: ImageDataset, cache: str | Path | None = None) -> FeatureSet:
         """Return the pooled features of every image.
@@ -62,7 +65,7 @@ class Encoder:
                 are not ``[B,D]`` or not finite.
         """
         if self.network is None:
-            return raw_pixels(dataset, workers=self.workers)
+            return raw_pixels(dataset, workers=self.workers, resize=self.resize)
         check_not_empty(dataset)
         key = fingerprint(self, dataset) if cache is not None else ""
         if cache is not None and Path(cache).exists():
@@ -163,13 +166,15 @@ class Encoder:
 
             def batches() -> Iterator[tuple[Tensor, Batch]]:
                 for batch in eval_batches(dataset, self.batch_size, self.workers):
-                    yield (
-                        prepare_images(batch.image.to(where), dataset.image_size, channels, statistics).to(dtype),
-                        batch,
-                    )
+                    stored = central_squares(Images(batch.image.to(where), batch.size))
+                    yield self.prepared(stored, dataset.image_size, channels, statistics).to(dtype), batch
                     bar.update(len(batch.index))
 
             yield batches()
+
+    def prepared(self, images: Tensor, size: int, channels: int, normalization: Normalization | None = None) -> Tensor:
+        """Return images as they are evaluated; see :func:`prepare_images`."""
+        return prepare_images(images, size, channels, normalization, self.resize)
 
     def normalization(self, dataset: ImageDataset) -> Normalization:
         """Return the statistics that images are normalised with: the network's, or the dataset's where it has none."""
@@ -220,7 +225,9 @@ def extract_features(
     return Encoder(backbone, batch_size, workers, device, precision, progress).features(as_images(dataset), cache)
 
 
-def raw_pixels(dataset: ImageDataset, *, batch_size: int = 1024, workers: int = 0) -> FeatureSet:
+def raw_pixels(
+    dataset: ImageDataset, *, batch_size: int = 1024, workers: int = 0, resize: int | None = None
+) -> FeatureSet:
     """Return the pixels themselves as features, scaled to [0, 1]: the baseline every method has to beat.
 
     Images are resized and cropped to ``dataset.image_size`` and flattened: ``D = C · image_size²``.
@@ -231,25 +238,34 @@ def raw_pixels(dataset: ImageDataset, *, batch_size: int = 1024, workers: int = 
     check_not_empty(dataset)
     pixels, labels, index = [], [], []
     for batch in eval_batches(dataset, batch_size, workers):
-        pixels.append(prepare_images(batch.image, dataset.image_size, dataset.channels).flatten(1))
+        stored = central_squares(Images(batch.image, batch.size))
+        pixels.append(prepare_images(stored, dataset.image_size, dataset.channels, resize=resize).flatten(1))
         labels.append(batch.label)
         index.append(batch.index)
     return FeatureSet(torch.cat(pixels), join_labels(labels), torch.cat(index))
 
 
-def prepare_images(images: Tensor, size: int, channels: int, normalization: Normalization | None = None) -> Tensor:
+def prepare_images(
+    images: Tensor,
+    size: int,
+    channels: int,
+    normalization: Normalization | None = None,
+    resize: int | None = None,
+) -> Tensor:
     """Turn stored images into what a network sees: uint8 ``[B,C,H,W]`` to float ``[B,channels,size,size]``.
 
-    The short side is resized to ``size`` (bilinear, antialiased) and the centre is cropped; images that have the size
-    already are not resampled. Grey images are repeated over the channels.
+    The short side is resized to ``size``, or to ``resize`` where that is given (bilinear, antialiased), and the centre
+    is cropped; images that have the size already are not resampled. Grey images are repeated over the channels.
 
     Raises:
-        UserError: Colour images for a one-channel network, or statistics for another number of channels.
+        UserError: ``resize`` is smaller than ``size``; colour images for a one-channel network, or statistics for
+            another number of channels.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
         raise ValueError(f"prepare_images: images must be uint8 [B,C,H,W] and not empty, got {kind(images)}.")
     count("prepare_images", size=size, channels=channels)
-    cropped = crop_centre(images.to(torch.float32) / 255, size, mode="bilinear", antialias=True, align_corners=False)
+    how = {"mode": "bilinear", "antialias": True, "align_corners": False}
+    cropped = crop_centre(images.to(torch.float32) / 255, size, resize, **how)
     result = for_channels(cropped, channels)
     if normalization is None:
         return result
@@ -280,11 +296,18 @@ def for_channels(images: Tensor, channels: int) -> Tensor:
     return images
 
 
-def crop_centre(images: Tensor, size: int, **how: Any) -> Tensor:
-    """Resize the short side of images ``[B,C,H,W]`` to ``size`` by ``F.interpolate``, and cut the centre."""
+def crop_centre(images: Tensor, size: int, resize: int | None = None, **how: Any) -> Tensor:
+    """Resize the short side of images ``[B,C,H,W]`` to ``size``, or ``resize``, by ``F.interpolate``; cut the centre.
+
+    Raises:
+        UserError: ``resize`` is smaller than ``size``.
+    """
+    short = size if resize is None else resize
+    if short < size:
+        raise UserError(f"eval.resize is {short}, smaller than data.image_size={size}; set it to {size} or more.")
     height, width = images.shape[-2:]
-    if min(height, width) != size:
-        images = F.interpolate(images, [side * size // min(height, width) for side in (height, width)], **how)
+    if min(height, width) != short:
+        images = F.interpolate(images, [side * short // min(height, width) for side in (height, width)], **how)
     top, left = (round((side - size) / 2) for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
@@ -346,6 +369,7 @@ def fingerprint(encoder: Encoder, dataset: ImageDataset) -> str:
     statistics = asdict(encoder.normalization(dataset))
     facts: tuple[Any, ...] = (dataset.name, dataset.split, len(dataset), dataset.image_size, statistics)
     facts += () if encoder.lowered is None else (str(encoder.lowered),)
+    facts += () if encoder.resize is None else (encoder.resize,)
     digest.update(repr(facts).encode())
     digest.update(dataset.index.numpy().tobytes())
     first = dataset.read_decodable(torch.arange(min(8, len(dataset))))[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
-from selfsup.eval.encoder import Encoder, crop_centre, prepare_images
+from selfsup.eval.encoder import Encoder, crop_centre
 from selfsup.eval.shown import Panels
 
 IGNORED = 255  # in a mask: no class is said of this pixel, as on the outlines of PASCAL VOC
@@ -38,7 +38,7 @@ def masked_maps(encoder: Encoder, dataset: ImageDataset) -> Iterator[Iterator[tu
         stored = dataset.read_masks(torch.isin(dataset.index, index).nonzero().flatten())
         assert stored is not None  # the protocol needs them
         # resized and cropped as the images are, by nearest neighbour
-        return crop_centre(stored[:, None], dataset.image_size, mode="nearest-exact")[:, 0]
+        return crop_centre(stored[:, None], dataset.image_size, encoder.resize, mode="nearest-exact")[:, 0]
 
     with encoder.maps(dataset) as batches:
         yield ((maps, masks(index)) for maps, index in batches)
@@ -61,7 +61,7 @@ def panels(encoder: Encoder, classifier: PixelPredictor, scored: ImageDataset) -
     """Return images, true masks and predicted masks of some scored images, spaced evenly, for the figure."""
     chosen = scored.subset(torch.linspace(0, len(scored) - 1, min(SHOWN, len(scored))).round().long())
     predicted, truth = segment(encoder, classifier, chosen)
-    pictures = prepare_images(chosen.read(torch.arange(len(chosen))), scored.image_size, scored.channels)
+    pictures = encoder.prepared(chosen.read(torch.arange(len(chosen))), scored.image_size, scored.channels)
     return Panels(pictures, truth, predicted, class_names(scored))
 
 

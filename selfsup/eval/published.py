@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
 from selfsup.data.base import ImageDataset
+from selfsup.data.encoded import side_of_source
 from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, for_channels, frozen, home_of, input_channels
@@ -20,6 +21,7 @@ from selfsup.eval.feature_choices import POOLED, ChosenFeatures, is_transformer
 from selfsup.eval.features import check_finite, known_labels, labels_of
 from selfsup.eval.probing import ProbeParts, ProbeResult, class_positions
 from selfsup.lars import Lars
+from selfsup.types import Batch
 
 #: What the papers do to the images of a probe: torchvision's random resized crop, and a flip.
 CROP_AND_FLIP = ViewRecipe(["flip"])
@@ -85,7 +87,8 @@ def paper_probe(
     """Train one linear classifier by a paper's settings on a frozen network, and test it once.
 
     Nothing is chosen: the settings are the paper's and the classifier is that of the last step. Features are not
-    standardised; the weight starts as N(0, 0.01²), the bias at zero. Test images are centre-cropped.
+    standardised; the weight starts as N(0, 0.01²), the bias at zero. Test images, and training images that are not
+    augmented, are cropped as the papers do (:func:`paper_resize`) where the encoder says nothing else.
 
     Args:
         encoder: A network and how to run it.
@@ -106,7 +109,8 @@ def paper_probe(
     if protocol.transformer_features != POOLED and is_transformer(network):
         network = ChosenFeatures(network, [protocol.transformer_features])
     # where the network is put on the device, it stays there throughout
-    inside = replace(encoder, network=network, device=None, precision="32")
+    resize = encoder.resize or paper_resize(train.image_size)
+    inside = replace(encoder, network=network, device=None, precision="32", resize=resize)
     classes = torch.unique(labels_of(train))
     step_size = min(protocol.batch_size, len(train))
     rate = protocol.learning_rate * (step_size / 256 if protocol.scaled else 1)
@@ -184,11 +188,21 @@ def schedule_factor(schedule: str, fraction: float) -> float:
     return float(0.1 ** sum(fraction >= drop for drop in (0.6, 0.8)))
 
 
+def paper_resize(image_size: int) -> int:
+    """Return the short side that the papers resize images to before they cut the centre: 256 for 224.
+
+    Images of at most 64 pixels are not resized.
+    """
+    return side_of_source(None, image_size)
+
+
 def augmented_views(
-    images: Tensor, index: Tensor, views: ViewGenerator, seed: int, channels: int, dtype: torch.dtype
+    batch: Batch, where: torch.device, views: ViewGenerator, seed: int, channels: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return one view of every image, for a network with this number of channels: uint8 ``[B,C,H,W]`` to float."""
-    (view,) = views(for_channels(images, channels), seed, index)
+    """Return one view of every image, for a network with this number of channels, float ``[B,C,h,w]``."""
+    images = batch.image.to(where)
+    images = for_channels(images, channels) if batch.size is None else for_channels(images[None], channels)[0]
+    (view,) = views(images, seed, batch.index, size=batch.size)
     image: Tensor = view.image.to(dtype, memory_format=torch.channels_last)
     return image
 
@@ -202,7 +216,7 @@ def _encode(encoder: Encoder, part: ImageDataset, views: ViewGenerator, seed: in
     channels = input_channels(network, part)
     for batch in eval_batches(part, encoder.batch_size, encoder.workers):
         assert batch.label is not None  # labels_of has looked
-        images = augmented_views(batch.image.to(where), batch.index, views, seed, channels, dtype)
+        images = augmented_views(batch, where, views, seed, channels, dtype)
         with torch.no_grad():
             rows.append(network(images).float())
         labels.append(batch.label)

@@ -213,7 +213,7 @@ def similarities(
         frozen(network, encoder.device) as (where, dtype),
         tqdm(total=noisy + masks, desc="similarity", unit="pass", disable=not encoder.progress) as bar,
     ):
-        first, second = (prepare_images(i.to(where), size, channels, statistics).to(dtype) for i in shown)
+        first, second = (encoder.prepared(i.to(where), size, channels, statistics).to(dtype) for i in shown)
         maps1, maps2 = dense(first), dense(second)
         exact = similarity_maps(maps1, maps2)
         target = maps2.mean((2, 3))
@@ -228,7 +228,7 @@ def similarities(
             target = target.clone()
             random = torch.Generator(where).manual_seed(0)
             gradient = smooth_grad(score, first.clone(), noisy, generator=random).sum(1).sqrt()
-    pictures = [prepare_images(i, size, channels).permute(0, 2, 3, 1).clamp(0, 1) for i in shown]
+    pictures = [encoder.prepared(i, size, channels).permute(0, 2, 3, 1).clamp(0, 1) for i in shown]
     return SimilarityMaps(
         torch.stack(pictures, 1),
         torch.stack(list(exact), 1).float().cpu(),

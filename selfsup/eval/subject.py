@@ -201,8 +201,7 @@ class Subject:
     def how(self) -> dict[str, Any]:
         """What every record says of the images and the run."""
         size = self.splits.train.image_size
-        crop = f"short side {size}, centre crop {size}"
-        images = {"data": self.splits.train.name, "image_size": size, "crop": crop}
+        images = {"data": self.splits.train.name, "image_size": size, "crop": crop_words(size, self.encoder.resize)}
         return images | {"epoch": self.epoch, "seed": self.seed}
 
     @property
@@ -210,6 +209,11 @@ class Subject:
         """What records of protocols that see all images say of their numbers."""
         tested = 0 if self.splits.test is None else len(self.splits.test)
         return image_counts(len(self.splits.train), len(self.splits.holdout), tested)
+
+
+def crop_words(size: int, resize: int | None) -> str:
+    """Return what records say of how images are brought to the size that is evaluated."""
+    return f"short side {resize or size}, centre crop {size}"
 
 
 def image_counts(train: int, holdout: int, test: int) -> dict[str, int]:

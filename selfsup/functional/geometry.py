@@ -12,13 +12,13 @@ from torch import Tensor
 from selfsup.functional.arguments import count, floats
 
 
-def crop_to_source(box: Tensor, flip: Tensor, height: int, width: int) -> Tensor:
+def crop_to_source(box: Tensor, flip: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
     """Return the map of a resized crop that may be mirrored left to right.
 
     Args:
         box: ``[B,4]``: top, left, height and width of the crop in pixels of the source.
         flip: bool ``[B]``: mirrored after the crop.
-        height, width: Size of the source in pixels.
+        height, width: Size of the source in pixels: of all, or ``[B]``.
 
     Returns:
         float32 ``[B,2,3]``, view to source.

@@ -270,13 +270,13 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         """Seed everything random in a step and return the views of its batch."""
         epoch_seed = self.seed_step(batch_idx)
         unique_step = batch_idx * self.world_size + self.global_rank
-        views = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step)
+        views = self.views(batch.image, seed=epoch_seed, index=batch.index, step=unique_step, size=batch.size)
         # made in float32; trainer.precision=64-true and bf16-true want the type of the weights
         return tuple(View(view.image.to(self.dtype), view.to_source) for view in views)
 
     @final
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Send images and labels off without waiting for their arrival; the index stays, as views are drawn here."""
+        """Send images and labels off without waiting for their arrival; views are drawn here, by index and size."""
         if not isinstance(batch, Batch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         image, label = batch.image, batch.label
@@ -284,7 +284,7 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
             image = image.pin_memory()  # from there alone is a copy asynchronous
         image = image.to(device, non_blocking=True)
         label = None if label is None else label.to(device, non_blocking=True)
-        return Batch(image, label, batch.index)
+        return Batch(image, label, batch.index, batch.size)
 
     @final
     def batch_permutation(self, local: int) -> Tensor:

@@ -43,6 +43,14 @@ def test_boxes_equal_the_loop(height, width, scale):
     assert boxes.tolist() == expected
 
 
+def test_each_image_has_boxes_of_its_own_shape():
+    u = uniform(1, torch.arange(300), 22)
+    shapes = torch.tensor([[32, 32], [37, 90], [90, 20]]).repeat(100, 1)
+    together = Crop((0.2, 1.0), RATIO).boxes(u, *shapes.unbind(1))
+    for row, shape in enumerate(shapes.tolist()):
+        assert torch.equal(together[row : row + 1], Crop((0.2, 1.0), RATIO).boxes(u[row : row + 1], *shape))
+
+
 @pytest.mark.parametrize(("height", "width", "scale"), [(240, 300, (0.08, 1.0)), (100, 200, (0.55, 1.0))])
 def test_boxes_have_torchvisions_distribution(height, width, scale):
     ours = ViewRecipe(scale=scale).draw([7], torch.arange(4000), height, width)[0].numpy()

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.transforms import functional as tv
 
+from selfsup.data.base import Read
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, extract_features, raw_pixels
@@ -154,7 +155,7 @@ def test_an_empty_split_is_an_error_of_the_user():
 def test_images_that_cannot_be_decoded_are_left_out():
     class Damaged(ResidentDataset):
         def read_decodable(self, positions):
-            return self.read(positions), positions % 4 != 1
+            return Read(self.read(positions), positions % 4 != 1)
 
     found = extract_features(network(), dataset_of(images_of(), cls=Damaged), batch_size=4, progress=False)
     kept = [i for i in range(11) if i % 4 != 1]

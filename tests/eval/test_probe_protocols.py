@@ -9,7 +9,7 @@ from tiny import resident
 from torch import nn
 
 from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
-from selfsup.data.base import Splits
+from selfsup.data.base import Read, Splits
 from selfsup.data.loader import epoch_order
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
@@ -280,7 +280,7 @@ def test_a_papers_protocol_is_this_loop(protocol):
 def test_images_that_cannot_be_decoded_leave_the_labels_of_the_others_in_place():
     class Damaged(ResidentDataset):
         def read_decodable(self, positions):
-            return self.read(positions), self.index[positions] % 5 != 2
+            return Read(self.read(positions), self.index[positions] % 5 != 2)
 
     network, whole = Network(), dataset(40)
     broken = Damaged(whole.read(torch.arange(40)), whole.labels, whole.facts)

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import ImageDataset, SourceSplits
-from selfsup.data.encoded import EncodedConfig, side_of_source
+from selfsup.data.decode import ON_ITS_SIDE, ORIENTATION, middle, shape_for
+from selfsup.data.encoded import EncodedConfig, mean_aspect, side_of_source, typical_shapes
 from selfsup.data.files import FileDataset
 from selfsup.data.found import NOT_LISTED, Found
 from selfsup.data.listing import list_images
@@ -84,7 +85,7 @@ class VocDataset(FileDataset):
         self.masks = masks
 
     def read_masks(self, positions: Tensor) -> Tensor:
-        """Return masks uint8 ``[n,S,S]``, brought to the square that the images are brought to.
+        """Return masks uint8 ``[n,S,S]`` of the central squares of the images as they are stored.
 
         Raises:
             UserError: A mask is missing, damaged, no image of class numbers, or not of its image's size.
@@ -92,25 +93,19 @@ class VocDataset(FileDataset):
         size = self.source_size
         found = torch.zeros(len(positions), size, size, dtype=torch.uint8)
         for slot, position in enumerate(positions.tolist()):
-            found[slot] = _read_mask(self.path(position), self.masks, size)
+            found[slot] = _read_mask(self.path(position), self.masks, size, self.max_aspect)
         return found
 
     def decode_all(self) -> ResidentDataset:
         images = super().decode_all()
+        assert isinstance(images, ResidentDataset)
         decoded = torch.isin(self.index, images.index).nonzero().flatten()
         with tqdm(total=len(decoded), desc=f"masks of {self.split}", unit="image", delay=2) as bar:
             masks = []
             for block in torch.split(decoded, 16):
                 masks.append(self.read_masks(block))
                 bar.update(len(block))
-        return ResidentDataset(
-            images.read(torch.arange(len(images))),
-            None,
-            self.facts,
-            masks=torch.cat(masks),
-            index=images.index,
-            keys=images.keys,
-        )
+        return images.with_masks(torch.cat(masks))
 
 
 @sources.register("voc", VocConfig)
@@ -121,23 +116,27 @@ def voc(config: VocConfig) -> SourceSplits:
     listing = list_images(folder / "JPEGImages")
     files = {name.rpartition(".")[0]: name for name in listing.names}
     names = {split: _names(folder, name, files) for split, name in lists.items()}
-    source_size = side_of_source(config.source_size, config.image_size)
-    count = sum(map(len, names.values()))
-    resident = count * 4 * source_size**2 <= config.resident_limit_mb * 2**20  # three channels and the mask
-
-    def split(name: str) -> ImageDataset:
-        images = VocDataset(
+    parts = {
+        split: VocDataset(
             folder / "JPEGImages",
-            names[name],
-            config.facts(name, classes=config.classes),
+            some,
+            config.facts(split, classes=config.classes),
             masks=folder / "SegmentationClass",
-            keys=name_keys(names[name]),
+            keys=name_keys(some),
             decoding=config.decoding(),
         )
+        for split, some in names.items()
+    }
+    aspect = mean_aspect(typical_shapes(list(parts.values())), config.max_aspect)
+    source_size = side_of_source(config.source_size, config.image_size)
+    needed = sum(map(len, parts.values())) * (3 * aspect + 1) * source_size**2  # three channels, and the mask's square
+
+    def split(name: str) -> ImageDataset:
+        images = parts[name]
         if config.cache is not None:
             images.use_cache(Path(config.cache).expanduser())
         ready: ImageDataset = images
-        if resident:
+        if needed <= config.resident_limit_mb * 2**20:
             ready = images.decode_all()
             found.undecodable(images.undecodable())
         found.splits[name] = (len(ready), f"{lists[name]}.txt")
@@ -195,7 +194,8 @@ def _names(folder: Path, which: str, files: dict[str, str]) -> list[str]:
     return [files[stem] for stem in stems]
 
 
-def _read_mask(image: Path, masks: Path, size: int) -> Tensor:
+def _read_mask(image: Path, masks: Path, size: int, max_aspect: float) -> Tensor:
+    """Return the mask of the middle ``size`` × ``size`` pixels that are stored of an image."""
     path = masks / f"{image.stem}.png"
     try:
         with Image.open(path) as file:
@@ -208,12 +208,15 @@ def _read_mask(image: Path, masks: Path, size: int) -> Tensor:
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged PNG
         raise UserError(f"{path} cannot be read as a mask ({error}); repair it or take it off the list.") from error
     with Image.open(image) as picture:
-        shape = picture.size[::-1] if picture.getexif().get(0x0112, 1) >= 5 else picture.size
+        shape = picture.size[::-1] if picture.getexif().get(ORIENTATION, 1) >= ON_ITS_SIDE else picture.size
     if mask.size != shape:
         raise UserError(
             f"{path} has {mask.width} × {mask.height} pixels and its image {shape[0]} × {shape[1]}; they must agree."
         )
-    side = min(mask.size)
-    left, top = (mask.width - side) / 2, (mask.height - side) / 2
-    square = mask.resize((size, size), Image.Resampling.NEAREST, box=(left, top, left + side, top + side))
+    top, left, height, width = middle(mask.height, mask.width, max_aspect)
+    stored_height, stored_width = shape_for(mask.height, mask.width, size, max_aspect)
+    scale_x, scale_y = width / stored_width, height / stored_height
+    left_most, upper = left + (stored_width - size) // 2 * scale_x, top + (stored_height - size) // 2 * scale_y
+    box = (left_most, upper, left_most + size * scale_x, upper + size * scale_y)
+    square = mask.resize((size, size), Image.Resampling.NEAREST, box=box)
     return torch.from_numpy(np.array(square, dtype=np.uint8))

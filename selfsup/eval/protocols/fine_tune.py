@@ -19,13 +19,14 @@ from selfsup.augment import ViewGenerator, fold_in
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
-from selfsup.eval.encoder import Encoder, frozen, home_of, input_channels, prepare_images
+from selfsup.eval.encoder import Encoder, frozen, home_of, input_channels
 from selfsup.eval.features import FeatureSet, labels_of
 from selfsup.eval.probing import SPLIT_OFF, ProbeParts, better, class_positions, image_probe
 from selfsup.eval.published import CROP_AND_FLIP, CROP_AND_FLIP_WORDS, augmented_views, linear_layer
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.ragged import Images, central_squares
 from selfsup.settings import setting
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
@@ -285,7 +286,7 @@ def _epoch(
     kept = epoch_order(len(train), seed, epoch)[: sum(_batches(len(train), encoder.batch_size))]
     for batch in eval_batches(train.subset(kept), encoder.batch_size, encoder.workers):
         assert batch.label is not None  # labels_of has looked
-        images = augmented_views(batch.image.to(where), batch.index, views, fold_in(seed, epoch), channels, dtype)
+        images = augmented_views(batch, where, views, fold_in(seed, epoch), channels, dtype)
         yield images, torch.searchsorted(classes, batch.label).to(where)
 
 
@@ -303,7 +304,8 @@ def _factor(step: int, steps: int) -> float:
 def _width(encoder: Encoder, dataset: ImageDataset) -> int:
     assert encoder.network is not None
     with frozen(encoder.network, encoder.device) as (where, dtype):
-        image = dataset.read_decodable(torch.arange(1))[0].to(where)
+        image, _, shape = dataset.read_decodable(torch.arange(1))
+        stored = central_squares(Images(image.to(where), shape))
         channels = input_channels(encoder.network, dataset)
-        prepared = prepare_images(image, dataset.image_size, channels, encoder.normalization(dataset))
+        prepared = encoder.prepared(stored, dataset.image_size, channels, encoder.normalization(dataset))
         return int(encoder.network(prepared.to(dtype)).shape[1])

@@ -79,14 +79,14 @@ def evaluate(subject: Subject, settings: InvarianceSettings) -> Iterator[Record]
             generator = ViewGenerator([view], [images.image_size], normalization)
             features = []
             for batch in decoded:
-                source = batch.image.to(where)
-                if source.shape[1] == 1 and channels == 3:
-                    source = source.expand(-1, 3, -1, -1)
+                source, shapes = batch.image.to(where), batch.size
+                if source.shape[1 if shapes is None else 0] == 1 and channels == 3:
+                    source = source.expand(-1, 3, -1, -1) if shapes is None else source.expand(3, -1)
                 # images of one index get the same parameters
                 index = torch.zeros_like(batch.index) if together else batch.index
-                changed = generator(source, seed=fold_in(seed, draw), index=index)[0].image
+                changed = generator(source, seed=fold_in(seed, draw), index=index, size=shapes)[0].image
                 features.append(backbone(changed.to(dtype, memory_format=torch.channels_last)).float())
-                bar.update(len(source))
+                bar.update(len(index))
             found = torch.cat(features)
             check_finite(found, f"features of augmented images of '{images.name}'")
             return found

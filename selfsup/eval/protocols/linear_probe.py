@@ -16,10 +16,10 @@ from selfsup.errors import UserError
 from selfsup.eval.feature_choices import POOLED
 from selfsup.eval.features import FeatureSet
 from selfsup.eval.probing import Parts, ProbeParts, ProbeResult, better, feature_probe, image_probe, prepare_parts
-from selfsup.eval.published import CROP_AND_FLIP_WORDS, PROBE_PROTOCOLS, paper_probe
+from selfsup.eval.published import CROP_AND_FLIP_WORDS, PROBE_PROTOCOLS, paper_probe, paper_resize
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
-from selfsup.eval.subject import Subject, choice_splits
+from selfsup.eval.subject import Subject, choice_splits, crop_words
 from selfsup.functional.arguments import is_count
 from selfsup.settings import setting
 
@@ -111,7 +111,9 @@ def _as_a_paper(subject: Subject, settings: LinearProbeSettings) -> Record:
     grid = asdict(paper) | {"epochs": epochs, "features": "as they are"}
     grid["augment"] = CROP_AND_FLIP_WORDS if paper.augment else "none"
     record = image_probe(subject, grid, probe)
-    return replace(record, how={**record.how, "probe_protocol": name, "primary": False})
+    size = subject.splits.train.image_size
+    crop = crop_words(size, encoder.resize or paper_resize(size))
+    return replace(record, how={**record.how, "crop": crop, "probe_protocol": name, "primary": False})
 
 
 @dataclass(frozen=True)
