@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from composed import compose_once
 from tiny import TINY, TINY_METHOD
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # where selfsup remembers what was imported
 torch.set_num_threads(1)
+compose_once()
 
 
 @pytest.fixture

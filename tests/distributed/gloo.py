@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from composed import compose_once
 from processes import FORKED
 
 
@@ -86,6 +87,7 @@ class Ranks:
 
 def _serve(rank: int, size: int, meeting_point: str, timeout: float, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    compose_once()
     dist.init_process_group(
         "gloo",
         init_method=meeting_point,
