@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 NOW := $(shell date +%Y%m%d-%H%M%S)
 DEMO := runs/demo-$(NOW)
 FASHION := runs/fashion-$(NOW)
+# each worker has a half of the files, as far as that keeps both busy: what a file sets up is set up once
+PYTEST := $(BIN)/pytest --numprocesses auto --dist worksteal
 RIVALS := $(VENV)/rivals
 BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
 # the environment is keyed by what it is made from, so that a changed dependency is always installed
@@ -68,11 +70,13 @@ $(RIVALS): $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-test: $(INSTALLED) lint docs
-	$(BIN)/pytest -n auto
+test: $(INSTALLED)
+	$(MAKE) --jobs 2 --output-sync lint docs
+	$(PYTEST)
 
-test-all: $(INSTALLED) lint
-	$(BIN)/pytest -n auto -m ""
+test-all: $(INSTALLED)
+	$(MAKE) --jobs 2 --output-sync lint docs
+	$(PYTEST) -m ""
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

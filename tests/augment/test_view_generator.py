@@ -7,7 +7,17 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from selfsup.augment import RECIPES, ViewGenerator, ViewRecipe, fold_in, multi_crop, two_crop
+from selfsup.augment import (
+    RECIPES,
+    AugmentConfig,
+    ViewGenerator,
+    ViewRecipe,
+    build_views,
+    fold_in,
+    multi_crop,
+    two_crop,
+)
+from selfsup.augment import compiled as compilation
 from selfsup.augment.crop import Crop
 from selfsup.types import Normalization
 
@@ -164,8 +174,14 @@ def test_one_channel():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_views_made_in_one_pass_equal_views_made_one_by_one(compiled, monkeypatch):
     images = photographs(5)
-    generator = multi_crop("swav", (32, 12), (2, 3))
+    # without jitter, which takes ten seconds to compile
+    config = AugmentConfig(
+        "swav", sizes=[32, 12], counts=[2, 3], operations=["flip", "gray", "blur"], override={"gray_p": 0.5}
+    )
+    generator = build_views(config, 32, IDENTITY)
     generator.compiled = compiled
+    compilation._function.cache_clear()
+    torch._dynamo.utils.counters.clear()
     passes = []
     apply = Crop.apply
     monkeypatch.setattr(Crop, "apply", lambda *args: passes.append(1) or apply(*args))
@@ -179,6 +195,7 @@ def test_views_made_in_one_pass_equal_views_made_one_by_one(compiled, monkeypatc
         for one, other in zip(together, apart, strict=True):
             torch.testing.assert_close(one.image, other.image, rtol=0, atol=5e-6)
             assert torch.equal(one.to_source, other.to_source)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if compiled else 0)  # one a size
 
 
 def test_views_of_no_image():

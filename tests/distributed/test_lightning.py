@@ -38,9 +38,9 @@ def run(folder: Path, name: str, *settings: str, method: str = "moco", ranks: in
     return state(folder / name)
 
 
-def launched(folder: Path, name: str, launcher: list[str]) -> dict[str, torch.Tensor]:
+def launched(folder: Path, name: str, launcher: list[str], *settings: str) -> dict[str, torch.Tensor]:
     """Train with a command that starts the second process itself."""
-    command = [sys.executable, *launcher, "-m", "selfsup.cli", *words(name, *TWO)]
+    command = [sys.executable, *launcher, "-m", "selfsup.cli", *words(name, *settings)]
     own = {**os.environ, **apart(folder)}
     done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -55,8 +55,8 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_devices_train_what_one_does_whoever_starts_them(tmp_path: Path) -> None:
     one = run(tmp_path, "one")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    assert_equal_but_for_statistics(one, launched(tmp_path, "lightning", []))
-    assert_equal_but_for_statistics(one, launched(tmp_path, "torchrun", torchrun))
+    assert_equal_but_for_statistics(one, launched(tmp_path, "lightning", [], *TWO))
+    assert_equal_but_for_statistics(one, launched(tmp_path, "torchrun", torchrun, *TWO))
 
 
 def assert_equal_but_for_statistics(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:

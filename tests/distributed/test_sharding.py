@@ -13,7 +13,7 @@ import pytest
 import torch
 from gloo import Ranks
 from states import assert_same_state
-from test_lightning import apart, assert_equal_but_for_statistics, run, words
+from test_lightning import apart, assert_equal_but_for_statistics, launched, run, words
 from test_training import CASES, train_steps, whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -215,6 +215,12 @@ def test_two_devices_train_what_one_does(method: str, settings: list[str], tmp_p
     assert_equal_but_for_statistics(one, two)
     load_backbone(tmp_path / "two")
     assert main(["knn", f"checkpoint={tmp_path / 'two'}", "data.train_size=72", "data.test_size=40"]) == 0
+
+
+@pytest.mark.long
+def test_lightning_starts_its_own_processes(tmp_path: Path) -> None:
+    one = run(tmp_path, "one")
+    assert_equal_but_for_statistics(one, launched(tmp_path, "two", [], *FSDP))
 
 
 STOP = """

@@ -112,7 +112,7 @@ def test_torchvision_itself_takes_the_keys(run_of: Make, tmp_path: Path) -> None
 
 
 def test_a_transformer(run_of: Make, tmp_path: Path) -> None:
-    config = BackboneConfig("vit_tiny_patch16_224", kwargs={"img_size": 32})
+    config = BackboneConfig("vit_tiny_patch16_224", kwargs={"img_size": 32, "depth": 2})
     checkpoint = run_of(config)
     compare(checkpoint, execute(selfsup.export(checkpoint, "timm", tmp_path / "v.pth")[1])["network"], False)
     onnx, _ = selfsup.export(checkpoint, "onnx", tmp_path / "v.onnx")
