@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import queue
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -104,7 +107,7 @@ class TrainLoader:
         self._ahead = None  # one that stops within its epoch is not gone on with
         for number in range(done, len(self)):
             batch = next(batches)
-            if number == len(self) - 1:
+            if number == len(self) - 1 and (self._epochs is None or epoch + 1 < self._epochs):
                 self._ahead = epoch + 1, batches
             yield batch
 
@@ -173,6 +176,7 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
     elif dataset.cached:
         reads = _read_ahead(dataset, requests, replace)
     else:
+        before = set(multiprocessing.active_children())
         reads = iter(
             DataLoader(
                 _Reader(dataset, replace),
@@ -186,6 +190,7 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
                 generator=torch.Generator(),  # else starting the workers would draw from the global generator
             )
         )
+        _at_work.update(set(multiprocessing.active_children()) - before)
     for read in reads:
         if isinstance(read, UserError):
             raise read
@@ -219,6 +224,16 @@ def _outlive_a_signal(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
+_at_work: weakref.WeakSet[Any] = weakref.WeakSet()  # the workers of this process
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what still waits for requests when this process ends: multiprocessing sends one SIGTERM and waits forever."""
+    for worker in _at_work & set(multiprocessing.active_children()):
+        worker.kill()
 
 
 def _read_ahead(dataset: ImageDataset, requests: Iterable[Tensor], replace: bool) -> Iterator[_Read]:

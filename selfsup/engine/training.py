@@ -22,6 +22,7 @@ from selfsup.engine.environment import device_memory_mb, keep_memory, quieten, s
 from selfsup.engine.log import RunLog
 from selfsup.engine.loggers import keep_rows
 from selfsup.engine.progress import Progress
+from selfsup.engine.ranks import together
 from selfsup.engine.resuming import Change, changes, check_changes, check_fit, saved_config
 from selfsup.engine.run_folder import (
     begun_without_checkpoint,
@@ -195,7 +196,8 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
     else:
         work.log.keep(run_dir, trainer.global_rank)
     checkpoint = None if resumed is None else resumed.checkpoint
-    with progress.watching(trainer.global_rank, trainer.world_size):
+    ranks = trainer.global_rank, trainer.world_size
+    with together(*ranks), progress.watching(*ranks):
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         seconds = stopwatch.seconds

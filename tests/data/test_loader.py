@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -193,3 +195,21 @@ def test_no_tensor_is_shared_on_its_way_to_the_workers(tmp_path, monkeypatch):
     assert len(list(TrainLoader(dataset, 10, 0, workers=2))) == 3
     assert len(list(eval_batches(dataset, 10, 2))) == 3
     assert shared == []
+
+
+def test_a_process_ends_though_its_workers_still_wait(tmp_path):
+    """As where an iterator lies in a circle of references, or in a traceback, when Python ends."""
+    _files(tmp_path, 12)
+    script = f"""
+import torch
+from pathlib import Path
+from selfsup.data import FileDataset, TrainLoader
+from selfsup.types import ImageFacts, Normalization
+facts = ImageFacts("n", "train", 3, 4, Normalization((0.5,) * 3, (0.5,) * 3))
+names = [f"{{number:03}}.png" for number in range(12)]
+kept = iter(TrainLoader(FileDataset(Path({str(tmp_path)!r}), names, torch.arange(12), facts), 4, 0, workers=1))
+print(len(next(kept).image))
+kept = kept, lambda: kept
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
