@@ -1,6 +1,9 @@
 """Evaluate a network on several datasets and print one table.
 
   selfsup transfer RUN data=NAME,NAME [--only PROTOCOL,PROTOCOL] [key=value …]
+  selfsup transfer RUN data=all_small
+
+all_small stands for every small source that has a name; those that are not on the disk are named and left out.
 
 Each dataset gives its own training part to the probes. The tables go to transfer/ in the checkpoint's run, the
 records and figures of a dataset to a folder of its name there.
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from selfsup.opened import Opened
 
 PROTOCOLS = ("knn", "linear_probe")
+ALL_SMALL = "all_small"
 COLUMNS = (
     "data",
     "protocol",
@@ -105,6 +109,7 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     Args:
         overrides: As for ``load_evaluate_config``, with several names in ``data``: ``["checkpoint=RUN",
             "data=digits,fashion_mnist"]``. Other settings hold for every dataset.
+            ``data=all_small`` names every source that calls itself small.
         protocols: Some of ``selfsup.eval.PROTOCOLS``.
         progress: Show progress bars.
 
@@ -112,11 +117,18 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
         UserError: ``data`` or ``checkpoint`` is missing, a dataset is named twice, or none could be evaluated.
     """
     from selfsup.engine.evaluation import evaluate_opened, open_evaluation
+    from selfsup.registry import sources
 
     given = [override for override in overrides if override.startswith("data=")]
     names = [name for name in given[-1].removeprefix("data=").split(",") if name] if given else []
+    if names == [ALL_SMALL]:
+        names = [name for name in sources if sources[name].config.small]
+        if progress:
+            print(f"data={ALL_SMALL}: {', '.join(names)}", flush=True)
     if not names or len(set(names)) < len(names):
-        raise UserError("transfer: name the datasets, each once: data=digits,fashion_mnist.")
+        raise UserError(
+            f"transfer: name the datasets, each once, data=digits,fashion_mnist, or all small ones, data={ALL_SMALL}."
+        )
     others = [override for override in overrides if not override.startswith("data=")]
     records: dict[str, dict[str, Record]] = {}
     left_out: dict[str, str] = {}

@@ -48,6 +48,8 @@ class DataConfig(Section):
     """
 
     section: ClassVar[str] = "data"
+    #: Whether it is a real dataset with classes that is known by its name alone and evaluated in minutes.
+    small: ClassVar[bool] = False
 
     name: str = "???"
     root: Annotated[Any, TextOrList] = None

@@ -54,6 +54,16 @@ def test_one_table_over_datasets(finished, capsys):
     assert "cifar10" in page
 
 
+def test_all_small_sources_by_one_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SELFSUP_DATA", str(tmp_path / "nothing"))
+    settings = ["checkpoint=raw_pixels", "data=all_small", f"run_dir={tmp_path / 'out'}", "data.limit=100", *QUICK]
+    table = transfer(settings, ["knn"])
+    assert list(table.records) == ["digits"], "it comes with scikit-learn"
+    assert {"cifar10", "cifar100", "fashion_mnist", "mnist", "stl10", "svhn"} == {*table.left_out}
+    assert "data.root" in table.left_out["svhn"]
+    assert "data=all_small: cifar10, cifar100, digits, fashion_mnist, mnist, stl10, svhn" in capsys.readouterr().out
+
+
 def test_a_network_from_elsewhere(tmp_path):
     table = transfer(["checkpoint=raw_pixels", "data=digits", f"run_dir={tmp_path}", *QUICK], ["knn"], progress=False)
     assert list(table.records) == ["digits"]

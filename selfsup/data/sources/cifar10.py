@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,6 +17,8 @@ from selfsup.registry import sources
 @dataclass
 class CIFAR10Config(DataConfig):
     """Settings of CIFAR-10; ``root`` is the folder that holds ``cifar-10-batches-py``."""
+
+    small: ClassVar[bool] = True
 
     name: str = "cifar10"
     mean: list[float] = field(default_factory=lambda: [0.4914, 0.4822, 0.4465])

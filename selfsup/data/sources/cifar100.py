@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.sources.cifar10 import cifar_splits
@@ -12,6 +13,8 @@ from selfsup.registry import sources
 @dataclass
 class CIFAR100Config(DataConfig):
     """Settings of CIFAR-100; ``root`` is the folder that holds ``cifar-100-python``."""
+
+    small: ClassVar[bool] = True
 
     name: str = "cifar100"
     mean: list[float] = field(default_factory=lambda: [0.5071, 0.4865, 0.4409])

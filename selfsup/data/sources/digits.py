@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -14,6 +15,8 @@ from selfsup.registry import sources
 @dataclass
 class DigitsConfig(DataConfig):
     """Settings of the digits."""
+
+    small: ClassVar[bool] = True
 
     name: str = "digits"
     image_size: int = 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.idx import idx_splits
@@ -16,6 +17,8 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's data
 @dataclass
 class FashionMNISTConfig(DataConfig):
     """Settings of Fashion-MNIST."""
+
+    small: ClassVar[bool] = True
 
     name: str = "fashion_mnist"
     image_size: int = 28

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.idx import idx_splits
@@ -12,6 +13,8 @@ from selfsup.registry import sources
 @dataclass
 class MNISTConfig(DataConfig):
     """Settings of MNIST."""
+
+    small: ClassVar[bool] = True
 
     name: str = "mnist"
     image_size: int = 28

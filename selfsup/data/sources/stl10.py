@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ class STL10Config(DataConfig):
     Attributes:
         unlabelled: Pretrain on the unlabelled images too; they take 2.8 GB of memory.
     """
+
+    small: ClassVar[bool] = True
 
     name: str = "stl10"
     image_size: int = SIDE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -15,6 +16,8 @@ from selfsup.registry import sources
 @dataclass
 class SVHNConfig(DataConfig):
     """Settings of SVHN; ``root`` is the folder that holds ``train_32x32.mat`` and ``test_32x32.mat``."""
+
+    small: ClassVar[bool] = True
 
     name: str = "svhn"
     mean: list[float] = field(default_factory=lambda: [0.4377, 0.4438, 0.4728])
