@@ -13,7 +13,7 @@ BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)
 
-.PHONY: demo test test-all lint docs bench install clean
+.PHONY: demo test test-all lint docs bench gpu install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test    lint, types, the site of the documentation, and tests"
 	@echo "make test-all  the same, and what takes minutes: all notebooks"
 	@echo "make docs    the site of the documentation, to be opened as build/docs/index.html"
+	@echo "make gpu     everything that needs a GPU, in parts of at most nine minutes; goes on where it stopped"
 	@echo "make bench   every measured figure of the README and the docs, about three hours on two cores"
 
 install: $(INSTALLED)
@@ -59,6 +60,10 @@ bench: $(INSTALLED) $(RIVALS)
 	$(BIN)/selfsup evaluate untrained --all data=fashion_mnist data.limit=10000 backbone=convnet \
 	    backbone.width=32 backbone.blocks=[2,2,2,2] run_dir=$(FASHION)/untrained
 	$(BIN)/selfsup compare $(FASHION)/raw_pixels $(FASHION)/untrained $(FASHION)/simclr --out $(FASHION)/comparison
+
+# without rivals, which would have to be fetched: run make .venv/rivals before, where there is a network
+gpu: $(INSTALLED)
+	$(BENCH)/gpu.py
 
 # what the benchmarks measure beside us; in a folder of its own, as nothing else needs it
 $(RIVALS): $(INSTALLED)

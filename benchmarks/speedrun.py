@@ -178,7 +178,7 @@ def work(name: str, seed: int, arguments: argparse.Namespace) -> None:
     path = run_path(arguments, name, seed)
     folder = path.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    config = load_config([PRESET, f"seed={seed}", f"run_dir={folder}", *ALONE])
+    config = load_config([PRESET, *arguments.settings, f"seed={seed}", f"run_dir={folder}", *ALONE])
     batch_size = config.batch_size if name == "selfsup" else RIVALS[name].batch_size
     copies = Copies(batch_size, arguments.seconds)
     if name == "selfsup":
@@ -215,14 +215,15 @@ def train(arguments: argparse.Namespace) -> None:
                     f"--seconds={arguments.seconds}",
                 ]
                 command = [sys.executable, __file__, "work", f"--contenders={name}", f"--seeds={seed}", *settings]
-                subprocess.run([*command, f"--launched={time.time()}"], check=True)
+                changed = ["--settings", *arguments.settings]
+                subprocess.run([*command, f"--launched={time.time()}", *changed], check=True)
 
 
 class Judge:
     """One evaluator for all: kNN with the preset's images."""
 
-    def __init__(self) -> None:
-        self.config = load_config([PRESET])
+    def __init__(self, settings: Sequence[str] = ()) -> None:
+        self.config = load_config([PRESET, *settings])
         self.splits = load_splits(self.config.data)
         self.bank = self.splits.train.subset(torch.arange(min(BANK, len(self.splits.train))))
         self.queries = self.splits.holdout.subset(torch.arange(min(QUERIES, len(self.splits.holdout))))
@@ -255,7 +256,7 @@ def accuracy(bank: FeatureSet, queries: FeatureSet) -> float:
 
 def judge(arguments: argparse.Namespace) -> None:
     """Find in every run the first copy that reaches the target, and its accuracy on the test images."""
-    out, referee = Path(arguments.out), Judge()
+    out, referee = Path(arguments.out), Judge(arguments.settings)
     baselines = out / "baselines.json"
     if not baselines.exists():
         values = {"raw pixels": accuracy(raw_pixels(referee.bank), raw_pixels(referee.queries))}
@@ -378,6 +379,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.78)
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, when a schedule does not end before")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--settings", nargs="*", default=[], help="what to change in the preset: key=value")
     parser.add_argument("--out", default="runs/speedrun")
     parser.add_argument("--launched", type=float, default=0.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -6,7 +6,7 @@ Crop with scale 0.2 to 1, flip 0.5, jitter (0.4, 0.4, 0.4, 0.1) with probability
 224 px), normalise. Prints and saves a Markdown table: images a second, the median and the range of the repeats, and how
 many times as fast we are. Imports, compilation and warm-up are not in it; the first call, which compiles, has a column.
 With ``--keep-memory``, memory that is freed is kept for the next call, ours and a rival's, as our trainings keep it.
-On a GPU, ``--step`` also compares the views of 256 images at 224 px with a training step of a ResNet-50.
+``--step`` also compares the views of 256 images at 224 px with a training step of a ResNet-50.
 
 lightly, solo-learn and stable-pretraining are measured where they are installed. Of the last two one file is read, so
 that ``pip install --no-deps`` does. Those and torchvision work image by image, in one thread, on a few images of the
@@ -227,31 +227,35 @@ def one_size(size: int, repeats: int, device: str, names: list[str]) -> list[dic
             "views": name,
             "images/s": median,
             "range": f"{low:.0f} to {high:.0f}",
-            **{f"times {mode}": rates[f"ours, {mode}"][0] / median for mode in ("compiled", "eager")},
+            **{
+                f"times {mode}": rates[f"ours, {mode}"][0] / median
+                for mode in ("compiled", "eager")
+                if f"ours, {mode}" in rates
+            },
             "first call, s": first[name],
         }
         for name, (median, low, high) in rates.items()
     ]
 
 
-def step(repeats: int) -> list[dict[str, Any]]:
-    """Return the milliseconds of a ResNet-50's training step on 256 images of 224 px, and those of their views."""
+def step(repeats: int, device: str, count: int, side: int, names: list[str]) -> list[dict[str, Any]]:
+    """Return the milliseconds of a ResNet-50's training step on so many images, and those of their views."""
     from torchvision.models import resnet50
 
-    images = torch.randint(0, 256, (256, 3, 224, 224), dtype=torch.uint8, device="cuda")
-    network = resnet50().cuda().to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, device=device)
+    network = resnet50().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
     def train() -> None:
         for _ in range(2):  # one pass a view
-            with torch.autocast("cuda", torch.bfloat16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
                 loss = network(prepared).float().logsumexp(dim=1).mean()
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    prepared = torch.rand(256, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
-    runs = {name: partial(RIVALS[name][0](224), images) for name in ("ours, compiled", "ours, eager")}
+    prepared = torch.rand(count, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    runs = {name: partial(RIVALS[name][0](side), images) for name in names if name.startswith("ours")}
     seconds = measure.alternate({"step": train, **runs}, repeats, warmup=3)
     medians = {name: measure.summary(values)[0] for name, values in seconds.items()}
     return [{"what": n, "ms": 1000 * s, "share of a step": s / medians["step"]} for n, s in medians.items()]
@@ -265,7 +269,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--step", action="store_true", help="views against a ResNet-50's step (needs a CUDA device)")
+    parser.add_argument("--step", action="store_true", help="views against a ResNet-50's step")
+    parser.add_argument("--step-images", type=int, default=256)
+    parser.add_argument("--step-side", type=int, default=224)
     parser.add_argument("--keep-memory", action="store_true", help="as a training does, for rivals too")
     parser.add_argument("--without", nargs="*", default=[], help="rivals to leave out, by the start of their names")
     arguments = parser.parse_args()
@@ -287,10 +293,12 @@ def main() -> None:
         table = measure.write(arguments.out, name, rows, protocol)
     print(table)
     if arguments.step:
-        if not torch.cuda.is_available():
-            parser.error("--step needs a CUDA device.")
-        protocol = "Two views of 256 images at 224 px against a ResNet-50's step on both (bfloat16, channels_last)."
-        print(measure.write(arguments.out, "views-step", step(arguments.repeats), protocol))
+        count, side = arguments.step_images, arguments.step_side
+        protocol = (
+            f"Two views of {count} images at {side} px against a ResNet-50's step on both (bfloat16, channels_last)."
+        )
+        rows = step(arguments.repeats, arguments.device, count, side, names)
+        print(measure.write(arguments.out, "views-step", rows, protocol))
 
 
 if __name__ == "__main__":
