@@ -71,7 +71,7 @@ def test_the_whole_path(run: Run, tmp_path: Path) -> None:
         assert {"rank_me", "saved:", "next:"} <= set(lines)
         assert (tmp_path / name / "figures" / "neighbours.png").exists()
         assert (tmp_path / name / "figures" / "feature_map.png").exists()
-    shapes = ["data=shapes", "data.train_size=72", "data.test_size=40", *quick]
+    shapes = ["data=shapes", "data.train_size=72", "data.test_size=40", *quick, "eval.figures=false"]
     assert run("evaluate", "checkpoint=raw_pixels", *shapes, "run_dir=raw")[0] == 0
     untrained = ["checkpoint=untrained", "backbone=resnet_tiny", "backbone.width=4", *shapes, "run_dir=untrained"]
     assert run("evaluate", *untrained)[0] == 0

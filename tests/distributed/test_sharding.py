@@ -47,7 +47,11 @@ def assert_equal_steps(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
                 torch.testing.assert_close(rank[part][key], value, rtol=1e-7, atol=1e-9, msg=f"{part} {key}")
 
 
-@pytest.mark.parametrize(("name", "overrides"), CASES)
+#: Without those of odd queues, which are the same for weights in parts as for whole ones.
+ON_PARTS = [(name, words) for name, words in CASES if not {"method.queue_size=37", "method.queue_size=17"} & {*words}]
+
+
+@pytest.mark.parametrize(("name", "overrides"), ON_PARTS)
 def test_every_method_on_parts_equals_the_whole(name: str, overrides: list[str], two_ranks: Ranks) -> None:
     one = train_steps(0, 1, name, overrides)
     assert_equal_steps(one, two_ranks.run(train_steps, 2, name, overrides, True))
