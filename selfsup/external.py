@@ -47,8 +47,14 @@ _HEADS = frozenset(
 _COPIES = ("encoder_k", "momentum", "target", "teacher", "ema", "key")
 
 
-def timm_network(name: str, pretrained: bool) -> Backbone:
+def timm_network(name: str, pretrained: bool, channels: int | None = None) -> Backbone:
     """Return a network of timm's by name, with its published weights or random ones, and timm's statistics for them.
+
+    Args:
+        name: timm's name.
+        pretrained: Whether it has its published weights.
+        channels: Of the images; None, or as many as timm has it with, is as timm has it. For others timm repeats the
+            weights of the first layer over them, scaled by their numbers, and the network has no statistics.
 
     Raises:
         UserError: timm has no such network, or the weights cannot be fetched.
@@ -60,8 +66,9 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
         )
     if not name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(name):
         raise UserError(f"checkpoint: timm has no network '{name}'.{nearest(name, timm.list_models())}")
+    given = {} if channels is None else {"in_chans": channels}
     try:
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size(name))
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size(name), **given)
     except Exception as error:  # the hub, its cache and the network each raise their own
         if not pretrained:
             raise UserError(f"checkpoint: timm cannot build '{name}': {reason_of(error)}") from error
@@ -71,8 +78,10 @@ def timm_network(name: str, pretrained: bool) -> Backbone:
             "pretrained=false takes random ones."
         ) from error
     facts: dict[str, Any] = network.pretrained_cfg
-    channels = int(facts["input_size"][0])
-    return Backbone(network, channels, Normalization(tuple(facts["mean"]), tuple(facts["std"])))
+    own = int(facts["input_size"][0])
+    if channels not in (None, own):
+        return Backbone(network, int(str(channels)), None)
+    return Backbone(network, own, Normalization(tuple(facts["mean"]), tuple(facts["std"])))
 
 
 def own_module(checkpoint: str) -> nn.Module:

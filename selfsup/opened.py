@@ -149,8 +149,11 @@ def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None,
         network = fit_weights(content, file, backbone)
         return Opened(name, network, _stated_size(network), facts={"checkpoint": name})
     if name.startswith(TIMM):
-        found = timm_network(name.removeprefix(TIMM), pretrained)
+        # grey images are repeated for a network of colours
+        channels = images.channels if images is not None and images.channels not in (1, 3) else None
+        found = timm_network(name.removeprefix(TIMM), pretrained, channels)
         facts = {"checkpoint": name, "pretrained": pretrained}
+        facts |= {} if channels is None else {"in_channels": channels}
         return Opened(name, found, _stated_size(found), found.normalization, facts=facts)
     if name.startswith(MODULE):
         module = own_module(name)

@@ -17,7 +17,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random", "tables", "writing"}
-NEUTRAL |= {"offered", "ragged"}
+NEUTRAL |= {"offered", "ragged", "unit_range"}
 
 #: Parts of selfsup, and other packages, that a part may import. The standard library and itself always.
 RULES = {

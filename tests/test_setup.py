@@ -51,7 +51,8 @@ def test_what_is_imported_is_required_and_nothing_else():
 
 
 def test_what_an_extra_brings_is_in_it_and_nothing_else():
-    brought: dict[str, set[str]] = {"heif": {"pillow-heif"}}
+    # what is imported where it is there, and said to be missing where a file needs it
+    brought = {"heif": {"pillow-heif"}, "tiff": {"tifffile", "imagecodecs"}, "dicom": {"pydicom"}}
     for node in (node for tree in TREES for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "packages":
             _, extra, *names = (ast.literal_eval(argument) for argument in node.args)

@@ -3,7 +3,7 @@
 from selfsup.augment.base import OPERATIONS, Operation, operation
 from selfsup.augment.config import AugmentConfig
 from selfsup.augment.figure import save_views_figure
-from selfsup.augment.generator import IMAGENET, ViewGenerator, build_views, multi_crop, two_crop
+from selfsup.augment.generator import IMAGENET, ViewGenerator, build_views, colors_left_out, multi_crop, two_crop
 from selfsup.augment.recipes import RECIPES, ViewRecipe
 from selfsup.random import fold_in
 from selfsup.types import View
@@ -18,6 +18,7 @@ __all__ = [
     "ViewGenerator",
     "ViewRecipe",
     "build_views",
+    "colors_left_out",
     "fold_in",
     "multi_crop",
     "operation",

@@ -71,7 +71,7 @@ class Operation(Part):
 
     #: How many random numbers an image takes beside the one that decides whether it is changed.
     numbers: ClassVar[int] = 0
-    #: Whether it takes images of three channels alone.
+    #: Whether it takes images of three channels alone; all others it leaves as they are.
     needs_color: ClassVar[bool] = False
 
     p: float = setting(0.5, least=0, most=1)
@@ -110,6 +110,10 @@ class Operation(Part):
     def lay_out(self, drawn: Drawn) -> Tensor:
         """Return the argument of ``on_planes``, ``[B,…]``: for every image, those that it leaves as they are too."""
         return drawn.chosen
+
+    def of_color(self) -> list[str]:
+        """Return what of it happens to images of three channels alone, by the name of the operation and its part."""
+        return [self.name] if self.needs_color else []
 
     def alone(self) -> dict[str, Operation]:
         """Return what it does as operations that are sure to happen, by name."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from selfsup.types import Normalization, View
+from selfsup.unit_range import shown_channels, unit_range
 
 
 def save_views_figure(
@@ -27,7 +27,8 @@ def save_views_figure(
     A dot marks the corner of the crop that is the view's upper left, so that mirrored views show.
 
     Args:
-        images: uint8 or float in [0, 1], ``[B,C,H,W]`` or one ``[C,h,w]`` each: what the views were made of.
+        images: uint8, uint16 or float in [0, 1], ``[B,C,H,W]`` or one ``[C,h,w]`` each: what the views were made of.
+            Of more channels than three the first three are drawn, of two the first.
         views: Of these images.
         path: The file to write; its folder is made.
         normalization: What the views were normalised with.
@@ -40,7 +41,7 @@ def save_views_figure(
     axes = figure.subplots(rows, columns, squeeze=False)
     colors = [colormaps["tab10"](number % 10) for number in range(len(views))]
     for row in range(rows):
-        original = images[row].float() / 255 if images[row].dtype == torch.uint8 else images[row].float()
+        original = unit_range(images[row])
         _show(axes[row, 0], original)
         for number, view in enumerate(views):
             _draw_crop(axes[row, 0], view.to_source[row], original.shape[-2], original.shape[-1], colors[number])
@@ -64,7 +65,7 @@ def _denormalize(image: Tensor, normalization: Normalization) -> Tensor:
 
 
 def _show(axis: Axes, image: Tensor) -> None:
-    pixels = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    pixels = shown_channels(image).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
     axis.autoscale(False)  # a rotated crop may reach beyond the image

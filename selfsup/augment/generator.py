@@ -21,6 +21,7 @@ from selfsup.functional.geometry import compose, crop_to_source
 from selfsup.ragged import Images, cut
 from selfsup.random import fold_in
 from selfsup.types import Normalization, View
+from selfsup.unit_range import WHITE, unit_range
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_IMAGE = 64  # largest side that takes a recipe's small version by itself
@@ -75,7 +76,8 @@ class ViewGenerator(nn.Module):
         a way that is not affine, ``to_source`` is NaN.
 
         Args:
-            images: uint8 or float in [0, 1], ``[B,C,H,W]`` with one channel or three; with ``size`` ``[C,P]``.
+            images: uint8, uint16 or float in [0, 1], ``[B,C,H,W]``; with ``size`` ``[C,P]``. Of other channels than
+                three, operations that need colour leave them as they are (:func:`colors_left_out`).
             seed: Fold the epoch into it (``fold_in``) to see new views in every epoch.
             index: int64 ``[B]``, a stable number of each image; None takes the position in the batch. On the CPU it
                 spares a wait for the device.
@@ -85,20 +87,21 @@ class ViewGenerator(nn.Module):
 
         Raises:
             ValueError: Images or index of another shape or type.
+            UserError: Statistics of another number of channels.
         """
         _check(images, index, size)
-        for operation in itertools.chain(*(recipe.operations for recipe in self.recipes)):
-            if operation.needs_color and images.shape[1 if size is None else 0] != 3:
-                raise UserError(
-                    f"augment.operations: '{operation.name}' takes images of three channels, and these have one; leave "
-                    "it out."
-                )
+        channels = images.shape[1 if size is None else 0]
+        if channels != 1 and len(self.normalization.mean) not in (1, channels):
+            raise UserError(
+                f"data.mean: there are statistics of {len(self.normalization.mean)} channels for images of {channels}; "
+                "give one a channel (selfsup data NAME --statistics measures them)."
+            )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
         count = len(images) if size is None else len(size)
         index = torch.arange(count) if index is None else index.cpu()
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            source = Images(_floats(images) if size is None else images, size)
+            source = Images(unit_range(images) if size is None else images, size)
             most = max(1, VALUES_TOGETHER // max(1, images.numel()))
             made = (self._make(source, numbers, seed, index) for numbers in self._alike(most))
             return tuple(
@@ -115,7 +118,9 @@ class ViewGenerator(nn.Module):
     def _make(self, source: Images, numbers: list[int], seed: int, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Return image and ``to_source`` of views that are alike, made in one pass."""
         recipe, size, count = self.recipes[numbers[0]], self.sizes[numbers[0]], len(numbers)
-        (images, shapes), device, operations = source, source.pixels.device, list(recipe.operations)
+        (images, shapes), device = source, source.pixels.device
+        channels = images.shape[1 if shapes is None else 0]
+        operations = [o for o in recipe.operations if channels == 3 or not o.needs_color]
         height: int | Tensor
         width: int | Tensor
         height, width = images.shape[-2:] if shapes is None else shapes.repeat(count, 1).unbind(1)
@@ -126,7 +131,7 @@ class ViewGenerator(nn.Module):
         if shapes is None:
             inside, repeated = box, images.expand(count, -1, -1, -1, -1).flatten(0, 1)  # one view takes no copy
         else:  # a crop sees nothing beyond its box
-            inside, repeated = box * torch.tensor([0, 0, 1, 1]), _floats(cut(source, box))
+            inside, repeated = box * torch.tensor([0, 0, 1, 1]), unit_range(cut(source, box))
         image = recipe.crop.apply(repeated, inside.to(device), flip.to(device), (size, size))
         to_source = crop_to_source(box, flip, height, width).to(device)
         for has_planes, run in itertools.groupby(operations, lambda o: o.on_planes is not Operation.on_planes):
@@ -217,6 +222,14 @@ def build_views(
     return ViewGenerator(recipes, view_sizes, normalization, config.extra, compiled)
 
 
+def colors_left_out(views: ViewGenerator, channels: int) -> list[str]:
+    """Return what the views leave out as it needs three channels: operations by name, parts as ``jitter.hue``."""
+    if channels == 3:
+        return []
+    operations = itertools.chain(*(recipe.operations for recipe in views.recipes))
+    return list(dict.fromkeys(name for o in operations if o.p > 0 for name in o.of_color()))
+
+
 def perform(operation: Operation, drawn: Drawn, image: Tensor, to_source: Tensor) -> None:
     """Replace the chosen images, and their ``to_source``, by what the operation makes of them."""
     for function, chosen, parameters in operation.steps(drawn, image.device):
@@ -234,19 +247,15 @@ def perform(operation: Operation, drawn: Drawn, image: Tensor, to_source: Tensor
         to_source[position] = compose(to_source[position], moved)
 
 
-def _floats(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-
-
 def _check(images: Tensor, index: Tensor | None, size: Tensor | None) -> None:
-    if size is None and (images.ndim != 4 or images.shape[1] not in (1, 3)):
-        raise ValueError(f"images must be [B,C,H,W] with one channel or three, not {list(images.shape)}")
+    if size is None and (images.ndim != 4 or not images.shape[1]):
+        raise ValueError(f"images must be [B,C,H,W], not {list(images.shape)}")
     if size is not None and (
         images.ndim != 2 or size.ndim != 2 or size.shape[1] != 2 or images.shape[1] != int(size.prod(1).sum())
     ):
         raise ValueError(f"images {list(images.shape)} do not hold the pixels of {len(size)} images of these sizes")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images must be uint8, or float in [0, 1], not {images.dtype}")
+    if images.dtype not in WHITE and not images.is_floating_point():
+        raise ValueError(f"images must be uint8, uint16, or float in [0, 1], not {images.dtype}")
     count = len(images) if size is None else len(size)
     if index is not None and (index.shape != (count,) or index.dtype != torch.int64):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Decoded and resized images in one file on disk: built once, read by every later epoch without decoding.
 
-A cache is a folder ``NAME-KEY`` below ``data.cache`` with ``images.u8``, the pixels uint8 ``[N,3,S,S]``, and
+A cache is a folder ``NAME-KEY`` below ``data.cache`` with ``images.u8``, the bytes of the pixels ``[N,C,S,S]``, and
 ``about.json``. Where images differ in shape, ``shapes.i32`` holds height and width of each, and ``images.u8`` one
-``[3,h,w]`` after the other. The key is a hash of the files and of everything that their pixels depend on, so a cache is
+``[C,h,w]`` after the other. The key is a hash of the files and of everything that their pixels depend on, so a cache is
 never out of date: what changed has another key. It is built in ``NAME-KEY.part``, which is renamed when it is complete;
 a build that was killed goes on from the images that it had written.
 """
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import Read
-from selfsup.data.decode import VERSION, UndecodableError
+from selfsup.data.decode import VERSION
+from selfsup.data.form import PHOTOGRAPHS, Form, UndecodableError
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
 from selfsup.ragged import pack
@@ -45,33 +46,34 @@ logger = logging.getLogger(__name__)
 class Pixels:
     """The images of a complete cache, mapped into memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, form: Form = PHOTOGRAPHS) -> None:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
         reasons = about.get("reasons", ["it could not be decoded when the cache was built"] * len(about["undecodable"]))
         self.undecodable: dict[int, str] = dict(zip(about["undecodable"], reasons, strict=True))
         count, side = about["images"], about["side"]
         self._shapes = _read_shapes(folder, count, side)
-        self._begins = _begins(self._shapes)
+        self._begins = _begins(self._shapes, form)
         path = folder / IMAGES
         if path.stat().st_size != self._begins[-1]:
             raise UserError(f"data.cache: {path} is damaged; delete {folder}, it will be built again.")
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._form = form
         self._flat = np.frombuffer(self._map, np.uint8)
         square = bool((self._shapes == side).all())
-        self._squares = self._flat.reshape(count, 3, side, side) if square else None
+        self._squares = self._flat.view(form.depth).reshape(count, form.channels, side, side) if square else None
         self._decoded = torch.ones(count, dtype=torch.bool)
         self._decoded[list(self.undecodable)] = False
 
     def read(self, rows: Tensor) -> Read:
-        """Return images uint8, and bool ``[n]``: which of them could be decoded; the others are black."""
+        """Return images, and bool ``[n]``: which of them could be decoded; the others are black."""
         if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads all of them at once, not one after the other
             for row in rows.tolist():
                 begin, end = (int(place) for place in self._begins[row : row + 2])
                 page = begin // mmap.PAGESIZE * mmap.PAGESIZE
                 self._map.madvise(mmap.MADV_WILLNEED, page, end - page)
         if self._squares is not None:
-            images = torch.empty(len(rows), *self._squares.shape[1:], dtype=torch.uint8)
+            images = torch.empty(len(rows), *self._squares.shape[1:], dtype=self._form.dtype)
             np.take(self._squares, rows.numpy(), axis=0, out=images.numpy(), mode="clip")  # clip: without a second copy
             return Read(images, self._decoded[rows])
         image, size = pack([self._image(row) for row in rows.tolist()])
@@ -80,7 +82,8 @@ class Pixels:
     def _image(self, row: int) -> Tensor:
         begin, end = self._begins[row : row + 2]
         height, width = self._shapes[row]
-        return torch.from_numpy(self._flat[begin:end].reshape(3, height, width).copy())
+        values = self._flat[begin:end].copy().view(self._form.depth)
+        return torch.from_numpy(values.reshape(self._form.channels, height, width))
 
 
 def open_cache(
@@ -90,6 +93,7 @@ def open_cache(
     extent: tuple[int, int],
     decode: Callable[[int], Tensor],
     shape: Callable[[int], tuple[int, int]] | None = None,
+    form: Form = PHOTOGRAPHS,
 ) -> Pixels:
     """Return the pixels of a split from its cache, which is built first where there is none.
 
@@ -100,9 +104,10 @@ def open_cache(
         name: What the folder's name begins with.
         identity: What identifies these images, in the order of the rows.
         extent: Number of images, and the length of their shorter side.
-        decode: Returns the image of a row, uint8 ``[3,h,w]``; raises ``UndecodableError``.
+        decode: Returns the image of a row, ``[C,h,w]``; raises ``UndecodableError``.
         shape: Returns height and width of the image of a row, before any is decoded, and raises as ``decode``; None
             where all are squares.
+        form: Channels and type of the images; what it says beyond these is part of ``identity``.
 
     Raises:
         UserError: The cache cannot be written or read, or a file cannot be read for a reason that may pass.
@@ -116,10 +121,10 @@ def open_cache(
             root.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():
-                    _build(folder, settings, decode, shape)
-        return Pixels(folder)
+                    _build(folder, settings, Decode(decode, shape, form))
+        return Pixels(folder, form)
     except OSError as error:
-        gigabytes = _bytes_needed(folder, count, side) / 1e9
+        gigabytes = int(_begins(_read_shapes(_part(folder), count, side), form)[-1]) / 1e9
         raise UserError(
             f"data.cache: {folder} cannot be written or read ({error.strerror or error}), and takes {gigabytes:.3g} GB "
             "on the disk; free the space, set data.cache to another folder, or to null to decode in every epoch."
@@ -144,17 +149,20 @@ def locked(path: Path) -> Any:
         return lock.acquire()
 
 
-def _build(
-    folder: Path,
-    settings: dict[str, Any],
-    decode: Callable[[int], Tensor],
-    shape: Callable[[int], tuple[int, int]] | None,
-) -> None:
+class Decode(NamedTuple):
+    """How the image of a row and its shape are read, and in which form; as ``open_cache`` takes them."""
+
+    image: Callable[[int], Tensor]
+    shape: Callable[[int], tuple[int, int]] | None
+    form: Form
+
+
+def _build(folder: Path, settings: dict[str, Any], decode: Decode) -> None:
     part = _part(folder)
     part.mkdir(exist_ok=True)
     if not (part / ABOUT).exists():
-        if shape is not None and not (part / SHAPES).exists():
-            _measure(part, settings, shape)
+        if decode.shape is not None and not (part / SHAPES).exists():
+            _measure(part, settings, decode.shape)
         _fill(part, settings, decode)
     (part / JOURNAL).unlink(missing_ok=True)
     part.rename(folder)
@@ -191,19 +199,15 @@ def _read_shapes(folder: Path, count: int, side: int) -> np.ndarray[Any, Any]:
     return np.fromfile(folder / SHAPES, np.int32).reshape(-1, 2)
 
 
-def _begins(shapes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _begins(shapes: np.ndarray[Any, Any], form: Form) -> np.ndarray[Any, Any]:
     """Return int64 ``[N + 1]``: where each image begins in the file, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(3 * shapes.astype(np.int64).prod(1))])
+    return np.concatenate([[0], np.cumsum(form.channels * form.bytes_a_value * shapes.astype(np.int64).prod(1))])
 
 
-def _bytes_needed(folder: Path, count: int, side: int) -> int:
-    return int(_begins(_read_shapes(_part(folder), count, side))[-1])
-
-
-def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor]) -> None:
+def _fill(part: Path, settings: dict[str, Any], decode: Decode) -> None:
     count = settings["images"]
     shapes = _read_shapes(part, count, settings["side"])
-    begins = _begins(shapes)
+    begins = _begins(shapes, decode.form)
     images = os.open(part / IMAGES, os.O_RDWR | os.O_CREAT, 0o666)
     journal = os.open(part / JOURNAL, os.O_RDWR | os.O_CREAT, 0o666)
     # Threads, as the decoders run outside Python's lock; each writes its rows, and this thread keeps the journal
@@ -221,7 +225,7 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
 
         def write(row: int) -> int:
             image, state = _decoded(row, decode, tuple(shapes[row].tolist()), reasons)
-            _write(images, image.contiguous().numpy().reshape(-1).data, int(begins[row]))
+            _write(images, image.contiguous().numpy().reshape(-1).view(np.uint8).data, int(begins[row]))
             return state
 
         tasks = [missing[begin : begin + TASK] for begin in range(0, len(missing), TASK)]
@@ -238,7 +242,7 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
         undecodable = [row for row, state in enumerate(done) if state == UNDECODABLE]
         kept = {
             "undecodable": undecodable,
-            "reasons": [reasons.get(row) or _reason(row, decode) for row in undecodable],
+            "reasons": [reasons.get(row) or _reason(row, decode.image) for row in undecodable],
         }
         about = json.dumps(settings | kept, indent=1) + "\n"
         draft = part / f"{ABOUT}.draft"
@@ -253,19 +257,17 @@ def _fill(part: Path, settings: dict[str, Any], decode: Callable[[int], Tensor])
         os.close(journal)
 
 
-def _decoded(
-    row: int, decode: Callable[[int], Tensor], shape: tuple[int, ...], reasons: dict[int, str]
-) -> tuple[Tensor, int]:
+def _decoded(row: int, decode: Decode, shape: tuple[int, ...], reasons: dict[int, str]) -> tuple[Tensor, int]:
     """Return the image of a row and its state; a black one where it cannot be decoded, and why in ``reasons``."""
     try:
-        image = decode(row)
+        image = decode.image(row)
         if tuple(image.shape[1:]) != shape:
             raise UndecodableError(f"it became {list(image.shape)}", "of another shape than the head of its file says")
         return image, DECODED
     except UndecodableError as error:
         _refuse_passing(error)
         reasons[row] = error.reason
-        return torch.zeros(3, *shape, dtype=torch.uint8), UNDECODABLE
+        return torch.zeros(decode.form.channels, *shape, dtype=decode.form.dtype), UNDECODABLE
 
 
 def _reason(row: int, decode: Callable[[int], Tensor]) -> str:

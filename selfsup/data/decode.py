@@ -1,4 +1,7 @@
-"""One encoded image to uint8 RGB with a shorter side of a given length."""
+"""One encoded image with a shorter side of a given length.
+
+Of photographs it is uint8 RGB, of others it has the channels and the depth of the file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -17,10 +19,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+import selfsup.data.readers  # noqa: F401 each file registers itself
+from selfsup.data.form import PHOTOGRAPHS, WHITE, Form, Kind, UndecodableError, bring
+from selfsup.data.reader import HEAD, READERS, reader_of, too_many
+
 #: Raised when the pixels that come out of the same file change, so that no cache of older pixels is read.
 VERSION = 2
 MAX_PIXELS = 2**26  # a decoded RGB image of 192 MiB; beyond it a file is a mistake, or made to exhaust the memory
-NO_RANGE = "floating-point images have no known range: set data.value_range=[low,high]"
 NO_HEIF = "HEIC and HEIF need a package: pip install 'selfsup[heif]'"
 NO_TYPE = "of a type that no decoder here knows, or damaged at the start"
 
@@ -34,25 +39,13 @@ _SHRINK = frozenset({"JPEG", "MPO"})  # decoded at a fraction of their size by P
 HEIF_ENDINGS = frozenset({".heic", ".heif", ".hif", ".heics", ".heifs"})
 
 
-class UndecodableError(Exception):
-    """A file that is not an image, is damaged, or is too large.
-
-    Args:
-        message: What is wrong with which file.
-        reason: The same without what is particular to the file, to count by; None is the message.
-    """
-
-    def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)
-        self.reason = message if reason is None else reason
-
-
 @lru_cache
 def readable_endings() -> frozenset[str]:
     """Return the endings of the files that the installed Pillow reads, ``.jpg`` among them; HEIF is asked for apart."""
     Image.init()
     known = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_READ}
-    return frozenset(known - HEIF_ENDINGS | {".mpo"})  # .mpo is a JPEG and more
+    own = {ending for reader in READERS.values() if reader.installed() for ending in reader.endings}
+    return frozenset(known - HEIF_ENDINGS | {".mpo"} | own)  # .mpo is a JPEG and more
 
 
 def is_readable(ending: str) -> bool:
@@ -75,41 +68,46 @@ def decode_image(
     size: int,
     *,
     max_pixels: int = MAX_PIXELS,
-    value_range: Sequence[float] | None = None,
+    form: Form = PHOTOGRAPHS,
     max_aspect: float = 1.0,
 ) -> Tensor:
-    """Decode the first frame of an image file, or of its content: uint8 ``[3,h,w]`` with a shorter side of ``size``.
+    """Decode the first frame of an image file, or of its content: ``[C,h,w]`` with a shorter side of ``size``.
 
-    The image is turned upright (EXIF), converted to RGB and resized with antialiasing. Transparency is laid over white.
-    16-bit grey is scaled to 8 bits, not clipped.
+    The image is turned upright (EXIF), has the channels and the type of a form, and is resized with antialiasing.
+    Photographs (8 bits, grey or colour) are converted to RGB, with transparency laid over white; see
+    ``selfsup/data/readers`` for others.
 
     Args:
         source: The file or its content.
         size: Length of the shorter side.
         max_pixels: Most pixels that are decoded. A JPEG counts as it is decoded: at a fraction of its size where that
             is large enough.
-        value_range: The values that become black and white, of floating-point images and of grey ones with more than 8
-            bits. None: such images have their type's range, and floating-point ones have none.
+        form: Channels, type and range of the values.
         max_aspect: Most of the longer side that is kept, from the middle, as a multiple of the shorter; 1 keeps the
             central square.
 
     Raises:
-        UndecodableError: The file cannot be decoded, or would take more than ``max_pixels`` pixels.
+        UndecodableError: The file cannot be decoded, would take more than ``max_pixels`` pixels, or is not of the form.
     """
     name = "the image" if isinstance(source, bytes) else source
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not content:
             raise UndecodableError("empty")
-        upright, full = _upright(content, size, max_pixels, value_range)
+        upright, full = _upright(content, size, max_pixels, form)
     except Exception as error:  # damaged files make the decoders raise nearly anything
         raise UndecodableError(f"{name} cannot be decoded: {error}", _reason(error, max_pixels)) from error
     top, left, height, width = middle(upright.shape[-2], upright.shape[-1], max_aspect)
     return resize(upright[:, top : top + height, left : left + width], shape_for(*full, size, max_aspect))
 
 
-def full_shape(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def full_shape(
+    source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIXELS, channel_axis: str | None = None
+) -> tuple[int, int]:
     """Return height and width of an image, upright, from the head of its file alone; raises what decoders raise."""
+    own = _own_kind(source, channel_axis)
+    if own is not None and own.shape is not None:
+        return own.shape
     with (
         io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file,
         _opened(file, max_pixels) as image,
@@ -117,14 +115,20 @@ def full_shape(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIX
         return _full_size(image)
 
 
-def shape_of(source: str | os.PathLike[str] | bytes, size: int, max_pixels: int, max_aspect: float) -> tuple[int, int]:
+def shape_of(
+    source: str | os.PathLike[str] | bytes,
+    size: int,
+    max_pixels: int,
+    max_aspect: float,
+    channel_axis: str | None = None,
+) -> tuple[int, int]:
     """Return the shape (height, width) that ``decode_image`` brings an image to, from the head of its file alone.
 
     Raises:
         UndecodableError: There is no image.
     """
     try:
-        return shape_for(*full_shape(source, max_pixels), size, max_aspect)
+        return shape_for(*full_shape(source, max_pixels, channel_axis), size, max_aspect)
     except Exception as error:
         raise UndecodableError(f"the shape cannot be read: {error}", _reason(error, max_pixels)) from error
 
@@ -144,11 +148,13 @@ def shape_for(height: int, width: int, size: int, max_aspect: float) -> tuple[in
 
 
 def resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return an image uint8 ``[C,H,W]`` as ``[C,*shape]``, antialiased."""
+    """Return an image ``[C,H,W]`` as ``[C,*shape]`` of the same type, antialiased."""
     if image.shape[-2:] == shape:
         return image
     # a third of the time that Pillow takes for the same filter, and the same within a level
-    return interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
+    if image.dtype != torch.uint16:
+        return interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
+    return interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0].round().to(torch.uint16)
 
 
 def _reason(error: Exception, max_pixels: int) -> str:
@@ -156,7 +162,7 @@ def _reason(error: Exception, max_pixels: int) -> str:
     if isinstance(error, UndecodableError):
         return error.reason
     if isinstance(error, Image.DecompressionBombError):
-        return _too_many(max_pixels)
+        return too_many(max_pixels)
     if isinstance(error, UnidentifiedImageError):
         return NO_TYPE
     if isinstance(error, OSError) and error.errno is not None:
@@ -165,29 +171,53 @@ def _reason(error: Exception, max_pixels: int) -> str:
     return "damaged: " + re.sub(r"\s*\([^)]*\d[^)]*\)|\b(0x)?\d+\b", "", text)[:80].strip()
 
 
-def _too_many(max_pixels: int) -> str:
-    return f"more than {max_pixels:,} pixels: raise data.max_pixels"
+def look(source: Path | bytes, channel_axis: str | None = None) -> Kind:
+    """Return what an image file says of its channels and the depth of its values, without its pixels.
+
+    Raises:
+        Exception: Of any type, where the file is no image.
+    """
+    if (found := _own_kind(source, channel_axis)) is not None:
+        return found
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if image.mode.startswith("I") or image.mode == "F":
+            return Kind(1, "float32" if image.mode == "F" else "uint16")
+        return Kind(len(image.getbands()) if image.mode not in ("P", "1") else 3, "uint8", True)
 
 
-def _upright(
-    content: bytes, size: int, max_pixels: int, value_range: Sequence[float] | None
-) -> tuple[Tensor, tuple[int, int]]:
-    """Return the image uint8 ``[3,H,W]``, perhaps at a fraction of its size, and its full height and width.
+def _own_kind(source: str | os.PathLike[str] | bytes, channel_axis: str | None) -> Kind | None:
+    """Return what a file holds that Pillow does not read truly; None of others."""
+    if isinstance(source, bytes):
+        reader = reader_of(source[:HEAD])
+        return None if reader is None else reader.kind(source, channel_axis)
+    with Path(source).open("rb") as file:
+        head = file.read(HEAD)
+        reader = reader_of(head)
+        return None if reader is None else reader.kind(head + file.read(), channel_axis)
+
+
+def _upright(content: bytes, size: int, max_pixels: int, form: Form) -> tuple[Tensor, tuple[int, int]]:
+    """Return the image ``[C,H,W]`` in a form, perhaps at a fraction of its size, and its full height and width.
 
     At a fraction it is at least twice ``size``.
     """
+    reader = reader_of(content[:HEAD])
+    if reader is not None and (values := reader.read(content, form.channel_axis, max_pixels)) is not None:
+        whole = bring(values.array, form, values.own_range)
+        return whole, (whole.shape[1], whole.shape[2])
     with _opened(io.BytesIO(content), max_pixels) as image:
         stored, full = image.size, _full_size(image)
         image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
         if image.width * image.height > max_pixels:
-            raise UndecodableError(f"it has {image.width} × {image.height} pixels", _too_many(max_pixels))
+            raise UndecodableError(f"it has {image.width} × {image.height} pixels", too_many(max_pixels))
         if image.format == "JPEG" and image.mode in ("L", "RGB") and image.size == stored:
-            pixels = _jpeg(content)
+            pixels, shrinks = _jpeg(content), False
         else:
-            pixels = torch.from_numpy(np.array(_rgb(ImageOps.exif_transpose(image), value_range))).permute(2, 0, 1)
-            if image.format in _SHRINK:
-                return pixels, full
-        return pixels, (pixels.shape[1], pixels.shape[2])
+            pixels, shrinks = _pixels(ImageOps.exif_transpose(image), form), image.format in _SHRINK
+        shape = full if shrinks else (pixels.shape[1], pixels.shape[2])
+        if form.depth != "uint8" or len(pixels) != form.channels or pixels.dtype != torch.uint8:
+            pixels = bring(pixels.numpy(), form)
+        return pixels, shape
 
 
 def _full_size(image: Image.Image) -> tuple[int, int]:
@@ -222,17 +252,17 @@ def _jpeg(content: bytes) -> Tensor:
     return pixels
 
 
-def _rgb(image: Image.Image, value_range: Sequence[float] | None) -> Image.Image:
-    if image.mode == "F" or (image.mode.startswith("I") and value_range is not None):
-        if value_range is None:
-            raise UndecodableError(NO_RANGE)
-        low, high = value_range
-        scaled = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
-        levels = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round().astype(np.uint8)
-        return Image.fromarray(levels).convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
-        return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+def _pixels(image: Image.Image, form: Form) -> Tensor:
+    """Return what Pillow holds, ``[C,H,W]``: RGB of photographs, or all their bands where so many are asked for."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.array(image)
+        if image.mode.startswith("I") and values.min() >= 0 and values.max() <= WHITE["uint16"]:
+            values = values.astype(np.uint16)  # Pillow holds some formats of 16 bits in 32
+        return torch.from_numpy(values)[None]
+    bands = len(image.getbands())
+    if form.channels not in (1, 3) and bands == form.channels:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

@@ -7,7 +7,7 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from selfsup.data.base import DataConfig, ImageDataset, Read, SourceSplits
 from selfsup.data.cache import Pixels, open_cache
-from selfsup.data.decode import MAX_PIXELS, UndecodableError, decode_image, full_shape, shape_of
+from selfsup.data.decode import MAX_PIXELS, decode_image, full_shape, shape_of
+from selfsup.data.form import DEPTHS, PHOTOGRAPHS, Form, UndecodableError
 from selfsup.data.found import Found
 from selfsup.data.memory import Memory
 from selfsup.data.resident import ResidentDataset
+from selfsup.data.settle import how_read, settle
 from selfsup.data.targets import numbers_of
 from selfsup.data.undecodable import Undecodable
 from selfsup.errors import UserError
@@ -39,7 +41,7 @@ class Decoding:
     source_size: int | None = None
     max_undecodable: float = 0.01
     max_pixels: int = MAX_PIXELS
-    value_range: Sequence[float] | None = None
+    form: Form = PHOTOGRAPHS
     max_aspect: float = 1.0
 
 
@@ -56,10 +58,17 @@ class EncodedConfig(DataConfig):
             a split; they are left out.
         max_pixels: Most pixels of an image that is decoded; an image takes three bytes a pixel while it is. JPEGs
             are decoded at a fraction of their size where that is enough, and count by that.
-        value_range: Values that become black and white, ``[low,high]``, of floating-point images, which have no range
-            of their own, and of grey images with more than 8 bits, whose own is that of 16 bits.
-        cache: Folder for the decoded and resized images, so that only the first epoch decodes; it takes three bytes
-            a pixel. None decodes in every epoch.
+        value_range: Values that become black and white, ``[low,high]``, of images with more than 8 bits. None is the
+            type's range: 0 to 65535 of 16 bits; floating-point values must lie in [0, 1] then. DICOM has a window.
+        channels: Channels of the images. None makes three of photographs, which have 8 bits and are grey or colour,
+            and reads other files (TIFF of several bands or pages, 16 bits, floats, ``.npy``, DICOM) as they are; 0
+            reads all as they are. 1 makes grey of colour, 3 repeats grey. Files of other numbers are undecodable.
+        depth: Type that pixels are kept in: ``uint8``, ``uint16`` or ``float32``. None is that of the deepest file.
+            Deeper values are lowered to it only where it is set.
+        channel_axis: Which axis of a ``.npy`` array ``[a,b,c]`` is that of the channels: ``first`` or ``last``. None is
+            the shorter one.
+        cache: Folder for the decoded and resized images, so that only the first epoch decodes; it takes a byte a
+            channel and pixel (three for photographs), two of 16 bits, four of floats. None decodes in every epoch.
     """
 
     image_size: int = 224
@@ -68,6 +77,9 @@ class EncodedConfig(DataConfig):
     max_undecodable: float = setting(0.01, least=0, below=1)
     max_pixels: int = setting(MAX_PIXELS, least=1)
     value_range: list[float] | None = None
+    channels: int | None = setting(None, least=0)
+    depth: str | None = setting(None, choices=DEPTHS)
+    channel_axis: str | None = setting(None, choices=("first", "last"))
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +91,12 @@ class EncodedConfig(DataConfig):
 
     def decoding(self) -> Decoding:
         """Return what every dataset of the source takes."""
-        return Decoding(self.source_size, self.max_undecodable, self.max_pixels, self.value_range, self.max_aspect)
+        return Decoding(self.source_size, self.max_undecodable, self.max_pixels, self.form(), self.max_aspect)
+
+    def form(self) -> Form:
+        """Return what the settings say of the form of the images, before one is looked at."""
+        given = None if self.value_range is None else (float(self.value_range[0]), float(self.value_range[1]))
+        return Form(self.channels or 3, self.depth or "uint8", self.depth is not None, given, self.channel_axis)
 
 
 def _spread(values: Tensor, rows: Tensor, total: int) -> Tensor:
@@ -122,7 +139,7 @@ class EncodedDataset(ImageDataset):
         self._memory: Memory | None = None
         self.max_pixels = decoding.max_pixels
         self.max_aspect = decoding.max_aspect
-        self.value_range = None if decoding.value_range is None else tuple(decoding.value_range)
+        self.form = decoding.form
         self.labels = labels
         self.index = torch.arange(count)
         self.keys = keys
@@ -156,7 +173,7 @@ class EncodedDataset(ImageDataset):
             raise ValueError("a part shares the cache of its whole split: call use_cache before subset")
         # what is as ever goes unsaid, so that caches written before there was a choice are still found
         chosen: dict[str, Any] = {"max_pixels": self.max_pixels} if self.max_pixels != MAX_PIXELS else {}
-        chosen |= {} if self.value_range is None else {"value_range": self.value_range}
+        chosen |= {name: value for name, value in vars(self.form).items() if value != getattr(PHOTOGRAPHS, name)}
         chosen |= {} if self.max_aspect == 1 else {"max_aspect": self.max_aspect}
         identity = chain([json.dumps(chosen).encode()] if chosen else [], self.identity())
         self._pixels = open_cache(
@@ -166,6 +183,7 @@ class EncodedDataset(ImageDataset):
             (len(self), self.source_size),
             self._decode,
             self.shape if self.max_aspect > 1 else None,
+            self.form,
         )
         self.cached = True
         self._undecodable.reasons |= self._pixels.undecodable
@@ -178,7 +196,9 @@ class EncodedDataset(ImageDataset):
             UndecodableError: There is no image.
         """
         try:
-            return shape_of(self.encoded(row), self.source_size, self.max_pixels, self.max_aspect)
+            return shape_of(
+                self.encoded(row), self.source_size, self.max_pixels, self.max_aspect, self.form.channel_axis
+            )
         except OSError as error:
             raise UndecodableError(f"{self.row_name(row)} cannot be read: {error}") from error
 
@@ -203,6 +223,7 @@ class EncodedDataset(ImageDataset):
         if self._pixels is not None:
             return self._pixels.read(rows)
         images = []
+        black = torch.zeros(self.form.channels, self.source_size, self.source_size, dtype=self.form.dtype)
         decoded = torch.zeros(len(rows), dtype=torch.bool)
         for slot, row in enumerate(rows.tolist()):
             image = None
@@ -213,10 +234,10 @@ class EncodedDataset(ImageDataset):
                 except UndecodableError as error:
                     self._undecodable.reasons[row] = error.reason
             if image is None:
-                image = torch.zeros(3, self.source_size, self.source_size, dtype=torch.uint8)
+                image = black
             images.append(image)
         if not images:
-            return Read(torch.zeros(0, 3, self.source_size, self.source_size, dtype=torch.uint8), decoded)
+            return Read(black[None][:0], decoded)
         image, size = pack(images)
         return Read(image, decoded, size)
 
@@ -249,7 +270,7 @@ class EncodedDataset(ImageDataset):
 
     def keep_in_memory(self) -> None:
         """Keep every image that is read from now on; it is decoded, or read from the cache, once."""
-        self._memory = Memory(self._undecodable.total, self.source_size)
+        self._memory = Memory(self._undecodable.total, self.source_size, self.form)
         self.resident = True
 
     def first(self, order: Tensor, count: int | None = None) -> ImageDataset:
@@ -294,7 +315,7 @@ class EncodedDataset(ImageDataset):
                 content,
                 self.source_size,
                 max_pixels=self.max_pixels,
-                value_range=self.value_range,
+                form=self.form,
                 max_aspect=self.max_aspect,
             )
         except OSError as error:
@@ -313,10 +334,15 @@ def as_source(
         found: Keeps what the splits hold.
         said: Of each split, what it was made of.
     """
+    form = settle(list(parts.values()), config.form(), config.channels)
+    for part in parts.values():
+        part.form, part.facts = form, replace(part.facts, channels=form.channels)
+    if form != PHOTOGRAPHS:
+        found.notes.append(how_read(form))
     shapes = typical_shapes(list(parts.values()))
     note = what_is_cut_off(shapes, config.max_aspect)
     found.notes += [] if note is None else [note]
-    needed = sum(len(part) * 3 * part.source_size**2 for part in parts.values())
+    needed = sum(len(part) * form.channels * form.bytes_a_value * part.source_size**2 for part in parts.values())
     needed = int(needed * mean_aspect(shapes, config.max_aspect))
     for split, part in parts.items():
         if config.cache is not None:
@@ -349,7 +375,7 @@ def typical_shapes(parts: Sequence[EncodedDataset]) -> list[tuple[int, int]]:
         rows = part.index if blocks is None else part.index[blocks[0] == blocks[0][0]]
         for row in rows[:: -(-len(rows) // LOOKED_AT)].tolist():
             try:
-                found.append(full_shape(part.encoded(row), part.max_pixels))
+                found.append(full_shape(part.encoded(row), part.max_pixels, part.form.channel_axis))
             except Exception:  # it is counted when it is decoded
                 continue
     return found

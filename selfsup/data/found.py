@@ -10,6 +10,7 @@ from typing import Any
 #: Why a file is left out, as people read it. Each file is under exactly one of them, or it is read.
 NO_DECODER = "images of a type that no installed decoder reads"
 NO_IMAGE = "no images"
+BESIDE = "arrays beside images (data.files reads them)"
 HIDDEN = "hidden"
 SYSTEM = "of the system"
 OWN = "in run folders and caches"

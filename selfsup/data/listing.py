@@ -11,13 +11,16 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from selfsup.data.decode import HEIF_ENDINGS, is_readable
-from selfsup.data.found import BROKEN, HIDDEN, MISSING, NO_DECODER, NO_IMAGE, OWN, SYSTEM
+from selfsup.data.found import BESIDE, BROKEN, HIDDEN, MISSING, NO_DECODER, NO_IMAGE, OWN, SYSTEM
 from selfsup.errors import UserError
 
 HOW_TO_READ_HEIF = "pip install 'selfsup[heif]' reads them"
+HOW_TO_READ_DICOM = "pip install 'selfsup[dicom]' reads them"
+DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
+ARRAY = ".npy"  # often what lies beside images; where there are no images it holds them
 #: Endings of images that neither Pillow nor one of its plug-ins that are offered here reads.
 _OTHERS = (
-    "3fr ai arw avif avifs cdr cr2 cr3 czi dcm dng emf eps erf exr hdr j2k jls jp2 jxl jxr kdc lif mrxs nd2 nef nrw "
+    "3fr ai arw avif avifs cdr cr2 cr3 czi dng emf eps erf exr hdr j2k jls jp2 jxl jxr kdc lif mrxs nd2 nef nrw "
     "orf pef psb raf raw rw2 rwl sr2 srw svg svgz svs webp wmf x3f xcf"
 )
 OTHER_IMAGES = frozenset(f".{ending}" for ending in _OTHERS.split())
@@ -70,8 +73,19 @@ def list_images(root: Path) -> Listing:
             else:
                 found.left_out[excuse] += 1
             progress.update()
+    found.names = _without_arrays_beside_images(found)
     found.names.sort()
     return found
+
+
+def _without_arrays_beside_images(found: Listing) -> list[str]:
+    """Return the images; arrays are images only where there are no others."""
+    images = [name for name in found.names if not name.lower().endswith(ARRAY)]
+    if not images:
+        return found.names
+    if len(images) < len(found.names):
+        found.left_out[BESIDE, ARRAY] += len(found.names) - len(images)
+    return images
 
 
 def read_list(path: Path, root: Path | None) -> tuple[Path, Listing]:
@@ -121,6 +135,8 @@ def why_left_out(name: str) -> tuple[str, str] | None:
     ending = os.path.splitext(name)[1].lower()
     if is_readable(ending):
         return None
+    if ending in DICOM_ENDINGS:
+        return NO_DECODER, f"{ending}, {HOW_TO_READ_DICOM}"
     if ending in HEIF_ENDINGS:
         return NO_DECODER, f"{ending}, {HOW_TO_READ_HEIF}"
     return (NO_DECODER if ending in OTHER_IMAGES else NO_IMAGE), ending or "without ending"

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import Read
+from selfsup.data.form import Form
 from selfsup.data.workers import usable_cores
 from selfsup.ragged import Images, pack, unpack
 
@@ -17,8 +18,9 @@ from selfsup.ragged import Images, pack, unpack
 class Memory:
     """The pixels of a split as far as they have been asked for; the parts of the split share it."""
 
-    def __init__(self, total: int, side: int) -> None:
-        self._squares = torch.empty(total, 3, side, side, dtype=torch.uint8)  # takes memory where it is written to
+    def __init__(self, total: int, side: int, form: Form) -> None:
+        # takes memory where it is written to
+        self._squares = torch.empty(total, form.channels, side, side, dtype=form.dtype)
         self._others: dict[int, Tensor] = {}
         self._known = torch.zeros(total, dtype=torch.bool)
         self._decoded = torch.zeros(total, dtype=torch.bool)
@@ -31,7 +33,7 @@ class Memory:
             pixels, decoded, size = read(row)
             self._decoded[row] = decoded
             if size is None:
-                self._squares[row] = pixels
+                self._squares[int(row)] = pixels[0]
             else:
                 self._others[int(row)] = unpack(Images(pixels, size))[0]
 

@@ -37,6 +37,7 @@ from selfsup.nn import batch_statistics
 from selfsup.ragged import Images, central_squares, unpack
 from selfsup.random import fold_in
 from selfsup.types import Batch
+from selfsup.unit_range import unit_range
 from selfsup.writing import replace_text
 
 #: Seconds of a step beside which the ranks' asking each other is nothing; and the steps that show it.
@@ -344,7 +345,7 @@ class OnlineEvaluation(pl.Callback):
         view = module.views(batch.image, fold_in(module.seed, 0), batch.index, size=batch.size)[0].image
         images = central_squares(Images(batch.image, batch.size))
         deviation = torch.tensor(some.normalization.std, device=view.device).view(-1, 1, 1)
-        spread = min(float((images / 255).std(0).mean()), float((view * deviation).std(0).mean()))
+        spread = min(float(unit_range(images).std(0).mean()), float((view * deviation).std(0).mean()))
         if spread < SAME_IMAGES:
             return (
                 f"The images hardly differ from each other as the network sees them (by {spread:.1%} of the range of a "

@@ -121,10 +121,11 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
         opened.dim = images.channels * images.image_size**2
         return
     size, channels = images.image_size, input_channels(opened.network, images)
-    if channels < images.channels:
+    if channels != images.channels and images.channels != 1:
+        read = ", or read colour as grey, data.channels=1 with one value of data.mean and data.std" * (channels == 1)
         raise UserError(
-            f"{opened.name} takes images of {channels} channel(s) and those of {images.name} have {images.channels}; "
-            "choose other data, or a network that was trained on colour images."
+            f"{opened.name} takes images of {channels} channel(s) and those of {images.name} have {images.channels}, "
+            f"by the values of data.mean; choose other data, or a network that was trained on such images{read}."
         )
     kind = next((p.dtype for p in opened.network.parameters() if p.is_floating_point()), torch.float32)
     try:
@@ -149,6 +150,12 @@ def announce(opened: Opened, images: ImageFacts) -> None:
     mean, std = ([round(value, 4) for value in values] for values in (statistics.mean, statistics.std))
     scaled = "" if opened.network is None else f", mean {mean}, std {std}"
     print(f"{opened.name} on images of {images.name} ({size}{scaled})", flush=True)
+    if "in_channels" in opened.facts:
+        print(
+            f"note: timm has {opened.name} for images of other channels; the weights of its first layer are repeated "
+            f"and scaled for {opened.facts['in_channels']}.",
+            flush=True,
+        )
 
 
 def evaluate(

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from selfsup.augment import build_views
+from selfsup.augment import build_views, colors_left_out
 from selfsup.checkpoint import INFO, find_checkpoint, read_checkpoint, run_of, start_facts
 from selfsup.config import TrainConfig, from_values
 from selfsup.data import Splits, load_splits
@@ -262,7 +262,8 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, st
     data = splits.pretrain
     if len(config.data.mean) != data.channels or len(config.data.std) != data.channels:
         raise UserError(
-            f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}."
+            f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}; selfsup "
+            f"data {data.name} --statistics, with the same data.* settings, measures them."
         )
     views = build_views(
         config.augment,
@@ -289,6 +290,7 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, st
         "mean": list(data.normalization.mean),
         "std": list(data.normalization.std),
         "start": None if start is None else dataclasses.asdict(start),
+        "colors_left_out": colors_left_out(views, data.channels),
     }
     return method
 
@@ -333,6 +335,12 @@ def _announce(
             print(f"note: backbone.from: {note}.", flush=True)
     if first and not len(splits.holdout):
         print(f"note: data.holdout=0: choices, and online/knn, are made on {SEEN}.", flush=True)
+    if first and (names := method.checkpoint_info["colors_left_out"]):
+        print(
+            f"note: {', '.join(names)} of the views {'is' if len(names) == 1 else 'are'} left out, as colours need "
+            f"three channels and these images have {splits.pretrain.channels}.",
+            flush=True,
+        )
     if config.trainer.accumulate > 1 and method.couples_images:
         print(
             f"note: trainer.accumulate={config.trainer.accumulate} adds up gradients of batches that never meet: "

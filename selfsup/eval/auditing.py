@@ -192,7 +192,7 @@ class AuditedImages:
         ]
 
     def read(self, row: int) -> Tensor:
-        """Return the image as uint8 ``[C,H,W]``."""
+        """Return the image ``[C,H,W]``, as it is stored."""
         dataset, _, position = self._find(row)
         return dataset.read(torch.tensor([position]))[0]
 

@@ -23,6 +23,7 @@ from selfsup.eval.stages import head_steps, watch
 from selfsup.functional.arguments import count, kind
 from selfsup.ragged import Images, central_squares
 from selfsup.types import Batch, ImageFacts, Normalization
+from selfsup.unit_range import WHITE, unit_range
 
 
 @dataclass(frozen=True)
@@ -252,20 +253,24 @@ def prepare_images(
     normalization: Normalization | None = None,
     resize: int | None = None,
 ) -> Tensor:
-    """Turn stored images into what a network sees: uint8 ``[B,C,H,W]`` to float ``[B,channels,size,size]``.
+    """Turn stored images into what a network sees: ``[B,C,H,W]`` to float ``[B,channels,size,size]``.
 
     The short side is resized to ``size``, or to ``resize`` where that is given (bilinear, antialiased), and the centre
-    is cropped; images that have the size already are not resampled. Grey images are repeated over the channels.
+    is cropped; images that have the size already are not resampled. Grey images are repeated over the channels. Of
+    uint8 255 is 1, of uint16 65535; floating-point images are in [0, 1].
 
     Raises:
         UserError: ``resize`` is smaller than ``size``; colour images for a one-channel network, or statistics for
             another number of channels.
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
-        raise ValueError(f"prepare_images: images must be uint8 [B,C,H,W] and not empty, got {kind(images)}.")
+    stored = isinstance(images, Tensor) and (images.dtype in WHITE or images.is_floating_point())
+    if not stored or images.ndim != 4 or not images.numel():
+        raise ValueError(
+            f"prepare_images: images must be uint8, uint16 or float [B,C,H,W] and not empty, got {kind(images)}."
+        )
     count("prepare_images", size=size, channels=channels)
     how = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    cropped = crop_centre(images.to(torch.float32) / 255, size, resize, **how)
+    cropped = crop_centre(unit_range(images), size, resize, **how)
     result = for_channels(cropped, channels)
     if normalization is None:
         return result
@@ -290,8 +295,8 @@ def for_channels(images: Tensor, channels: int) -> Tensor:
         return images.expand(-1, channels, -1, -1)
     if images.shape[1] != channels:
         raise UserError(
-            f"backbone: the network takes images of {channels} channel(s) and the data has {images.shape[1]}; "
-            "choose a backbone that was trained on such images."
+            f"backbone: the network takes images of {channels} channel(s) and the data has {images.shape[1]}; choose a "
+            f"network that was trained on such images, or set data.channels={channels} where these are grey or colour."
         )
     return images
 

@@ -17,6 +17,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, crop_centre
 from selfsup.eval.shown import Panels
+from selfsup.unit_range import shown_channels
 
 IGNORED = 255  # in a mask: no class is said of this pixel, as on the outlines of PASCAL VOC
 LOGITS = 2**24  # numbers in a block of upsampled logits: 64 MB
@@ -62,7 +63,7 @@ def panels(encoder: Encoder, classifier: PixelPredictor, scored: ImageDataset) -
     chosen = scored.subset(torch.linspace(0, len(scored) - 1, min(SHOWN, len(scored))).round().long())
     predicted, truth = segment(encoder, classifier, chosen)
     pictures = encoder.prepared(chosen.read(torch.arange(len(chosen))), scored.image_size, scored.channels)
-    return Panels(pictures, truth, predicted, class_names(scored))
+    return Panels(shown_channels(pictures), truth, predicted, class_names(scored))
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:

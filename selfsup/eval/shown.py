@@ -17,6 +17,7 @@ from selfsup.eval.encoder import Encoder, frozen, input_channels, prepare_images
 from selfsup.eval.features import FeatureSet, positions_of
 from selfsup.eval.neighbours import search, search_others
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
+from selfsup.unit_range import shown_channels
 
 MAP_POINTS = 2000  # t-SNE takes seconds up to here, and more points hide one another
 MAP_NEIGHBOURS = 8
@@ -52,8 +53,8 @@ class NeighbourImages:
     """Queries and the images nearest to each, nearest first.
 
     Attributes:
-        queries: uint8 ``[Q,C,H,W]``.
-        neighbours: uint8 ``[Q,k,C,H,W]``.
+        queries: ``[Q,C,H,W]``, as they are stored.
+        neighbours: ``[Q,k,C,H,W]``.
         query_labels: int64 ``[Q]``, or None.
         neighbour_labels: int64 ``[Q,k]``, or None.
         classes: Names of the labels.
@@ -141,8 +142,7 @@ def small_pictures(images: ImageDataset, index: Tensor) -> Tensor:
     parts = []
     for positions in torch.split(positions_of(images, index), AT_ONCE):
         stored = images.read(positions)
-        shown = stored if stored.shape[1] == 3 else stored[:, :1]  # of other channels than colours the first
-        small = prepare_images(shown, PICTURE, 3)
+        small = prepare_images(shown_channels(stored), PICTURE, 3)
         parts.append((255 * small).round().clamp(0, 255).to(torch.uint8))
     return torch.cat(parts)
 
@@ -228,7 +228,7 @@ def similarities(
             target = target.clone()
             random = torch.Generator(where).manual_seed(0)
             gradient = smooth_grad(score, first.clone(), noisy, generator=random).sum(1).sqrt()
-    pictures = [encoder.prepared(i, size, channels).permute(0, 2, 3, 1).clamp(0, 1) for i in shown]
+    pictures = [shown_channels(encoder.prepared(i, size, channels)).permute(0, 2, 3, 1).clamp(0, 1) for i in shown]
     return SimilarityMaps(
         torch.stack(pictures, 1),
         torch.stack(list(exact), 1).float().cpu(),

@@ -69,9 +69,13 @@ def save(figure: Any, path: str | Path) -> Path:
 
 
 def show_image(axes: Any, image: Tensor, frame: str | None) -> None:
-    """Show an image uint8 ``[C,H,W]`` in a frame of a colour, or in none."""
-    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    """Show a stored image ``[C,H,W]`` in a frame of a colour, or in none; of more channels than three the first."""
+    from selfsup.unit_range import shown_channels, unit_range
+
+    image = shown_channels(image)
+    eight_bits = image.element_size() == 1
+    pixels = (image if eight_bits else unit_range(image)).permute(1, 2, 0).squeeze(-1).numpy()
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255 if eight_bits else 1)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(frame is not None)

@@ -17,6 +17,7 @@ from selfsup.augment import (
     ViewGenerator,
     ViewRecipe,
     build_views,
+    colors_left_out,
     fold_in,
     operation,
     operations,
@@ -126,9 +127,12 @@ def test_ones_own_stands_anywhere_in_the_order(tint):
         torch.testing.assert_close(generator(images, seed=1)[0].image, expected(images / 255), rtol=0, atol=1e-4)
 
 
-def test_an_operation_for_colours_refuses_images_without(tint):
-    with pytest.raises(UserError, match="'tint' takes images of three channels, and these have one; leave it out"):
-        build_views(AugmentConfig(operations=["flip", "tint"]), 32, IDENTITY)(photographs(2, channels=1))
+def test_an_operation_for_colours_leaves_images_without_as_they_are(tint):
+    images = photographs(2, channels=1)
+    with_it, without = (build_views(AugmentConfig(operations=o), 32, IDENTITY) for o in (["flip", "tint"], ["flip"]))
+    for one, other in zip(with_it(images, seed=0), without(images, seed=0), strict=True):
+        assert torch.equal(one.image, other.image)
+    assert colors_left_out(with_it, 1) == ["tint"]
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_each_operation_is_applied_always_or_never(field):
     ("images", "index", "message"),
     [
         (torch.zeros(3, 8, 8), None, "B,C,H,W"),
-        (torch.zeros(2, 2, 8, 8), None, "one channel or three"),
+        (torch.zeros(2, 8, 8), None, r"\[B,C,H,W\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), None, "uint8"),
         (torch.zeros(2, 3, 8, 8), torch.arange(3), r"index must be int64 .*\(2\)"),
         (torch.zeros(2, 3, 8, 8), torch.zeros(2), "index must be int64"),

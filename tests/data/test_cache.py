@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from selfsup.data import FileDataset, TrainLoader, cache, eval_batches, load_splits
-from selfsup.data.decode import UndecodableError
+from selfsup.data.form import UndecodableError
 from selfsup.errors import UserError
 from selfsup.registry import sources
 

@@ -370,9 +370,10 @@ def test_what_can_be_classes(values, reason):
 def test_floating_point_images_have_the_range_that_is_given(tmp_path):
     for number, value in enumerate((-1.0, 0.0, 1.0, 5.0, float("nan"))):
         Image.fromarray(np.full((8, 8), value, np.float32)).save(tmp_path / f"{number}.tif")
-    with pytest.raises(UserError, match=r"^5 of 5 .*\(5: floating-point .* data\.value_range=\[low,high\]\)"):
+    with pytest.raises(UserError, match=r"^3 of 5 .*\(3: floating-point .* data\.value_range=\[low,high\]\)"):
         _load(tmp_path)
-    assert _reds(_load(tmp_path, value_range=[-1, 3]).train) == [0, 64, 128, 255, 0]
+    assert _reds(_load(tmp_path, value_range=[-1, 3]).train) == [0, 0.25, 0.5, 1, 0]
+    assert _reds(_load(tmp_path, value_range=[-1, 3], depth="uint8").train) == [0, 64, 128, 255, 0]
     with pytest.raises(UserError, match=r"^data\.value_range"):
         _load(tmp_path, value_range=[1, 0])
 
@@ -380,8 +381,10 @@ def test_floating_point_images_have_the_range_that_is_given(tmp_path):
 def test_grey_images_of_12_bits(tmp_path):
     for number, value in enumerate((0, 2048, 4095)):
         Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / f"{number}.png")
-    assert _reds(_load(tmp_path).train) == [0, 8, 15]
-    assert _reds(_load(tmp_path, value_range=[0, 4095]).train) == [0, 128, 255]
+    assert _reds(_load(tmp_path).train) == [0, 2048, 4095]
+    assert _reds(_load(tmp_path, depth="uint8").train) == [0, 8, 15]
+    assert _reds(_load(tmp_path, value_range=[0, 4095]).train) == [0, 32776, 65535]
+    assert _reds(_load(tmp_path, value_range=[0, 4095], depth="uint8").train) == [0, 128, 255]
 
 
 def test_reasons_are_grouped_and_settings_named(tmp_path):
@@ -401,7 +404,7 @@ def test_settings_that_change_pixels_have_caches_of_their_own(tmp_path):
     Image.fromarray(np.full((8, 8), 1.0, np.float32)).save(tmp_path / "2.tif")
     cache = str(tmp_path / ".cache")
     kept = [_reds(_load(tmp_path, value_range=[0, high], cache=cache, resident_limit_mb=0).train) for high in (1, 2, 1)]
-    assert kept == [[255, 255], [128, 128], [255, 255]]
+    assert kept == [[1, 1], [0.5, 0.5], [1, 1]]
 
 
 def test_a_cache_remembers_why(tmp_path):
@@ -414,7 +417,7 @@ def test_a_cache_remembers_why(tmp_path):
 
 def test_a_note_where_the_square_leaves_most_out(tmp_path):
     _draw(tmp_path, "1.png", "2.png", "3.png", size=(80, 8))
-    assert "keeps 10% of a typical image (80 × 8 pixels)" in " ".join(_load(tmp_path).found.notes)
+    assert "keeps 40% of a typical image (80 × 8 pixels)" in " ".join(_load(tmp_path).found.notes)
     _draw(tmp_path, "1.png", "2.png", size=(12, 8))
     assert _load(tmp_path).found.notes == []
 

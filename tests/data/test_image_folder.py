@@ -6,7 +6,8 @@ import torch
 from PIL import Image, ImageOps
 
 from selfsup.data import FileDataset, TrainLoader, load_splits
-from selfsup.data.decode import UndecodableError, decode_image
+from selfsup.data.decode import decode_image
+from selfsup.data.form import Form, UndecodableError
 from selfsup.data.listing import list_images
 from selfsup.errors import UserError
 from selfsup.registry import sources
@@ -72,7 +73,9 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path, extension):
     array = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)
     Image.fromarray(array).save(tmp_path / f"a.{extension}")
     expected = torch.from_numpy((array >> 8).astype(np.uint8)).expand(3, 8, 8)
-    assert torch.equal(decode_image(tmp_path / f"a.{extension}", 8), expected)
+    assert torch.equal(decode_image(tmp_path / f"a.{extension}", 8, form=Form(lowers=True)), expected)
+    whole = decode_image(tmp_path / f"a.{extension}", 8, form=Form(1, "uint16"))
+    assert torch.equal(whole, torch.from_numpy(array)[None])
 
 
 def test_palette_and_one_bit(tmp_path):
@@ -205,9 +208,9 @@ def test_what_is_no_image(tmp_path, content):
 
 
 def test_floating_point_images_are_named(tmp_path):
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tiff")
+    Image.fromarray(np.full((4, 4), 1.5, np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(UndecodableError, match=r"a\.tiff.*no known range"):
-        decode_image(tmp_path / "a.tiff", 8)
+        decode_image(tmp_path / "a.tiff", 8, form=Form(1, "float32"))
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp"])

@@ -12,17 +12,23 @@ from selfsup.augment.base import Operation, Planes, operation
 
 
 def luminance(planes: Sequence[Tensor]) -> Tensor:
-    """Return the grey value of pixels given by channel; Kornia's weight of red is 0.299."""
+    """Return the grey value of pixels given by channel; Kornia's weight of red is 0.299.
+
+    Of other channels than three it is their mean.
+    """
     if len(planes) == 1:
         return planes[0]
+    if len(planes) != 3:
+        return torch.stack(list(planes)).mean(0)
     red, green, blue = planes
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 @operation("gray")
 class Gray(Operation):
-    """Replace every channel by the luminance; one channel stays as it is."""
+    """Replace every channel by the luminance; images of other channels than three stay as they are."""
 
+    needs_color: ClassVar[bool] = True
     slots: ClassVar[tuple[int, ...]] = (32,)
 
     p: float = 0.2

@@ -49,22 +49,22 @@ def add_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Move away from (factor > 1) or towards the mean grey of the image."""
+    """Move away from (factor > 1) or towards the mean grey of the image; of other channels than three their mean."""
     return blend(images, luminance(images.unbind(1))[:, None].mean(dim=(1, 2, 3), keepdim=True), _spread(factor))
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Move away from (factor > 1) or towards the grey of each pixel; one channel stays as it is."""
-    return images if images.shape[1] == 1 else blend(images, luminance(images.unbind(1))[:, None], _spread(factor))
+    """Move away from (factor > 1) or towards the grey of each pixel; images of other channels than three stay."""
+    return images if images.shape[1] != 3 else blend(images, luminance(images.unbind(1))[:, None], _spread(factor))
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue of HSV by ``factor`` turns, keeping value and saturation; one channel stays as it is.
+    """Turn the hue of HSV by ``factor`` turns, keeping value and saturation; images of other channels than three stay.
 
     With V = max, m = min, C = V - m, the hue in sixths of a turn is ±(1 + (g + b - r - m) / C), the sign that of g - b,
     and a channel whose own hue lies d turns away is m + C · clamp(2 - 6 d, 0, 1).
     """
-    if images.shape[1] == 1:
+    if images.shape[1] != 3:
         return images
     hue, chroma, low = hexcone(*images.unbind(1))
     own = torch.tensor(OWN_HUES, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
@@ -148,6 +148,9 @@ class Jitter(Operation):
         """The function that the compiled pass takes the planes through: it depends on a setting."""
         return _added if self.brightness_added else _multiplied
 
+    def of_color(self) -> list[str]:
+        return [f"{self.name}.{name}" for name in ("saturation", "hue") if getattr(self, name) > 0]
+
     def alone(self) -> dict[str, Operation]:
         nothing = replace(self, p=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
         return {name: replace(nothing, **{name: getattr(self, name)}) for name in AMOUNTS}
@@ -170,14 +173,14 @@ def _contrast(planes: Planes, factor: Tensor) -> Planes:
 
 
 def _saturation(planes: Planes, factor: Tensor) -> Planes:
-    if len(planes) == 1:
+    if len(planes) != 3:
         return planes
     gray = luminance(planes)
     return tuple(blend(plane, gray, factor) for plane in planes)
 
 
 def _hue(planes: Planes, turns: Tensor) -> Planes:
-    if len(planes) == 1:
+    if len(planes) != 3:
         return planes
     hue, chroma, low = hexcone(*planes)
     turned = [channel_of_hue(hue + turns, own, chroma, low) for own in OWN_HUES]

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import SourceSplits
-from selfsup.data.decode import UndecodableError
 from selfsup.data.encoded import EncodedDataset
 from selfsup.data.files import file_stamp
+from selfsup.data.form import UndecodableError
 from selfsup.data.membership import as_keys, content_key
 from selfsup.data.shards import (
     Labelling,

@@ -21,9 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import SourceSplits
-from selfsup.data.decode import UndecodableError, is_readable
+from selfsup.data.decode import is_readable
 from selfsup.data.encoded import EncodedDataset
 from selfsup.data.files import file_stamp
+from selfsup.data.form import UndecodableError
 from selfsup.data.membership import name_keys
 from selfsup.data.shards import (
     Rows,
@@ -207,7 +208,8 @@ def _scan(path: Path, config: WebDatasetConfig) -> Iterator[tuple[int, int, byte
     try:
         with tarfile.open(path, "r:") as tar:
             for sample in _samples(tar):
-                ending = config.image or next((e for e in sample.members if is_readable(f".{e}")), None)
+                readable = sorted((e for e in sample.members if is_readable(f".{e}")), key="npy".__eq__)
+                ending = config.image or next(iter(readable), None)  # an array is often what lies beside an image
                 if ending in sample.members:
                     image = sample.members[ending]
                     name = os.fsencode(image.name)

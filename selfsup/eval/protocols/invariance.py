@@ -112,17 +112,17 @@ def operations(recipe: ViewRecipe, channels: int = 3) -> dict[str, ViewRecipe]:
     """Return recipes that differ from an unchanged view in one operation each, and ``all``, the whole recipe.
 
     The strengths are those of ``recipe``; probabilities are 1, so that every image is changed. Operations on colour are
-    left out for grey images.
+    left out for other channels than three.
 
     Args:
         recipe: Whose strengths are taken.
-        channels: 1 or 3.
+        channels: Of the images.
     """
     still = unchanged(recipe)
     found = {"crop": ViewRecipe((), recipe.crop)}
     for operation in recipe.operations:
         found |= {name: ViewRecipe([alone], still.crop) for name, alone in operation.alone().items()}
-    if channels == 1:
+    if channels != 3:
         found = {name: view for name, view in found.items() if name not in COLOUR_ONLY}
     return found | {"all": recipe}
 

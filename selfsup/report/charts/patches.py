@@ -41,12 +41,17 @@ def _framed(axes: Any, dataset: ImageDataset, cell: Tensor, map_size: tuple[int,
     from matplotlib.patches import Rectangle
 
     from selfsup.eval.encoder import prepare_images
+    from selfsup.unit_range import shown_channels
 
     position, row, column = cell.tolist()
     image = prepare_images(dataset.read(torch.tensor([position])), dataset.image_size, dataset.channels)[0]
     # edges of the image are 0 and 1, so that the frame needs no pixels
     axes.imshow(
-        image.permute(1, 2, 0).squeeze(-1).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, 1, 1, 0)
+        shown_channels(image).permute(1, 2, 0).squeeze(-1).clamp(0, 1).numpy(),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        extent=(0, 1, 1, 0),
     )
     corner = (column / map_size[1], row / map_size[0])
     axes.add_patch(Rectangle(corner, 1 / map_size[1], 1 / map_size[0], fill=False, edgecolor=FRAME, linewidth=2))
