@@ -122,9 +122,9 @@ def test_what_is_corrupted_is_what_the_network_sees():
     data = resident(
         _images(3, 20), torch.zeros(3).long(), name="x", image_size=8, normalization=Normalization((0,), (1,))
     )
-    changed = CorruptedDataset(data.subset(torch.tensor([2, 0])), 12, "brightness", 5, 0)
+    changed = CorruptedDataset(data.subset(torch.tensor([2, 0])), 12, "contrast", 1, 0)
     seen = raw_pixels(data.subset(torch.tensor([2, 0])), resize=12).features.view(2, 3, 8, 8)
-    expected = corrupt((seen * 255).round().to(torch.uint8), "brightness", 5, torch.tensor([2, 0]))
+    expected = corrupt((seen * 255).round().to(torch.uint8), "contrast", 1, torch.tensor([2, 0]))
     assert (changed.read(torch.arange(2)).int() - expected.int()).abs().max() <= 1, "but for rounding"
     noisy = CorruptedDataset(data, None, "gaussian_noise", 5, 0)
     assert torch.equal(noisy.subset(torch.tensor([2])).read(torch.tensor([0])), noisy.read(torch.tensor([2])))
