@@ -113,7 +113,7 @@ PARTS = {
         ("--seconds", "120"),
         (
             *("--seconds", "1", "--seeds", "0", "--settings", "data=shapes", "data.train_size=400"),
-            *("data.test_size=40", "data.image_size=32", "trainer.max_epochs=1"),
+            *("data.test_size=40", "data.image_size=32", "data.limit=null", "trainer.max_epochs=1"),
         ),
         ("speedrun",),
     ),
