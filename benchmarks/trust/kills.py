@@ -73,7 +73,7 @@ TRAINING = [
     "online.stop_on_collapse=false",
 ]
 PATIENCE = 120.0  # seconds that a training has to end after a signal
-LINGER = 15.0  # seconds after which a process of a run that has ended is a stray one
+LINGER = 60.0  # seconds (a second rank may still import) after which a process of a run that has ended is a stray one
 ENDED = {
     0,
     *(128 + n for n in (signal.SIGINT, signal.SIGTERM)),
