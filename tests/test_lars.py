@@ -144,3 +144,10 @@ def test_what_it_does_not_take_is_said():
         build_optimizer([{"params": [nn.Parameter(torch.ones(2))]}], config, 0.1)
     with pytest.raises(ValueError, match="cannot be negative"):
         Lars([nn.Parameter(torch.ones(2))], lr=-1.0)
+
+
+def test_larc_leaves_a_weight_whose_gradient_is_zero_where_it_is():
+    parameter = nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.zeros(2, 2)
+    Lars([parameter], lr=1.0, weight_decay=0.1, norms_apart=True, eps=1e-8).step()
+    assert torch.equal(parameter.detach(), torch.ones(2, 2))
