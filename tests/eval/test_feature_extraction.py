@@ -9,7 +9,7 @@ from selfsup.data.base import Read
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, extract_features, raw_pixels
-from selfsup.eval.encoder import prepare_images
+from selfsup.eval.encoder import Encoder, prepare_images
 from selfsup.types import ImageFacts, Normalization
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -83,6 +83,28 @@ def test_resize_and_crop_are_torchvisions(height, width, size):
     images = images_of(2, height=height, width=width)
     reference = tv.center_crop(tv.resize(images.float() / 255, size, antialias=True), size)
     torch.testing.assert_close(prepare_images(images, size, 3), reference, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "resize", "size"), [(33, 16, 14), (16, 16, 14), (40, 20, 20), (12, 16, 14)])
+def test_the_papers_crop_is_torchvisions(side, resize, size):
+    images = images_of(2, height=side, width=side)
+    reference = tv.center_crop(tv.resize(images.float() / 255, resize, antialias=True), size)
+    torch.testing.assert_close(prepare_images(images, size, 3, None, resize), reference, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=rf"eval\.resize is 5, smaller than data\.image_size={size}"):
+        prepare_images(images, size, 3, None, 5)
+
+
+def test_the_papers_crop_reaches_the_network_and_keeps_its_own_cache(tmp_path):
+    images, cache = images_of(), tmp_path / "train.pt"
+    data = dataset_of(images)
+    for resize in (None, 16, None):
+        encoder = Encoder(network(), progress=False, resize=resize)
+        prepared = prepare_images(images, data.image_size, 3, data.normalization, resize)
+        with torch.no_grad():
+            reference = network().eval()(prepared)
+        torch.testing.assert_close(encoder.features(data, cache).features, reference, rtol=1e-4, atol=1e-5)
+        pixels = Encoder(None, progress=False, resize=resize).features(data).features
+        torch.testing.assert_close(pixels, prepare_images(images, data.image_size, 3, None, resize).flatten(1))
 
 
 def test_a_backbone_in_training_is_left_as_it_was():

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 
 from selfsup.data.base import DataConfig, SourceSplits
-from selfsup.data.location import from_torchvision
+from selfsup.data.location import data_root, from_torchvision
 from selfsup.data.resident import ResidentDataset
+from selfsup.errors import UserError
 from selfsup.registry import sources
 
 
@@ -34,7 +35,17 @@ def cifar10(config: CIFAR10Config) -> SourceSplits:
 
 
 def cifar_splits(config: DataConfig, build: Callable[..., Any]) -> SourceSplits:
-    """Load the two splits of CIFAR-10 or CIFAR-100 through torchvision, which checks the files' checksums."""
+    """Load the two splits of CIFAR-10 or CIFAR-100 through torchvision, which checks the files' checksums.
+
+    Raises:
+        UserError: It is not there, or is a folder of image files.
+    """
+    folder = data_root(config)
+    if (folder / "train").is_dir() and not config.download:
+        raise UserError(
+            f"data.root: {folder} holds {config.name} as files in train/CLASS/, which data=image_folder "
+            "data.image_size=32 reads; encoded as JPEG they are other pixels than the original ones, so call it a copy."
+        )
 
     def split(name: str, train: bool) -> ResidentDataset:
         source = from_torchvision(config, build, train=train)
