@@ -5,6 +5,7 @@
 SimCLR with a small ResNet (backbone=resnet_tiny, width 16) is trained twice for each seed, on the same images with the
 same settings but one: data.max_aspect=1, the central square of each file, and the default, all of it. The shorter side
 is 64 pixels in both, and both are judged alike, on central squares: kNN (k = 20) and a linear probe on the test images.
+A folder of squares is refused, as both are the same there.
 A run whose results are there is not run again. The table is printed and saved as whole_images.md.
 """
 
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 import selfsup
+from selfsup.data import eval_batches, load_splits
 from selfsup.data.encoded import MAX_ASPECT
 
 ARMS = {"central squares": 1.0, "whole images": MAX_ASPECT}
@@ -49,6 +51,14 @@ def measured(root: str, out: Path, name: str, epochs: int, seed: int) -> dict[st
     return found
 
 
+def refuse_squares(root: str) -> None:
+    """Stop where the images are squares: both arms would read the same pixels, and the table would say nothing."""
+    config = selfsup.load_config([*SETTINGS, f"data.root={root}", "data.limit=256", "data.resident_limit_mb=0"])
+    batch = next(eval_batches(load_splits(config.data).pretrain, 256))
+    if batch.size is None:
+        sys.exit(f"{root}: its images are squares, so whole images are their central squares; give oblong ones.")
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of Imagenette: train/CLASS/, val/CLASS/")
@@ -56,6 +66,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     asked = parser.parse_args(arguments)
+    refuse_squares(asked.root)
     lines = [f"| images | {' | '.join(PROTOCOLS.values())} |", f"|---|{'---|' * len(PROTOCOLS)}"]
     for name in ARMS:
         runs = [measured(asked.root, asked.out, name, asked.epochs, seed) for seed in asked.seeds]
