@@ -1,10 +1,14 @@
 """The fifteen common corruptions of Hendrycks and Dietterich (arXiv:1903.12261), written anew.
 
-Parameters are those of CIFAR-10-C at 32 pixels and of ImageNet-C at 224, and between them they follow the logarithm of
-the size; beyond, lengths grow and shrink with the image. A corrupted image is a function of (seed, its index,
-corruption, strength) and of its pixels, whatever the batch. Not as in the authors' files: frost is drawn (ridges of
-plasma noise) where theirs lays photographs of frost over the image, motion is sampled along its line and not by
-ImageMagick, and blurs end at the border by repeating or mirroring its pixels.
+Parameters are those of CIFAR-10-C at 32 pixels and of ImageNet-C at 224, read in the authors' code
+(hendrycks/robustness at ca36008 and 20caed9), and between them they follow the logarithm of the size; beyond, lengths
+grow and shrink with the image. A corrupted image is a function of (seed, its index, corruption, strength) and of its
+pixels, whatever the batch.
+
+Not as in the authors' code: frost is drawn (ridges of plasma noise) where theirs lays photographs of frost over the
+image, motion is sampled along its line and not by ImageMagick, glass makes pixels change places where theirs copies one
+over the other, elastic distances at 224 pixels are shares of 224 where theirs are of 244, and blurs end at the border
+by repeating or mirroring its pixels.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from selfsup.registry import nearest
 
 STRENGTHS = (1, 2, 3, 4, 5)
 SMALL, LARGE = 32, 224  # sides that the two sets of parameters are for
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # how bright red, green and blue look
 NUMBERS = 2**22  # pixels that are corrupted at a time
 
 
@@ -171,8 +176,8 @@ def _glass_blur(images: Tensor, parameters: Sequence[float], draws: Draws) -> Te
     rows = np.arange(count)
     for turn in range(times):  # neighbours change places, one pixel after the other
         steps = (draws.uniform(turn, 2 * side * side).numpy() * 2 * reach).astype(int) - reach
-        for y in range(side - 1 - reach, reach - 1, -1):
-            for x in range(side - 1 - reach, reach - 1, -1):
+        for y in range(side - reach, reach, -1):
+            for x in range(side - reach, reach, -1):
                 here = y * side + x
                 other = here + steps[:, here] * side + steps[:, side * side + here]
                 moved = source[rows, here].copy()
@@ -224,7 +229,9 @@ def _snow(images: Tensor, parameters: Sequence[float], draws: Draws) -> Tensor:
     flakes = torch.where(flakes < threshold, torch.zeros_like(flakes), flakes).clamp(0, 1)
     angle = (draws.uniform(1, 1)[:, 0] * 90 - 135) * math.pi / 180  # falling
     flakes = _moved(flakes, reach, sigma, angle)
-    paler = torch.maximum(images, images.mean(1, keepdim=True) * 1.5 + 0.5)
+    colours = images.shape[1] == 3
+    grey = torch.einsum("bchw,c->bhw", images, LUMA)[:, None] if colours else images.mean(1, keepdim=True)
+    paler = torch.maximum(images, grey * 1.5 + 0.5)
     return mix * images + (1 - mix) * paler + flakes + flakes.flip(2, 3)
 
 
@@ -233,7 +240,7 @@ def _snow(images: Tensor, parameters: Sequence[float], draws: Draws) -> Tensor:
     [(1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)],
 )
 def _frost(images: Tensor, parameters: Sequence[float], draws: Draws) -> Tensor:
-    noise = _plasma(draws, images.shape[-1], 1.7)[:, None]
+    noise = plasma(draws, images.shape[-1], 1.7)[:, None]
     ridges = 1 - (2 * noise - 1).abs()  # bright lines where the noise passes its middle, as crystals
     return parameters[0] * images + parameters[1] * ridges**2
 
@@ -244,7 +251,7 @@ def _frost(images: Tensor, parameters: Sequence[float], draws: Draws) -> Tensor:
 def _fog(images: Tensor, parameters: Sequence[float], draws: Draws) -> Tensor:
     amount, decay = parameters
     most = images.amax((1, 2, 3), keepdim=True)
-    return (images + amount * _plasma(draws, images.shape[-1], decay)[:, None]) * most / (most + amount)
+    return (images + amount * plasma(draws, images.shape[-1], decay)[:, None]) * most / (most + amount)
 
 
 @_corruption(_each(0.05, 0.1, 0.15, 0.2, 0.3), _each(0.1, 0.2, 0.3, 0.4, 0.5))
@@ -347,11 +354,14 @@ def _sampled(images: Tensor, places: Tensor, border: str = "reflection") -> Tens
     return F.grid_sample(images, places * scale - 1, "bilinear", border, align_corners=True)
 
 
-def _plasma(draws: Draws, side: int, decay: float) -> Tensor:
-    """Return fractal noise ``[B,S,S]`` in [0, 1] by diamonds and squares, whose jitter falls by ``decay`` a level."""
+def plasma(draws: Draws, side: int, decay: float) -> Tensor:
+    """Return fractal noise ``[B,S,S]`` in [0, 1] by diamonds and squares.
+
+    Its jitter falls by ``decay`` squared a level: the authors' code multiplies the jitter by a draw as wide as itself.
+    """
     whole = 2 ** math.ceil(math.log2(max(2, side)))
     noise = torch.zeros(len(draws.index), whole, whole)
-    step, jitter, level = whole, 100.0, 0
+    step, jitter, level = whole, 1e4, 0
     while step >= 2:
         half, count = step // 2, whole // step
 
@@ -367,6 +377,6 @@ def _plasma(draws: Draws, side: int, decay: float) -> Tensor:
         noise[:, ::step, half::step] = upright / 4 + wobble(101 + 3 * level)
         level_with = middles + middles.roll(1, 2) + corners + corners.roll(-1, 1)
         noise[:, half::step, ::step] = level_with / 4 + wobble(102 + 3 * level)
-        step, jitter, level = half, jitter / decay, level + 1
+        step, jitter, level = half, jitter / decay**2, level + 1
     noise -= noise.amin((1, 2), keepdim=True)
     return (noise / noise.amax((1, 2), keepdim=True).clamp_min(1e-6))[:, :side, :side]

@@ -10,7 +10,7 @@ from tiny import resident
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
 from selfsup.eval import eval_config, raw_pixels
-from selfsup.eval.corrupting import CORRUPTIONS, corrupt
+from selfsup.eval.corrupting import CORRUPTIONS, Draws, corrupt, plasma
 from selfsup.eval.protocols.corruptions import CorruptedDataset
 from selfsup.types import Normalization
 
@@ -128,3 +128,21 @@ def test_what_is_corrupted_is_what_the_network_sees():
     assert (changed.read(torch.arange(2)).int() - expected.int()).abs().max() <= 1, "but for rounding"
     noisy = CorruptedDataset(data, None, "gaussian_noise", 5, 0)
     assert torch.equal(noisy.subset(torch.tensor([2])).read(torch.tensor([0])), noisy.read(torch.tensor([2])))
+
+
+def test_the_jitter_of_fog_falls_by_the_square_of_its_decay_a_level():
+    noise = plasma(Draws(0, torch.arange(400)), 32, 1.6)
+    left = []
+    for step in (16, 8):  # centres of squares, less the mean of their corners, are the jitter alone
+        corners = noise[:, ::step, ::step]
+        total = corners + corners.roll(-1, 1)
+        left.append((noise[:, step // 2 :: step, step // 2 :: step] - (total + total.roll(-1, 2)) / 4).std())
+    assert float(left[1] / left[0]) == pytest.approx(1 / 1.6**2, rel=0.1)
+
+
+def test_grey_of_snow_is_as_bright_as_colours_look():
+    red = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    red[:, 0] = 255
+    green = red.roll(1, 1)
+    paler = [corrupt(images, "snow", 1, torch.tensor([0]))[:, 2].float().mean() for images in (red, green)]
+    assert paler[1] > paler[0]
