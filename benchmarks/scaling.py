@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,9 +103,9 @@ class Machines:
 
 def build(settings: Sequence[str]) -> tuple[TrainConfig, Method]:
     """Return a preset's configuration and its method without memory for the weights."""
-    side = load_config(settings).data.image_size
-    images = ["data=shapes", "data.train_size=20", "data.test_size=10", f"data.image_size={side}"]
-    config = load_config([*settings, *images])
+    config = load_config(settings)
+    images = ["data.train_size=20", "data.test_size=10", f"data.image_size={config.data.image_size}"]
+    config = replace(config, data=load_config(["data=shapes", *images]).data)
     splits = load_splits(config.data)
     with torch.device("meta"):
         return config, build_method(config, splits)

@@ -52,6 +52,13 @@ def explain(error: Exception) -> str:
             f"There is no hydra/{found.group(1)}={found.group(2)}: a package of its own brings it "
             "(submitit_slurm and submitit_local: pip install hydra-submitit-launcher)."
         )
+    sets = re.search(r"In '(\w+)/([\w/]+)'.*full_key: ((\w+)\.\w+)", text)
+    if sets and "ConfigKeyError" in text:
+        group, choice, key, section = sets.groups()
+        return (
+            f"{group}={choice} sets {key}, which the chosen {section} does not have; leave {section}= as "
+            f"{group}={choice} has it, or choose one that has this setting (selfsup {section} NAME lists its settings)."
+        )
     return text
 
 

@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("selfsup evaluate --only knn,linear", ["knn,linear_probe"]),
         ("selfsup evaluate --only=rid", ["--only=ridge"]),
         ("selfsup methods barlow", ["barlow_twins"]),
-        ("selfsup data image", ["image_folder"]),
+        ("selfsup data image_", ["image_folder"]),
         ("selfsup completion ", ["bash", "fish", "zsh"]),
         ("selfsup nothing ", []),
     ],

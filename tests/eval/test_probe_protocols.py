@@ -477,7 +477,7 @@ def test_fine_tuning_trains_the_backbone_and_sets_images_aside():
 
 def test_expensive_probes_run_only_by_name(tmp_path):
     by_name = {name for name, entry in PROTOCOLS.items() if entry.by_name}
-    assert by_name == {"logistic", "fine_tune"}
+    assert {"logistic", "fine_tune"} <= by_name
     with pytest.warns(UserWarning, match="Left out"):
         records = evaluate(None, splits(), CONFIG, run_dir=tmp_path)
     assert {"ridge", "few_shot", "linear_probe"} <= {r["protocol"] for r in records}

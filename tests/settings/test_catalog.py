@@ -121,3 +121,10 @@ def test_what_is_right_passes_early() -> None:
     early.refuse_mistakes(["resume=runs/some", "method.queue_size=8", "method.own=1"])
     early.refuse_mistakes(["checkpoint=runs/some", "data.own=1", "eval.knn_k=3"], "evaluate")
     early.refuse_mistakes(["hydra.searchpath=[file://own]", "method=own"])
+
+
+def test_a_preset_that_does_not_go_with_the_chosen_images_is_a_sentence() -> None:
+    with pytest.raises(
+        UserError, match=r"^experiment=imagenet/moco sets data\.source_size, which the chosen data does"
+    ):
+        load_config(["experiment=imagenet/moco", "data=cifar10"])
