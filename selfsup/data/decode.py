@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import selfsup.data.readers  # noqa: F401 each file registers itself
-from selfsup.data.form import PHOTOGRAPHS, WHITE, Form, Kind, UndecodableError, bring
+from selfsup.data.form import ON_ITS_SIDE, PHOTOGRAPHS, WHITE, Form, Kind, UndecodableError, bring
 from selfsup.data.reader import HEAD, READERS, reader_of, too_many
 
 #: Raised when the pixels that come out of the same file change, so that no cache of older pixels is read.
@@ -29,8 +29,7 @@ MAX_PIXELS = 2**26  # a decoded RGB image of 192 MiB; beyond it a file is a mist
 NO_HEIF = "HEIC and HEIF need a package: pip install 'selfsup[heif]'"
 NO_TYPE = "of a type that no decoder here knows, or damaged at the start"
 
-#: The EXIF field of how an image is turned, and its first value of one that lies on its side.
-ORIENTATION, ON_ITS_SIDE = 0x0112, 5
+ORIENTATION = 0x0112  # the EXIF field of how an image is turned
 
 #: What Pillow registers and cannot read by itself, or what holds no pictures.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})

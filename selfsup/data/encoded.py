@@ -22,7 +22,7 @@ from selfsup.data.form import DEPTHS, PHOTOGRAPHS, Form, UndecodableError
 from selfsup.data.found import Found
 from selfsup.data.memory import Memory
 from selfsup.data.resident import ResidentDataset
-from selfsup.data.settle import how_read, settle
+from selfsup.data.settle import how_read, settle, what_is_lowered
 from selfsup.data.targets import numbers_of
 from selfsup.data.undecodable import Undecodable
 from selfsup.errors import UserError
@@ -340,8 +340,8 @@ def as_source(
     if form != PHOTOGRAPHS:
         found.notes.append(how_read(form))
     shapes = typical_shapes(list(parts.values()))
-    note = what_is_cut_off(shapes, config.max_aspect)
-    found.notes += [] if note is None else [note]
+    said_of_all = what_is_cut_off(shapes, config.max_aspect), what_is_lowered(list(parts.values()), form.channel_axis)
+    found.notes += [note for note in said_of_all if note is not None]
     needed = sum(len(part) * form.channels * form.bytes_a_value * part.source_size**2 for part in parts.values())
     needed = int(needed * mean_aspect(shapes, config.max_aspect))
     for split, part in parts.items():

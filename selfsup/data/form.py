@@ -15,6 +15,7 @@ Array = np.ndarray[Any, Any]
 #: Types that pixels are kept in, from the shallowest, and the value of each that is white; black is 0.
 WHITE = {"uint8": 255, "uint16": 65535, "float32": 1}
 DEPTHS = tuple(WHITE)
+ON_ITS_SIDE = 5  # the first of EXIF's numbers of how an image is turned that exchanges its sides
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey, as Pillow has it (ITU-R 601)
 NO_RANGE = "floating-point images have no known range and hold values outside [0, 1]: set data.value_range=[low,high]"
 NO_RANGE_OF_INTEGERS = (
@@ -123,7 +124,8 @@ def _levels(array: Array, form: Form, given: Sequence[float] | None) -> Array:
     kept = depth_of(array.dtype)
     if DEPTHS.index(kept) > DEPTHS.index(form.depth) and not form.lowers:
         raise UndecodableError(
-            f"its values are {array.dtype}", f"{kept} values where the others have {form.depth}: set data.depth={kept}"
+            f"its values are {array.dtype}",
+            f"{kept} values where the others have {form.depth}: set data.depth={kept}, or {form.depth} to lower them",
         )
     if array.dtype == np.uint8:
         return (

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 from tqdm import tqdm
 
+from selfsup.data.bits import HEAD, bits_of
 from selfsup.data.decode import look
 from selfsup.data.form import DEPTHS, Form, Kind
 from selfsup.data.workers import usable_cores
@@ -50,9 +51,7 @@ def settle(parts: Sequence[Part], wanted: Form, channels: int | None) -> Form:
     Raises:
         UserError: The files have different numbers of channels, and no setting says which to read.
     """
-    # storage that is read in blocks costs a block for each
-    some = [p.index[:1] if p.blocks() is not None else p.index[:: -(-len(p) // LOOKED_AT)] for p in parts]
-    looked_at = [_kind(part, row, wanted) for part, rows in zip(parts, some, strict=True) for row in rows.tolist()]
+    looked_at = [_kind(part, row, wanted.channel_axis) for part, row in _some(parts)]
     kinds = [kind for kind in looked_at if kind is not None]
     photographs = all(kind.photograph for kind in kinds)
     depth = wanted.depth if wanted.lowers else max((kind.depth for kind in kinds), key=DEPTHS.index, default="uint8")
@@ -75,10 +74,42 @@ def how_read(form: Form) -> str:
     return f"images are read as {form}, black and white at {ends}{window}"
 
 
-def _kind(part: Part, row: int, wanted: Form) -> Kind | None:
+def what_is_lowered(parts: Sequence[Part], channel_axis: str | None) -> str | None:
+    """Return what to say where files hold more bits than their decoder gives, by the heads of a few; else None."""
+    looked_at = [(part, row) for part, row in _some(parts) if _bits(part, row) > 8]
+    deep = [(part, row) for part, row in looked_at if (kind := _kind(part, row, channel_axis)) and kind.photograph]
+    if not deep:
+        return None
+    part, row = deep[0]
+    return (
+        f"{len(deep):,} of {len(_some(parts)):,} images that were looked at have colours of more than 8 bits, "
+        f"{part.row_name(row)} for one, and are read with 8, which is all that Pillow gives of their type; as PNG or "
+        "TIFF they keep all"
+    )
+
+
+def _some(parts: Sequence[Part]) -> list[tuple[Part, int]]:
+    """Return a few images of each split, spread over all."""
+    # storage that is read in blocks costs a block for each
+    some = [p.index[:1] if p.blocks() is not None else p.index[:: -(-len(p) // LOOKED_AT)] for p in parts]
+    return [(part, row) for part, rows in zip(parts, some, strict=True) for row in rows.tolist()]
+
+
+def _bits(part: Part, row: int) -> int:
+    try:
+        content = part.encoded(row)
+        if isinstance(content, bytes):
+            return bits_of(content[:HEAD])
+        with content.open("rb") as file:
+            return bits_of(file.read(HEAD))
+    except Exception:  # as of _kind
+        return 8
+
+
+def _kind(part: Part, row: int, channel_axis: str | None) -> Kind | None:
     """Return what a file holds; None where it cannot be read, which is counted when it is decoded."""
     try:
-        return look(part.encoded(row), wanted.channel_axis)
+        return look(part.encoded(row), channel_axis)
     except Exception:  # damaged files make the decoders raise nearly anything
         return None
 
@@ -89,7 +120,7 @@ def _mixed(parts: Sequence[Part], wanted: Form) -> UserError:
     counts: Counter[int] = Counter()
     examples: dict[int, str] = {}
     with ThreadPoolExecutor(usable_cores()) as pool:
-        kinds = pool.map(lambda item: _kind(item[0], item[1], wanted), items)
+        kinds = pool.map(lambda item: _kind(item[0], item[1], wanted.channel_axis), items)
         for (part, row), kind in zip(items, tqdm(kinds, "channels", len(items), unit="image", delay=2), strict=True):
             if kind is not None:
                 counts[kind.channels] += 1

@@ -17,7 +17,7 @@ CLASSES, MULTILABEL, REAL = KINDS = ("classes", "multilabel", "real")
 NOTHING = {"", "nan", "na", "n/a", "null", "none"}  # what tables write where a value is missing, in small letters
 SEPARATORS = "|;"
 FEW = 50  # up to so many classes are not looked at for being too many
-FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
+FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # pandas writes 1.0 where a cell is missing
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
@@ -19,6 +20,8 @@ from selfsup.errors import UserError
 from selfsup.ragged import central_square
 from selfsup.types import GREY, ImageFacts, Normalization
 
+ROUNDING = 0.3  # of a level of 255: images of 8 bits as floats are nearer to one, also in half precision
+DEEPER = "data=image_folder reads files of 16 bits and floats with all of them"
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -42,9 +45,9 @@ def as_images(
     """Return a torch dataset of images, or of (image, label), as one of ours; one of ours is returned as it is.
 
     An image may be a PIL image, a uint8 array ``[H,W]`` or ``[H,W,C]``, a uint8 tensor ``[C,H,W]``, or a float tensor
-    ``[C,H,W]`` in [0, 1], without random changes and not normalised: views and statistics are made here. Its central
-    square is kept and resized. Where all fit in memory they are read once; others are read when they are needed, in
-    this process, and have labels when the dataset lists them as ``targets`` or ``labels``.
+    ``[C,H,W]`` in [0, 1] (kept with 8 bits), without random changes and not normalised: views and statistics are made
+    here. Its central square is kept and resized. Where all fit in memory they are read once; others are read when they
+    are needed, in this process, and have labels when the dataset lists them as ``targets`` or ``labels``.
 
     Args:
         dataset: Anything with ``len`` and items by position.
@@ -121,6 +124,8 @@ def _item(dataset: SizedDataset, row: int) -> tuple[Tensor, int | None]:
 
 def _pixels(image: Any) -> Tensor:
     if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):  # Pillow would make white of all above 255
+            raise ValueError(f"it is a picture of mode {image.mode}, which has more than 8 bits; {DEEPER}")
         image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image)
@@ -133,9 +138,13 @@ def _pixels(image: Any) -> Tensor:
         low, high = float(pixels.min()), float(pixels.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"its values go from {low:.3g} to {high:.3g}; give floats in [0, 1], not normalised ones")
-        return (pixels * 255).round().to(torch.uint8)
+        levels = pixels * 255
+        if float((levels - levels.round()).abs().max()) > ROUNDING:
+            warnings.warn(f"data: floating-point images of a Dataset are kept with 8 bits; {DEEPER}.", stacklevel=2)
+        return levels.round().to(torch.uint8)
     if pixels.dtype != torch.uint8:
-        raise ValueError(f"its type is {pixels.dtype}; give uint8, or floats in [0, 1]")
+        deeper = f"; {DEEPER}" if pixels.dtype == torch.uint16 else ""
+        raise ValueError(f"its type is {pixels.dtype}; give uint8, or floats in [0, 1]{deeper}")
     return pixels
 
 

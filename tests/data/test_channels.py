@@ -19,6 +19,7 @@ from tiny import resident
 from selfsup.augment import AugmentConfig, build_views, colors_left_out
 from selfsup.cli import main
 from selfsup.data import load_splits
+from selfsup.data.bits import bits_of
 from selfsup.data.decode import decode_image, look
 from selfsup.data.form import Form, UndecodableError, with_channels
 from selfsup.data.statistics import measure
@@ -166,6 +167,64 @@ def test_tiff_of_several_channels_or_pages(tmp_path):
     assert torch.equal(decode_image(colour.getvalue(), SIZE, form=Form(3, "uint16")), torch.from_numpy(image[:3]))
 
 
+def test_tiff_is_turned_upright_and_white_is_bright():
+    tifffile = pytest.importorskip("tifffile", reason="the extra tiff is not installed")
+    pytest.importorskip("imagecodecs", reason="the extra tiff is not installed")
+    grey = random(SIZE, SIZE + 3, dtype=np.uint8)
+    for turned in range(1, 9):
+        files = []
+        for pixels in (grey, grey.astype(np.uint16) * 257, np.stack([grey] * 5)):
+            file = io.BytesIO()
+            about = [(274, "H", 1, turned, True)]
+            tifffile.imwrite(file, pixels, photometric="miniswhite", extratags=about, metadata=None)
+            files.append(file.getvalue())
+        forms = Form(), Form(1, "uint16"), Form(5)
+        pillow, deep, pages = (
+            decode_image(content, SIZE, form=form, max_aspect=4) for content, form in zip(files, forms, strict=True)
+        )
+        assert look(files[1]).shape == deep.shape[1:] == pillow.shape[1:]
+        assert torch.equal(deep[0].int(), pillow[0].int() * 257)
+        assert torch.equal(pages, pillow[:1].expand(5, -1, -1))
+    ends = Form(1, "float32", value_range=(0.0, 1000.0))  # of a negative
+    tifffile.imwrite(file := io.BytesIO(), np.full((SIZE, SIZE), 250, np.uint16), photometric="miniswhite")
+    assert decode_image(file.getvalue(), SIZE, form=ends)[0, 0, 0].item() == pytest.approx(0.75)
+
+
+def test_colours_that_pillow_reads_with_8_bits_are_said(tmp_path):
+    for number in range(4):
+        pixels = random(SIZE, SIZE, 3, seed=number).astype(">u2" if number else "u1")
+        head = b"P6\n# by hand\n%d %d\n%d\n" % (SIZE, SIZE, 65535 if number else 255)
+        (tmp_path / f"{number}.ppm").write_bytes(head + pixels.tobytes())
+    found = load(tmp_path).found
+    assert found.notes[0].startswith(
+        "3 of 4 images that were looked at have colours of more than 8 bits, 1.ppm for one, and are read with 8"
+    )
+    (tmp_path / "grey").mkdir()
+    grey = random(SIZE, SIZE).astype(">u2")
+    (tmp_path / "grey" / "1.pgm").write_bytes(b"P5 %d %d 65535\n" % (SIZE, SIZE) + grey.tobytes())
+    part = load(tmp_path / "grey")
+    assert torch.equal(every(part.train)[0, 0], torch.from_numpy(grey.astype(np.uint16)))
+    assert not [note for note in part.found.notes if "looked at" in note]
+
+
+@pytest.mark.parametrize(
+    ("head", "bits"),
+    [
+        (b"\0\0\0\x20ftypavif" + b"\0\0\0\x10pixi\0\0\0\0\x03\x0a\x0a\x0a", 10),
+        (b"\0\0\0\x20ftypheic" + b"\0\0\0\x10pixi\0\0\0\0\x03\x08\x08\x08" + b"pixi\0\0\0\0\x01\x0c", 12),
+        (b"\xff\x4f\xff\x51" + bytes(36) + b"\0\x03" + b"\x0f\x01\x01" * 3, 16),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + b"\xff\x4f\xff\x51" + bytes(36) + b"\0\x02" + b"\x87\x01\x01" * 2, 8),
+        (b"\x01\xda\0\x02", 16),
+        (b"P6 8 8 255\n" + b"999 ", 8),
+        (b"P3 8 8 1023\n", 16),
+        (b"", 8),
+        (b"pixi\0\0\0\0\x01\x0c", 8),
+    ],
+)
+def test_the_head_of_a_file_says_its_bits(head, bits):
+    assert bits_of(head) == bits
+
+
 def test_dicom(tmp_path):
     """Values times slope plus intercept, then data.value_range, the window, or the stored bits; negatives turned."""
     pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -241,7 +300,9 @@ def test_depth_is_lowered_only_where_it_is_asked_for(tmp_path):
     torch.testing.assert_close(floats, torch.tensor([value / 65535, 9 / 255]))
     with pytest.raises(UndecodableError) as error:  # one that turns up late, among photographs
         decode_image(tmp_path / "1.png", SIZE)
-    assert error.value.reason == "uint16 values where the others have uint8: set data.depth=uint16"
+    assert (
+        error.value.reason == "uint16 values where the others have uint8: set data.depth=uint16, or uint8 to lower them"
+    )
 
 
 def test_arrays_that_do_not_say_what_they_are():

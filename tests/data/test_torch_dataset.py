@@ -77,9 +77,21 @@ def test_real_valued_targets_are_no_classes():
         (["a.jpg"], "item 0 of Items is not an image: it is str"),
         ([PIXELS[0].float()], r"its values go from 0 to 25\d; give floats in \[0, 1\]"),
         ([PIXELS[0].long()], "its type is torch.int64"),
+        ([PIXELS[0].to(torch.uint16)], r"torch\.uint16; give uint8, .*data=image_folder reads files of 16 bits"),
+        (
+            [Image.fromarray(np.full((4, 4), 300, np.uint16))],
+            r"mode I;16, which has more than 8 bits; data=image_folder",
+        ),
         ([PIXELS[0], PIXELS[0, :1]], "item 1 has 1 channels and the first 3"),
     ],
 )
 def test_what_is_no_dataset_of_images_is_said(items, message):
     with pytest.raises(UserError, match=message):
         as_images(Items(items))
+
+
+def test_floats_that_are_lowered_are_said(recwarn):
+    as_images(Items([*(PIXELS / 255), *(PIXELS / 255).half()]))
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"floating-point images of a Dataset are kept with 8 bits; data=image_folder"):
+        as_images(Items([torch.rand(3, 8, 8)]))

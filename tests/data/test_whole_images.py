@@ -91,7 +91,8 @@ def test_squares_are_what_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(("format", "orientation"), [("JPEG", 1), ("JPEG", 6), ("PNG", 8), ("TIFF", 6), ("WEBP", 3)])
-@pytest.mark.parametrize("size", [(401, 299), (2001, 1500)])
+# the sides of the second, divided by eight as a JPEG is shrunk, do not have its shape
+@pytest.mark.parametrize("size", [(401, 299), (2063, 1500)])
 def test_the_head_of_a_file_says_the_shape(tmp_path, format, orientation, size):
     image = Image.new("RGB", size, "red")
     exif = image.getexif()

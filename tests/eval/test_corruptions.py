@@ -130,6 +130,15 @@ def test_what_is_corrupted_is_what_the_network_sees():
     assert torch.equal(noisy.subset(torch.tensor([2])).read(torch.tensor([0])), noisy.read(torch.tensor([2])))
 
 
+def test_deeper_pixels_are_corrupted_as_those_of_8_bits():
+    about = {"name": "x", "image_size": 8, "normalization": Normalization((0,), (1,))}
+    pixels = _images(3, 8)
+    expected = CorruptedDataset(resident(pixels, **about), None, "contrast", 1, 0).read(torch.arange(3))
+    for deep in ((pixels.int() * 257).to(torch.uint16), pixels / 255):
+        found = CorruptedDataset(resident(deep, **about), None, "contrast", 1, 0).read(torch.arange(3))
+        assert torch.equal(found, expected)
+
+
 def test_the_jitter_of_fog_falls_by_the_square_of_its_decay_a_level():
     noise = plasma(Draws(0, torch.arange(400)), 32, 1.6)
     left = []

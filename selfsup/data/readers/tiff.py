@@ -2,7 +2,8 @@
 
 Pillow reads what has 8 bits, one page and at most colour and transparency, by which photographs are as ever; it lowers
 colour of 16 bits to 8, and knows no other number of channels. So a 4-channel file whose fourth is not said to be
-transparency has four channels, and the pages of a stack are channels. Overviews and previews are left out.
+transparency has four channels, and the pages of a stack are channels. Overviews and previews are left out. Images are
+turned upright, and those whose 0 is white so that white is bright, as Pillow does with what it reads.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from selfsup.data.form import Kind, UndecodableError, depth_of
+from selfsup.data.form import ON_ITS_SIDE, Array, Kind, UndecodableError, depth_of
 from selfsup.data.reader import Reader, Values, add, check_pixels
 
 MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 NEEDED = "TIFF of several channels, pages or more than 8 bits a colour need packages: pip install 'selfsup[tiff]'"
 BITS, SAMPLES = 258, 277  # of the file's tags: bits of each sample, samples of a pixel
+MEANING, TURNED = 262, 274  # what values mean, of which 0 is that 0 is white; how the image is turned, as of EXIF
 
 
 @lru_cache
@@ -52,7 +54,8 @@ class Tiff(Reader):
         with _opened(content) as file:
             series = file.series[0]
             channels, height, width = _sides(series)
-            return Kind(channels, depth_of(series.dtype), shape=(height, width))
+            turned = _tag(series, TURNED, 1) >= ON_ITS_SIDE
+            return Kind(channels, depth_of(series.dtype), shape=(width, height) if turned else (height, width))
 
     def read(self, content: bytes, channel_axis: str | None, max_pixels: int) -> Values | None:
         if _is_photograph(content):
@@ -66,7 +69,8 @@ class Tiff(Reader):
             array = series.asarray()
             sides = [axis for axis in range(array.ndim) if series.axes[axis] in "YX"]
             array = np.moveaxis(array, sides, (-2, -1)).reshape(channels, height, width)
-            return Values(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+            array = _upright(array, _tag(series, TURNED, 1))
+            return _bright(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")), _tag(series, MEANING, 1))
 
 
 def _opened(content: bytes) -> Any:
@@ -82,6 +86,25 @@ def _sides(series: Any) -> tuple[int, int, int]:
     return int(np.prod(series.shape)) // (height * width), height, width
 
 
+def _tag(series: Any, number: int, default: int) -> int:
+    found = series.keyframe.tags.get(number)
+    return default if found is None else int(found.value)
+
+
+def _upright(array: Array, turned: int) -> Array:
+    """Return ``[C,H,W]`` turned upright by EXIF's number."""
+    upright = array.swapaxes(-2, -1) if turned >= ON_ITS_SIDE else array
+    upright = upright[..., ::-1] if turned in (2, 3, 6, 7) else upright
+    return upright[..., ::-1, :] if turned in (3, 4, 7, 8) else upright
+
+
+def _bright(array: Array, meaning: int) -> Values:
+    """Return values so that white is bright; floating-point and signed ones, whose white nobody says, stay."""
+    if meaning != 0 or array.dtype.kind not in "bu":
+        return Values(array)
+    return Values(~array) if array.dtype.itemsize == 1 else Values(array, (np.iinfo(array.dtype).max, 0))
+
+
 def _is_photograph(content: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -95,7 +118,7 @@ def _is_photograph(content: bytes) -> bool:
         return False
 
 
-def _plain(content: bytes) -> np.ndarray[Any, Any]:
+def _plain(content: bytes) -> Array:
     """Return a grey image of one page, which Pillow reads with all its bits."""
     try:
         with Image.open(io.BytesIO(content)) as image:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfsup.data.base import ImageDataset, SourceSplits
-from selfsup.data.decode import ON_ITS_SIDE, ORIENTATION, middle, shape_for
+from selfsup.data.decode import full_shape, middle, shape_for
 from selfsup.data.encoded import EncodedConfig, mean_aspect, side_of_source, typical_shapes
 from selfsup.data.files import FileDataset
 from selfsup.data.found import NOT_LISTED, Found
@@ -120,7 +120,7 @@ def voc(config: VocConfig) -> SourceSplits:
         split: VocDataset(
             folder / "JPEGImages",
             some,
-            config.facts(split, classes=config.classes),
+            config.facts(split, config.form().channels, config.classes),
             masks=folder / "SegmentationClass",
             keys=name_keys(some),
             decoding=config.decoding(),
@@ -207,11 +207,10 @@ def _read_mask(image: Path, masks: Path, size: int, max_aspect: float) -> Tensor
             mask = file.copy()
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged PNG
         raise UserError(f"{path} cannot be read as a mask ({error}); repair it or take it off the list.") from error
-    with Image.open(image) as picture:
-        shape = picture.size[::-1] if picture.getexif().get(ORIENTATION, 1) >= ON_ITS_SIDE else picture.size
-    if mask.size != shape:
+    height, width = full_shape(image)
+    if (mask.height, mask.width) != (height, width):
         raise UserError(
-            f"{path} has {mask.width} × {mask.height} pixels and its image {shape[0]} × {shape[1]}; they must agree."
+            f"{path} has {mask.width} × {mask.height} pixels and its image {width} × {height}; they must agree."
         )
     top, left, height, width = middle(mask.height, mask.width, max_aspect)
     stored_height, stored_width = shape_for(mask.height, mask.width, size, max_aspect)

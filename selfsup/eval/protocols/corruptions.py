@@ -22,6 +22,7 @@ from selfsup.eval.subject import Subject, evenly
 from selfsup.eval.voting import knn_grid, search_settings
 from selfsup.ragged import Images, central_squares
 from selfsup.settings import setting
+from selfsup.unit_range import unit_range
 
 ALL = "mean of all"
 
@@ -62,7 +63,10 @@ class CorruptedDataset(ImageDataset):
     def read_decodable(self, positions: Tensor) -> Read:
         images, decoded, size = self._dataset.read_decodable(positions)
         how: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
-        cut = crop_centre(central_squares(Images(images, size)).float(), self.image_size, self.resize, **how)
+        stored = central_squares(Images(images, size))
+        # of 8 bits as ever; corruptions are made of these, so deeper pixels are lowered to them
+        levels = stored.float() if stored.dtype == torch.uint8 else unit_range(stored) * 255
+        cut = crop_centre(levels, self.image_size, self.resize, **how)
         pixels = cut.round().clamp(0, 255).to(torch.uint8)
         return Read(corrupt(pixels, self.corruption, self.strength, self.index[positions], self.seed), decoded)
 
