@@ -15,9 +15,11 @@ import json
 import logging
 import mmap
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +39,8 @@ from selfsup.ragged import pack
 
 IMAGES, SHAPES, ABOUT, JOURNAL = "images.u8", "shapes.i32", "about.json", "journal.u8"
 DECODED, UNDECODABLE = 1, 2  # in the journal; 0 is not done yet
+PACKAGES = ("imagecodecs", "pillow_heif", "pydicom", "tifffile")  # that read images and may be missing
+INSTALL = "pip install"  # in the reason of an image that is left out as one is missing
 TASK = 16  # images that a thread decodes at a time
 SYNC = 2**26  # bytes of pixels that are brought to the disk before the journal says that they are there
 
@@ -117,9 +121,12 @@ def open_cache(
     settings = {"images": count, "side": side, "decoder": VERSION, **libraries}
     folder = root / f"{name}-{digest(chain([json.dumps(settings).encode()], identity))}"
     try:
-        if not folder.is_dir():
+        if not folder.is_dir() or _lacked_a_package(folder):
             root.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f"{folder.name}.lock")):
+                if folder.is_dir() and _lacked_a_package(folder):
+                    logger.warning("%s was built without a package that is here now, and is built again", folder)
+                    shutil.rmtree(folder)
                 if not folder.is_dir():
                     _build(folder, settings, Decode(decode, shape, form))
         return Pixels(folder, form)
@@ -129,6 +136,16 @@ def open_cache(
             f"data.cache: {folder} cannot be written or read ({error.strerror or error}), and takes {gigabytes:.3g} GB "
             "on the disk; free the space, set data.cache to another folder, or to null to decode in every epoch."
         ) from error
+
+
+def _lacked_a_package(folder: Path) -> bool:
+    """Whether images are left out of a cache for want of a package, and other packages were there than now."""
+    about = json.loads((folder / ABOUT).read_text("utf-8"))
+    return any(INSTALL in reason for reason in about.get("reasons", ())) and about.get("packages") != _packages()
+
+
+def _packages() -> list[str]:
+    return [package for package in PACKAGES if find_spec(package) is not None]
 
 
 def digest(parts: Iterable[bytes]) -> str:
@@ -241,6 +258,7 @@ def _fill(part: Path, settings: dict[str, Any], decode: Decode) -> None:
                 _note(images, journal, written, done)
         undecodable = [row for row, state in enumerate(done) if state == UNDECODABLE]
         kept = {
+            "packages": _packages(),
             "undecodable": undecodable,
             "reasons": [reasons.get(row) or _reason(row, decode.image) for row in undecodable],
         }

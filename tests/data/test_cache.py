@@ -112,6 +112,30 @@ def test_undecodable_files_are_remembered_and_reported(tmp_path, caplog, monkeyp
             _load(root, tmp_path / "cache", max_undecodable=0.0)
 
 
+def test_a_cache_that_lacks_images_for_want_of_a_package_is_built_again_when_that_is_there(
+    tmp_path, caplog, monkeypatch
+):
+    root = _folder(tmp_path / "images", 6)
+    good = FileDataset.encoded
+    with pytest.MonkeyPatch.context() as patch:
+
+        def needs(self, row):
+            if row == 3:
+                raise UndecodableError("003.png", "it needs a package: pip install 'selfsup[x]'")
+            return good(self, row)
+
+        patch.setattr(FileDataset, "encoded", needs)
+        patch.setattr(cache, "PACKAGES", ())
+        for _ in range(2):
+            assert len(next(eval_batches(_load(root, tmp_path / "cache", max_undecodable=0.3).train, 6)).index) == 5
+        assert "built again" not in caplog.text
+    monkeypatch.setattr(cache, "PACKAGES", ("torch",))
+    train = _load(root, tmp_path / "cache").train
+    assert torch.equal(train.read(torch.arange(6)), _load(root, None).train.read(torch.arange(6)))
+    assert "built without a package that is here now, and is built again" in caplog.text
+    assert len(_caches(tmp_path / "cache")) == 1
+
+
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
 def test_a_failure_that_may_pass_is_not_remembered(tmp_path, error):
     root = _folder(tmp_path / "images", 6)

@@ -184,3 +184,10 @@ def test_a_damaged_image_is_left_out_with_its_mask(tmp_path):
     masks = test.read_masks(torch.arange(3))
     for mask, row in zip(masks, (8, 10, 11), strict=True):
         assert np.array_equal(mask.numpy(), numbers(row)[1][:, 8:40])
+
+
+def test_grey_may_be_asked_for(tmp_path):
+    for limit in (100, 0):
+        root = tmp_path / "voc"
+        splits = load(root if root.exists() else write(root), "data.channels=1", f"data.resident_limit_mb={limit}")
+        assert splits.train.channels == splits.train.read(torch.arange(1)).shape[1] == 1

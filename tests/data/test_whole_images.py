@@ -10,11 +10,12 @@ from torchvision.transforms import functional as tv
 
 from selfsup.augment import ViewGenerator, ViewRecipe
 from selfsup.config import from_values, load_config
-from selfsup.data import TrainLoader, eval_batches, load_splits
+from selfsup.data import FileDataset, TrainLoader, eval_batches, load_splits
 from selfsup.data.decode import decode_image, shape_of
+from selfsup.data.encoded import Decoding
 from selfsup.functional import location_grid
 from selfsup.ragged import Images, unpack
-from selfsup.types import Normalization
+from selfsup.types import ImageFacts, Normalization
 
 SIDES = [(30, 30), (30, 75), (80, 30), (48, 30), (30, 41), (60, 100)]  # height, width
 PLACES = [{}, {"cache": True}, {"resident_limit_mb": 10}]
@@ -65,6 +66,19 @@ def test_both_sides_are_kept_wherever_the_pixels_are(folder, tmp_path, settings)
     for batch in TrainLoader(train, 3, 0, workers=0, epochs=1):
         for image, index in zip(unpack(Images(batch.image, batch.size)), batch.index.tolist(), strict=True):
             assert torch.equal(image, whole(train)[index])
+
+
+def test_images_that_memory_is_asked_for_come_in_the_order_of_the_question(folder):
+    facts = ImageFacts("ramps", "train", 3, 30, Normalization((0.0,) * 3, (1.0,) * 3))
+    names = [f"{number}.png" for number in range(len(SIDES))]
+    part = FileDataset(folder, names, None, facts, decoding=Decoding(max_aspect=4.0))
+    expected = whole(part)
+    part.keep_in_memory()
+    for order in ([4, 1, 0], [3, 5, 0, 1], [0]):
+        image, decoded, size = part.read_decodable(torch.tensor(order))
+        assert decoded.all()
+        for found, row in zip(unpack(Images(image, size)), order, strict=True):
+            assert torch.equal(found, expected[row])
 
 
 def test_of_very_long_images_the_middle_is_kept(folder):
