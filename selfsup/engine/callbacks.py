@@ -23,6 +23,7 @@ from selfsup.data.loader import eval_batches
 from selfsup.distributed import any_rank, world
 from selfsup.engine.compilation import evaluating
 from selfsup.engine.environment import device_memory_mb
+from selfsup.engine.finite import require_finite
 from selfsup.engine.sharding import ShardedStrategy
 from selfsup.engine.stop import Interrupted, StopSignal
 from selfsup.errors import UserError
@@ -155,15 +156,6 @@ class Checkpoints(Checkpoint):
                 copy_checkpoint(first, path)
 
 
-def require_finite(module: Method) -> None:
-    """Raise when a loss since the start was not finite."""
-    if any_rank(not bool(module.finite), module.device):
-        raise UserError(
-            "The loss is not finite (NaN or infinity): lower optimizer.lr, lengthen optimizer.warmup_epochs, set "
-            "trainer.gradient_clip, or use trainer.precision=32-true; the last checkpoint is from before."
-        )
-
-
 #: Columns of ``times.csv``: what differs between two equal runs.
 TIMES = ("step", "seconds", "images_per_second", "memory_mb")
 
@@ -220,20 +212,6 @@ class Stopwatch(pl.Callback):
         # of earlier versions a checkpoint has no epochs, or knows their steps and seconds only
         rows = [(*row, *[None] * (len(TIMES) - len(row))) for row in state_dict.get("epochs", ())]
         self._epochs = [(int(step), float(seconds), *others) for step, seconds, *others in rows]
-
-
-class WatchLoss(pl.Callback):
-    """End the run when the loss is not finite. Looks only now and then, to keep the device from waiting."""
-
-    def __init__(self, every_steps: int) -> None:
-        self.every_steps = every_steps
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(module, Method)
-        if (batch_idx + 1) % self.every_steps == 0:
-            require_finite(module)
 
 
 class ViewsFigure(pl.Callback):

@@ -18,6 +18,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from selfsup.config import UNTIL, TrainConfig, to_yaml
 from selfsup.data import Splits
 from selfsup.data.membership import FILE as MEMBERSHIP
+from selfsup.engine.capture import FILE as CAPTURE
 from selfsup.engine.environment import environment, now
 from selfsup.engine.resuming import Change, Rule
 from selfsup.errors import UserError
@@ -41,6 +42,7 @@ BEFORE_A_CHECKPOINT = {
     "tensorboard",
     "wandb",
     "report.html",
+    CAPTURE,
 }
 
 PATIENCE = 10.0  # seconds; loader workers of a run that was killed hold its folder until they notice

@@ -18,10 +18,10 @@ from selfsup.engine.callbacks import (
     OnlineEvaluation,
     Stopwatch,
     ViewsFigure,
-    WatchLoss,
 )
 from selfsup.engine.compilation import Compile
 from selfsup.engine.devices import lightning
+from selfsup.engine.finite import WatchNumbers
 from selfsup.engine.loggers import build_loggers
 from selfsup.engine.rates import Rates
 from selfsup.engine.stop import StopSignal
@@ -98,7 +98,7 @@ def build_trainer(
     settings, online = config.trainer, config.online
     _check_followed(further, config)
     views = ViewsFigure(run_dir / "figures" / "views.png", splits.pretrain)
-    callbacks: list[pl.Callback] = [*further, stopwatch, views, WatchLoss(settings.log_every_steps), Rates()]
+    callbacks: list[pl.Callback] = [*further, stopwatch, views, WatchNumbers(run_dir), Rates()]
     if settings.compile:
         callbacks.append(Compile())
     if online.every_epochs:

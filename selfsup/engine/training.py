@@ -49,6 +49,7 @@ from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_
 from selfsup.registry import methods
 from selfsup.report import save, training_curves
 from selfsup.report.metrics import read_metrics
+from selfsup.types import ImageFacts
 
 AUTO = "auto"
 
@@ -260,6 +261,19 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, st
         UserError: Settings that do not fit together.
     """
     data = splits.pretrain
+    method = assemble(config, data.facts, len(data), data.labels is not None, world_size, starts=starts)
+    method.checkpoint_info["membership"] = None if splits.membership is None else splits.membership.summary()
+    return method
+
+
+def assemble(
+    config: TrainConfig, data: ImageFacts, images: int, labelled: bool, world_size: int = 1, *, starts: bool = False
+) -> Method:
+    """Build a method as :func:`build_method` does, by what is known of its ``images`` training images.
+
+    Raises:
+        UserError: As there.
+    """
     if len(config.data.mean) != data.channels or len(config.data.std) != data.channels:
         raise UserError(
             f"data.mean and data.std need {data.channels} values each, one for each channel of {data.name}; selfsup "
@@ -269,7 +283,7 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, st
         config.augment,
         config.data.image_size,
         data.normalization,
-        len(data) * config.trainer.max_epochs,
+        images * config.trainer.max_epochs,
         side_step(config.backbone, data.channels),
     )
     image_sizes = [*views.sizes, config.data.image_size]
@@ -278,14 +292,13 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, st
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
     backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
-    labelled = data.labels is not None
     parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled)
     method: Method = methods[config.method.name].target(config.method, parts)
     method.checkpoint_info = {
         "config": dataclasses.asdict(config),
         "in_channels": data.channels,
-        "images": len(data),
-        "membership": None if splits.membership is None else splits.membership.summary(),
+        "images": images,
+        "membership": None,
         "image_sizes": image_sizes,
         "mean": list(data.normalization.mean),
         "std": list(data.normalization.std),

@@ -76,6 +76,9 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     Attributes:
         epoch: In a loop of one's own: the epoch, which the loop sets; views and some schedules depend on it. A trainer
             counts by itself.
+        calls: Calls so far, there too, which schedules follow; a loop that goes on sets it.
+        last_loss: Under a trainer: the loss of the last batch; reading it waits for the device.
+        look_until: Under a trainer: optimiser steps in each of which numbers are looked at, on any device.
     """
 
     #: Whether BatchNorm statistics are shared over ranks when there are several on GPUs.
@@ -105,8 +108,8 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         self.log_every_steps = 1
         #: Goes into every checkpoint: what is needed to build the network, and the run, again.
         self.checkpoint_info: dict[str, Any] = {}
-        self.epoch = 0
-        self._calls = 0  # of ``forward``
+        self.last_loss: Tensor | None = None
+        self.epoch = self.calls = self.look_until = 0
         self._frozen: list[nn.Parameter] = []
         self.finite: Tensor
         self.register_buffer("finite", torch.ones((), dtype=torch.bool), persistent=False)
@@ -153,7 +156,20 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     @property
     def steps_done(self) -> int:
         """Optimiser steps before the present one."""
-        return self.trainer.global_step if self.attached else max(0, self._calls - 1)
+        return self.trainer.global_step if self.attached else max(0, self.calls - 1)
+
+    @property
+    def reading_waits(self) -> bool:
+        """Whether reading a number waits for the device."""
+        return self.device.type != "cpu"
+
+    @property
+    def looks(self) -> bool:
+        """Whether this step's numbers are looked at: all where that is free, else those of logged rows."""
+        if not self.attached or not self.reading_waits or self.steps_done < self.look_until:
+            return True
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.trainer.fit_loop.epoch_loop.batch_idx + 1) % every == 0 or self.trainer.is_last_batch
 
     @property
     def progress(self) -> float:
@@ -182,9 +198,9 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
             UserError: Views of another number than the method takes, tensors where the place of a view is needed, or
                 no labels where they are.
         """
-        if self._calls:
+        if self.calls:
             self.after_optimizer_step()
-        self._calls += 1
+        self.calls += 1
         first = images if isinstance(images, Tensor) else images[0]
         pixels = first.image if isinstance(first, View) else first
         if index is None:
@@ -235,10 +251,11 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
             batch = self._foreign(batch, batch_idx)
         with trusted_values():  # whether the loss is finite is looked at below, without waiting for the device
             output = self.step(self.draw_views(batch, batch_idx), batch)
-        self.finite &= output.loss.detach().isfinite()
+        self.last_loss = output.loss.detach()
+        self.finite &= self.last_loss.isfinite()
         # Lightning hands the loggers these steps' values and no others
         if (self.trainer.global_step + 1) % self.log_every_steps == 0:
-            self.log("train/loss", output.loss.detach(), prog_bar=True, sync_dist=False)
+            self.log("train/loss", self.last_loss, prog_bar=True, sync_dist=False)
             for name, value in output.logs.items():
                 self.log(f"train/{name}", value.detach())
         return output.loss

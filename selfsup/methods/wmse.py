@@ -101,13 +101,8 @@ class WMSE(Method):
         return StepOutput(loss, {"singular": self.singular.float()})
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Stop with the reason when a covariance was singular; looks as often as the loss is looked at, no more."""
-        looked_at = True
-        if self.attached:
-            batches = self.trainer.fit_loop.epoch_loop.batch_idx + 1
-            every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-            looked_at = batches % every == 0 or self.trainer.is_last_batch
-        if self.config.on_singular == "error" and looked_at and int(self.singular):
+        """Stop with the reason when a covariance was singular; looks when the loss is looked at, no more often."""
+        if self.config.on_singular == "error" and self.looks and int(self.singular):
             raise UserError(
                 f"{int(self.singular)} covariance matrices of W-MSE were singular: raise method.subbatch_size "
                 "to twice method.output_dim or more, set method.eps=1e-4 or method.on_singular=jitter, or lower "

@@ -388,6 +388,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
     assert code == 2
     assert "not finite" in err
     assert "optimizer.lr" in err
+    assert "the first place is the output of " in err
+    code, out, _ = run("replay", "r")
+    assert code == 1
+    assert "loss: nan (as in the run)" in out
+    assert out.splitlines()[-1] == "the run said the same"
 
 
 def test_a_saved_configuration_with_a_stranger_s_key(run: Run, tmp_path: Path) -> None:

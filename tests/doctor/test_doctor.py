@@ -26,7 +26,8 @@ from selfsup.doctor.bench import Bench
 from selfsup.doctor.clock import PHASES, Clock, Step
 from selfsup.doctor.examination import WARMUP, Look, countable, phases_of, warmup
 from selfsup.doctor.turns import Lap, Variant, judge, take_turns, variants
-from selfsup.engine.callbacks import OnlineEvaluation, WatchLoss
+from selfsup.engine.callbacks import OnlineEvaluation
+from selfsup.engine.finite import WatchNumbers
 from selfsup.engine.loggers import MetricsCsv
 from selfsup.engine.training import train
 from selfsup.errors import UserError
@@ -138,7 +139,7 @@ def slow_everywhere(wall: Time) -> dict[str, float]:
     wall.slow_optimizer(128)
     wall.slow(MoCo, "after_optimizer_step", 256)
     wall.slow(MetricsCsv, "log_metrics", 512)
-    wall.slow(WatchLoss, "on_train_batch_end", 1024)
+    wall.slow(WatchNumbers, "on_train_batch_end", 1024)
     wall.slow(MoCo, "on_train_batch_end", 2048)
     wall.slow(MoCo, "configure_gradient_clipping", 1 << 12)
     wall.slow(MoCo, "optimizer_zero_grad", 1 << 13)

@@ -47,6 +47,7 @@ def reads_in_a_run(config: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Method, "training_step", step)
+    monkeypatch.setattr(Method, "reading_waits", True)  # as of a GPU; of a CPU every step is looked at
     with watch:
         train(config)
     return watch.reads
