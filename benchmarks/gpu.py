@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import summary, write
+from measure import fill, summary, write
 
 HERE = Path(__file__).parent
 SECONDS = 540.0
@@ -173,19 +172,13 @@ def run(name: str, out: Path, rehearse: bool, seconds: float = SECONDS) -> str |
 
 def page(path: Path, out: Path, rehearse: bool) -> None:
     """Put the tables between the marks of the page."""
-    text = path.read_text()
+    contents = {}
     for name, part in PARTS.items():
         found = (
             [out / name / f"{table}.md" for table in tables(part, rehearse)] if is_there(name, out, rehearse) else []
         )
-        content = "\n\n".join(file.read_text().strip() for file in found) or NOT_YET
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        marked = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if not marked.search(text):
-            raise SystemExit(f"{path} has no place for {name}: {begin} … {end}")
-        whole = f"{begin}\n{content}\n{end}"
-        text = marked.sub(lambda _, whole=whole: whole, text)  # type: ignore[misc]
-    path.write_text(text)
+        contents[name] = "\n\n".join(file.read_text().strip() for file in found) or NOT_YET
+    fill(path, contents)
 
 
 # parts that are no program of their own

@@ -71,6 +71,23 @@ def write(out: str | Path, name: str, rows: Sequence[Mapping[str, Any]], protoco
     return markdown
 
 
+def fill(page: Path, contents: Mapping[str, str]) -> None:
+    """Put texts between marks of a page: ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+
+    Raises:
+        SystemExit: The page has no such marks.
+    """
+    text = page.read_text()
+    for name, content in contents.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"{page} has no place for {name}: {begin} … {end}")
+        text = f"{before}{begin}\n{content}\n{end}{after}"
+    page.write_text(text)
+
+
 def hardware() -> dict[str, Any]:
     """Return the processor, the GPU, torch's version, its threads and the date."""
     found = {"processor": f"{os.cpu_count()} cores of {_processor()}", "GPU": "none"}

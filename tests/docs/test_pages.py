@@ -51,7 +51,7 @@ def test_tests_that_a_page_names_exist(page: Path, tests: str) -> None:
 def test_presets_and_methods_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     for preset in re.findall(r"(?<!\w)experiment=([\w/]*\w)", text):
-        assert preset in choices("experiment") or preset in ("small/NAME", "imagenet/NAME"), preset
+        assert preset in choices("experiment") or preset in ("small/NAME", "imagenet/NAME", "cifar10/NAME"), preset
     named = re.findall(r"method=(\w+)", text)
     own = re.findall(r'methods\.register\("(\w+)"', text)  # defined on the page itself
     known = [*methods, *own, "NAME"]

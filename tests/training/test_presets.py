@@ -70,7 +70,7 @@ def test_presets_of_papers_begin_as_the_authors_networks(preset: str) -> None:
     assert bool((scales == (0.0 if own in ZERO_LAST else 1.0)).all())
 
 
-@pytest.mark.parametrize("size", ["small", "imagenet"])
+@pytest.mark.parametrize("size", ["small", "imagenet", "cifar10"])
 def test_every_method_has_a_preset_of_each_size(size: str) -> None:
     own = {name for name in methods if methods[name].target.__module__.startswith("selfsup.")}  # no test's methods
     assert own <= {name.split("/")[1] for name in PRESETS if name.startswith(f"{size}/")}

@@ -1,0 +1,66 @@
+"""The table on real photographs: a run that is stopped goes on, one that is done is not repeated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.io import write_jpeg
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture
+def standard(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import standard
+
+    yield standard
+    for name in ("standard", "measure"):
+        sys.modules.pop(name, None)
+
+
+def test_a_run_goes_on_with_its_seconds_and_is_done_once(
+    standard: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for split, count in (("train", 15), ("test", 3)):
+        for label in range(10):
+            folder = tmp_path / "cifar10" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 60, (3, 32, 32), generator=draw) + 19 * label
+                write_jpeg(pixels.to(torch.uint8), str(folder / f"{number}.jpeg"))
+    out, run = tmp_path / "out", standard.Run("cores", "cifar10", "simclr", "selfsup", 0)
+    once = standard.Clock.on_train_epoch_end
+
+    def stopped(clock: Any, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("killed")
+        once(clock, trainer, module)
+        clock.known["seconds"] = 1000.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(standard.Clock, "on_train_epoch_end", stopped)
+        with pytest.raises(RuntimeError, match="killed"):
+            standard.work(run, out, tmp_path, True)
+    assert not run.result(out).exists()
+    standard.work(run, out, tmp_path, True)
+    result = json.loads(run.result(out).read_text())
+    assert result["training"]["seconds"] > 1000
+    assert (result["training"]["steps"], result["training"]["epochs"]) == (2, 2)
+    assert (result["train_images"], result["test_images"]) == (150, 30)
+    monkeypatch.setattr(standard, "load_config", None)
+    standard.work(run, out, tmp_path, True)  # nothing is done again
+    rival = standard.Run("cores", "cifar10", "simclr", "lightly", 0)
+    text = standard.table([run, rival], out)
+    assert "REHEARSAL" in text
+    assert "JPEG copy" in text
+    assert "not measured yet" in text
+    rows = json.loads((out / "cores" / "cifar10" / "standard.json").read_text())["rows"]
+    assert [row["seeds"] for row in rows] == ["1 of 1", "0 of 1"]
+    assert rows[0]["kNN, %"] == f"{100 * result['knn_200']:.1f}"
