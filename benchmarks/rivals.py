@@ -163,7 +163,8 @@ class DINO(Rival):
 
     def build(self, dim: int) -> None:
         self.head, head_momentum = self.made(dim), self.made(dim)
-        self.follow("backbone", "head")
+        self.follow("backbone")
+        self.followed = ("backbone", "head")
         utils.deactivate_requires_grad(head_momentum)
         self.head_momentum = head_momentum  # drawn apart, as in its benchmark
         self.criterion = DINOLoss(output_dim=2048)

@@ -20,7 +20,7 @@ def standard(monkeypatch: pytest.MonkeyPatch) -> Any:
     import standard
 
     yield standard
-    for name in ("standard", "measure"):
+    for name in ("standard", "setups", "measure"):
         sys.modules.pop(name, None)
 
 
