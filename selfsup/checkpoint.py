@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selfsup.errors import UserError, reason_of
 from selfsup.imports import recall
+from selfsup.settings.checkpoints import no_checkpoint
 from selfsup.writing import replacing
 
 #: Key of a checkpoint under which everything stands that Lightning does not know: how to build the network again.
@@ -83,7 +84,7 @@ def find_checkpoint(path: str | Path) -> Path:
             raise UserError(f"{path} holds no checkpoints/last.ckpt; give a run folder or a .ckpt file.")
         return last
     if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}; give a run folder or a .ckpt file.")
+        raise no_checkpoint(path)
     return path
 
 

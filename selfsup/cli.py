@@ -64,7 +64,8 @@ def _run(given: list[str]) -> int:
             raise UserError(no_command(given, names))
         return commands.run(import_module(f"selfsup.commands.{name}"), given[1:])
     except UserError as error:
-        print("\n".join(map(printable, f"selfsup {name}: {error}".split("\n"))), file=sys.stderr)
+        said = f"selfsup {name}: {str(error).removeprefix(f'{name}: ')}"
+        print("\n".join(map(printable, said.split("\n"))), file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):

@@ -17,13 +17,13 @@ from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensor
 from selfsup.data import DataConfig
 from selfsup.errors import UserError
 from selfsup.eval.config import EvalConfig, eval_config
-from selfsup.external import MODULE, TIMM
 from selfsup.methods import MethodConfig
 from selfsup.nn import BackboneConfig, idle_settings
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import REGISTRIES
 from selfsup.settings import Section, key_of, setting
 from selfsup.settings.catalog import is_choice
+from selfsup.settings.checkpoints import MODULE, TIMM
 from selfsup.settings.composing import compose_choices
 from selfsup.settings.early import known
 from selfsup.settings.meanings import no_setting

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from selfsup.errors import UserError, reason_of
 from selfsup.nn import Backbone, BackboneConfig, any_size, build_backbone
 from selfsup.registry import nearest
+from selfsup.settings.checkpoints import MODULE, TIMM
 from selfsup.types import Normalization
-
-TIMM, MODULE = "timm:", "module:"
 
 #: Where published files keep the weights, the one to be used first: DINO publishes its teacher.
 _STATES = ("state_dict", "model", "model_state", "teacher", "student")

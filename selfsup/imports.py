@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -136,7 +137,7 @@ def hint() -> str:
     """Return a sentence for a name that is unknown, if a run that was opened has files that might bring it, or ""."""
     if not _wanted:
         return ""
-    options = " ".join(f"--import {path}" for path in _wanted.values())
+    options = " ".join(f"--import {shlex.quote(str(path))}" for path in _wanted.values())
     return f" The run was made with a file of code that has not been executed here: look at it, then add {options}."
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -20,15 +19,13 @@ from selfsup.augment import build_views
 from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensors, run_of, weights_of
 from selfsup.config import from_values
 from selfsup.errors import UserError
-from selfsup.external import MODULE, TIMM, fit_weights, own_module, timm_network
+from selfsup.external import fit_weights, own_module, timm_network
 from selfsup.imports import recall
 from selfsup.methods import Parts
-from selfsup.nn import OWN, Backbone, BackboneConfig, build_backbone, own_backbone
+from selfsup.nn import Backbone, BackboneConfig, build_backbone, own_backbone
 from selfsup.registry import methods
+from selfsup.settings.checkpoints import MODULE, OWN, TIMM, may_be_a_run
 from selfsup.types import ImageFacts, Normalization
-
-#: Words that stand in place of a path: what learned features are compared with.
-BASELINES = ("raw_pixels", "untrained")
 
 
 @dataclass
@@ -131,15 +128,8 @@ def open_network(
     return opened
 
 
-def may_be_a_run(name: str) -> bool:
-    """Return whether a checkpoint string names a file or a folder, which may be a run with data of its own."""
-    return name not in (*BASELINES, OWN) and not name.startswith((TIMM, MODULE))
-
-
 def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None, pretrained: bool) -> Opened:
     if may_be_a_run(name):
-        if timm.is_model(name) and not Path(name).exists():
-            raise UserError(f"There is no checkpoint {name}; timm's network of this name is timm:{name}.")
         file = find_checkpoint(name)
         content = read_tensors(file)
         if is_checkpoint(content, file):

@@ -14,6 +14,7 @@ import difflib
 import inspect
 import json
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -26,9 +27,12 @@ from selfsup.errors import UserError
 from selfsup.eval.registry import PROTOCOLS
 from selfsup.registry import REGISTRIES, find, nearest
 from selfsup.settings.catalog import GROUPS, choices, listed, other_names, summaries
+from selfsup.settings.checkpoints import check_words
 from selfsup.settings.early import known, refuse_mistakes
 from selfsup.settings.excerpts import excerpt
 from selfsup.settings.meanings import meant_by, no_setting
+from selfsup.wording import command as command_text
+from selfsup.wording import word
 
 #: Groups whose choices the help of commands that train, and of commands that evaluate, lists.
 TRAINING, EVALUATION = GROUPS["train"], GROUPS["evaluate"]
@@ -179,12 +183,13 @@ def _folder_settings(words: Sequence[str], settings: Sequence[str]) -> list[str]
     if more or not folder.is_dir():
         raise UserError(f"{no_setting(more if folder.is_dir() else words, known())[:-1]}, or name a folder of images.")
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").is_file():
-        raise UserError(f"'{first}' is a run; go on with it by resume={first}, or evaluate it.")
+        go_on, judge = command_text("train", f"resume={first}"), command_text("evaluate", word(first))
+        raise UserError(f"'{first}' is a run; {go_on} goes on with it, {judge} evaluates it.")
     if any(setting.startswith("data.root=") for setting in settings):
         raise UserError(f"data.root= and '{first}' both name the images; give one of them.")
     given = [] if any(setting.startswith("data=") for setting in settings) else ["data=image_folder"]
     given.append(f"data.root={folder}")
-    print(f"training on the images of {folder}: {' '.join(given)}", file=sys.stderr)
+    print(f"training on the images of {folder}: {shlex.join(given)}", file=sys.stderr)
     return given
 
 
@@ -192,7 +197,7 @@ def checkpoint_settings(arguments: argparse.Namespace) -> list[str]:
     """Return the settings of an evaluation, whose checkpoint may stand alone: ``selfsup knn RUN``.
 
     Raises:
-        UserError: More than one checkpoint, or a setting that there is not.
+        UserError: More than one checkpoint or none, no data where it has none, or a setting that there is not.
     """
     named = [f"checkpoint={word}" for word in arguments.words]
     named += [setting for setting in arguments.settings if setting.startswith("checkpoint=")]
@@ -203,6 +208,7 @@ def checkpoint_settings(arguments: argparse.Namespace) -> list[str]:
     settings = named + [setting for setting in arguments.settings if not setting.startswith("checkpoint=")]
     if not arguments.own_files:
         refuse_mistakes(settings, "evaluate")
+    check_words(settings)
     return settings
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser
 from selfsup.errors import UserError
+from selfsup.settings.checkpoints import check_words
 from selfsup.settings.early import refuse_mistakes
 from selfsup.writing import check_output
 
@@ -38,6 +39,8 @@ def run(arguments: Namespace) -> int:
     if not arguments.own_files:
         refuse_mistakes(arguments.settings, "evaluate")
     check_output(arguments.out, "--out")
+    _check_names(arguments.words)
+    check_words([f"checkpoint={arguments.words[0]}", *arguments.settings])
     from selfsup.report import save_cka
 
     table = compare_networks(arguments.words, arguments.settings, layers=arguments.layers)
@@ -45,6 +48,11 @@ def run(arguments: Namespace) -> int:
     print(table)
     print(f"\nlinear CKA, {table.images} images; saved: {arguments.out}/cka.csv, .png")
     return 0
+
+
+def _check_names(runs: Sequence[str]) -> None:
+    if len(runs) < 2 or len(set(runs)) < len(runs):
+        raise UserError("cka: name at least two runs, each once.")
 
 
 def compare_networks(
@@ -66,8 +74,7 @@ def compare_networks(
     from selfsup.engine.evaluation import announce, build_encoder, check_network, open_evaluation, open_for
     from selfsup.eval import cka
 
-    if len(runs) < 2 or len(set(runs)) < len(runs):
-        raise UserError("cka: name at least two runs, each once.")
+    _check_names(runs)
     config, opened = open_evaluation([f"checkpoint={runs[0]}", *overrides])
     images = load_splits(config.data).train
     networks: dict[str, Encoder] = {}

@@ -10,6 +10,7 @@ from argparse import Namespace
 
 from selfsup.commands import EVALUATION, Parser, checkpoint_settings
 from selfsup.errors import UserError
+from selfsup.wording import counted
 
 
 def add_arguments(parser: Parser) -> None:
@@ -26,5 +27,5 @@ def run(arguments: Namespace) -> int:
     from selfsup.exporting import embed
 
     path, count = embed(settings, arguments.out)
-    print(f"saved: {path}, {count} images; read it with selfsup.read_embeddings({str(path)!r})")
+    print(f"saved: {path}, {counted(count, 'image')}; read it with selfsup.read_embeddings({str(path)!r})")
     return 0

@@ -34,6 +34,7 @@ def run(arguments: Namespace) -> int:
     settings = checkpoint_settings(arguments)
     from selfsup.engine.evaluation import evaluate_opened, open_evaluation, results_folder
     from selfsup.report import result_table
+    from selfsup.wording import command, word
 
     config, opened = open_evaluation(settings)
     records = evaluate_opened(config, opened, named or ("all" if arguments.all else None))
@@ -43,7 +44,7 @@ def run(arguments: Namespace) -> int:
         print("saved: nothing, as there is no run; name a folder with run_dir=DIR")
     else:
         print(f"saved: {folder}/results.json{', figures/' if config.eval.figures else ''}")
-        more = "" if named or arguments.all else f", or all protocols: selfsup evaluate {opened.name} --all"
-        print(f"next: selfsup compare {folder} OTHER_RUN{more}")
+        more = "" if named or arguments.all else ", or every protocol: the same command with --all"
+        print(f"next: {command('compare', word(folder))} OTHER_RUN{more}")
     # what was asked for by name and could not run has been named, and a script has to know
     return 2 if set(named or ()) - {record["protocol"] for record in records} else 0

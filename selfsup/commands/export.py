@@ -9,6 +9,7 @@ from argparse import Namespace
 from selfsup.commands import Parser, refuse_settings
 from selfsup.errors import UserError
 from selfsup.settings.catalog import listed
+from selfsup.settings.checkpoints import check_named
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,6 +25,7 @@ def run(arguments: Namespace) -> int:
     refuse_settings(arguments)
     if len(arguments.words) != 1 or arguments.format is None or arguments.out is None:
         raise UserError("Write: selfsup export RUN --format FORMAT --out PATH; --help lists the formats.")
+    check_named(arguments.words[0], has_data=True)
     from selfsup.exporting import export
 
     path, code = export(arguments.words[0], arguments.format, arguments.out)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser, checkpoint_settings
 from selfsup.errors import UserError
+from selfsup.wording import counted
 from selfsup.writing import check_output
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     found, table, sheet = find_neighbours(checkpoint_settings(arguments))
     images = len({row for pair in found.duplicates for row in (pair.first, pair.second)})
-    pairs = f"{len(found.duplicates)} pairs of {images} images"
+    pairs = f"{counted(len(found.duplicates), 'pair')} of {counted(images, 'image')}"
     print(f"near-duplicates        {pairs}, cosine similarity {found.duplicate_similarity:.4f} or more")
     print(f"probable label errors  {len(found.label_errors)}")
     if found.doubt:

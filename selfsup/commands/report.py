@@ -9,6 +9,7 @@ from argparse import Namespace
 
 from selfsup.commands import Parser, refuse_settings
 from selfsup.errors import UserError
+from selfsup.wording import command
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,7 +21,7 @@ def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     refuse_settings(arguments)
     if len(arguments.words) != 1:
-        several = f"; several are compared by selfsup compare {' '.join(arguments.words)}" if arguments.words else ""
+        several = f"; several are compared by {command('compare', *arguments.words)}" if arguments.words else ""
         raise UserError(f"Name one run folder{several}.")
     from selfsup.report import report
 

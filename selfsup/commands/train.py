@@ -79,6 +79,8 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
     from selfsup.engine.sweeps import job_config, job_folder, sweep_table, sweep_words, swept_keys
     from selfsup.imports import execute
     from selfsup.settings.composing import explain
+    from selfsup.settings.values import hydra_quoted
+    from selfsup.wording import command, word
 
     own_files = [str(Path(file).resolve()) for file in own_files]
     # a launcher's processes import what they unpickle, by the name of its file
@@ -99,7 +101,8 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
             raise KeyboardInterrupt
 
     words = sweep_words(settings)
-    sys.argv = [sys.argv[0], "--multirun", *([] if "run_dir" in keys else [f"hydra.sweep.dir='{folder}'"]), *words]
+    place = [] if "run_dir" in keys else [f"hydra.sweep.dir={hydra_quoted(str(folder))}"]
+    sys.argv = [sys.argv[0], "--multirun", *place, *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     sweep = hydra.main(config_path=str(Path(configs.__path__[0])), config_name="train", version_base="1.3")(job)
     try:
@@ -107,5 +110,5 @@ def _sweep(settings: Sequence[str], own_files: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
     if "run_dir" not in keys:
-        print(f"\n{sweep_table(folder)}\n\nsaved: {folder}\nnext: selfsup compare {folder}")
+        print(f"\n{sweep_table(folder)}\n\nsaved: {folder}\nnext: {command('compare', word(folder))}")
     return 0

@@ -53,10 +53,21 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     """Do the work and return the exit code."""
     protocols = chosen_protocols(arguments)
+    _datasets(arguments.settings)
     table = transfer(checkpoint_settings(arguments), protocols or PROTOCOLS)
     print(table)
     print(f"\nsaved: {table.folder}/transfer.md, .csv")
     return 0
+
+
+def _datasets(overrides: Sequence[str]) -> list[str]:
+    given = [override for override in overrides if override.startswith("data=")]
+    names = [name for name in given[-1].removeprefix("data=").split(",") if name] if given else []
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"transfer: name the datasets, each once, data=digits,fashion_mnist, or all small ones, data={ALL_SMALL}."
+        )
+    return names
 
 
 @dataclass(frozen=True)
@@ -116,19 +127,14 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     Raises:
         UserError: ``data`` or ``checkpoint`` is missing, a dataset is named twice, or none could be evaluated.
     """
+    names = _datasets(overrides)
     from selfsup.engine.evaluation import evaluate_opened, open_evaluation
     from selfsup.registry import sources
 
-    given = [override for override in overrides if override.startswith("data=")]
-    names = [name for name in given[-1].removeprefix("data=").split(",") if name] if given else []
     if names == [ALL_SMALL]:
         names = [name for name in sources if sources[name].config.small]
         if progress:
             print(f"data={ALL_SMALL}: {', '.join(names)}", flush=True)
-    if not names or len(set(names)) < len(names):
-        raise UserError(
-            f"transfer: name the datasets, each once, data=digits,fashion_mnist, or all small ones, data={ALL_SMALL}."
-        )
     others = [override for override in overrides if not override.startswith("data=")]
     records: dict[str, dict[str, Record]] = {}
     left_out: dict[str, str] = {}

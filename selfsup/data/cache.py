@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import Read
 from selfsup.data.decode import VERSION
 from selfsup.data.form import PHOTOGRAPHS, Form, UndecodableError
@@ -203,7 +203,7 @@ def _measure(part: Path, settings: dict[str, Any], shape: Callable[[int], tuple[
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = pool.map(measured, range(count))
-        shapes = list(tqdm(found, total=count, desc=f"shapes of {part.stem}", unit="image", delay=2))
+        shapes = list(progress_bar(found, total=count, desc=f"shapes of {part.stem}", unit="image", delay=2))
     draft = part / f"{SHAPES}.draft"
     np.array(shapes, np.int32).tofile(draft)
     draft.replace(part / SHAPES)
@@ -247,7 +247,7 @@ def _fill(part: Path, settings: dict[str, Any], decode: Decode) -> None:
 
         tasks = [missing[begin : begin + TASK] for begin in range(0, len(missing), TASK)]
         written: list[tuple[int, int]] = []
-        with tqdm(total=count, initial=count - len(missing), desc=f"caching {part.stem}", unit="image") as bar:
+        with progress_bar(total=count, initial=count - len(missing), desc=f"caching {part.stem}", unit="image") as bar:
             try:
                 for states in pool.map(work, tasks):
                     written += states

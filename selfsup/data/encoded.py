@@ -29,6 +29,7 @@ from selfsup.errors import UserError
 from selfsup.ragged import Images, central_squares, pack
 from selfsup.settings import setting
 from selfsup.types import ImageFacts
+from selfsup.wording import counted
 
 MAX_ASPECT = 4.0  # a box of a view has at most 4/3 of the shorter side: of much longer images only the middle is seen
 LOOKED_AT = 32  # images whose headers are read to see the shapes of all
@@ -360,7 +361,9 @@ def as_source(
         found.without_label = sum(int((some < 0).sum()) for some in labels.values())
         new = {*torch.cat(list(labels.values())).tolist()} - {*labels["train"].tolist(), -1}
         if new:
-            found.notes.append(f"{len(new):,} classes have no training image, {classes[min(new)]} for one")
+            found.notes.append(
+                f"{counted(len(new), 'class has', 'classes have')} no training image, {classes[min(new)]} for one"
+            )
     return SourceSplits(parts["train"], parts.get("test"), holdout=parts.get("holdout"), found=found)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from selfsup.wording import counted
+
 #: Why a file is left out, as people read it. Each file is under exactly one of them, or it is read.
 NO_DECODER = "images of a type that no installed decoder reads"
 NO_IMAGE = "no images"
@@ -83,8 +85,8 @@ class Found:
         if self.splits:
             lines.append("splits: " + ", ".join(f"{n} {count:,} ({how})" for n, (count, how) in self.splits.items()))
         if self.labels is not None:
-            missing = f"; {self.without_label:,} images have none" if self.without_label else ""
-            what = f"{len(self.classes):,} classes from {self.labels} ({_some(self.classes)})"
+            missing = f"; {counted(self.without_label, 'image has', 'images have')} none" if self.without_label else ""
+            what = f"{counted(len(self.classes), 'class', 'classes')} from {self.labels} ({_some(self.classes)})"
             lines.append(f"labels: {what if self.targets is None else self._targets(self.targets)}{missing}")
         else:
             lines.append("labels: none")

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
+from selfsup.bars import progress_bar
 from selfsup.data.decode import HEIF_ENDINGS, is_readable
 from selfsup.data.found import BESIDE, BROKEN, HIDDEN, MISSING, NO_DECODER, NO_IMAGE, OWN, SYSTEM
 from selfsup.errors import UserError
@@ -63,7 +62,7 @@ def list_images(root: Path) -> Listing:
     comparisons) are no data. Links are followed, but not back to a folder that holds them.
     """
     found = Listing()
-    with tqdm(desc=f"listing {root.name}", unit="file", delay=2) as progress:
+    with progress_bar(desc=f"listing {root.name}", unit="file", delay=2) as progress:
         for name, excuse in _walk(str(root), "", None):
             if name.endswith("/"):
                 found.folders += [name[:-1]] if excuse is None else []

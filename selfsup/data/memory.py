@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import Read
 from selfsup.data.form import Form
 from selfsup.data.workers import usable_cores
@@ -41,7 +41,7 @@ class Memory:
         if len(missing):
             with ThreadPoolExecutor(usable_cores()) as pool:
                 done = pool.map(one, torch.split(missing, 1))
-                for _ in tqdm(done, total=len(missing), desc=what, unit="image", delay=2):
+                for _ in progress_bar(done, total=len(missing), desc=what, unit="image", delay=2):
                     pass
             self._known[missing] = True
         return self._decoded[rows]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.data.decode import resize
 from selfsup.data.resident import ResidentDataset
@@ -75,7 +75,7 @@ def as_images(
         return TorchDataset(dataset, facts)
     images = torch.empty(len(dataset), len(first), side, side, dtype=torch.uint8)
     labels = torch.full((len(dataset),), -1)
-    for row in tqdm(range(len(dataset)), desc=f"reading {name}", unit="image", delay=2):
+    for row in progress_bar(range(len(dataset)), desc=f"reading {name}", unit="image", delay=2):
         image, label = _item(dataset, row)
         images[row] = _square(image, facts, row)
         labels[row] = -1 if label is None else label

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.config import TrainConfig
 from selfsup.doctor.bench import Bench, Watcher
 from selfsup.doctor.clock import PHASES, Clock, Step, seconds_of, watch
@@ -65,7 +65,7 @@ def doctor(config: TrainConfig, steps: int = 20, progress: bool = True, compile:
 def _examine(bench: Bench, steps: int, progress: bool, compiling: bool) -> Report:
     method = bench.build(bench.config, bench.splits)
     look = Look(bench, steps)
-    with tqdm(desc="doctor", unit="run", total=1, disable=not progress, leave=False) as bar:
+    with progress_bar(desc="doctor", unit="run", total=1, disable=not progress, leave=False) as bar:
         bench.train(bench.config, bench.splits, method, look)
         timed = look.timed
         whole = spread("sum", [step.seconds for step in timed])

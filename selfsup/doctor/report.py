@@ -10,6 +10,7 @@ from pathlib import Path
 
 from selfsup.engine.environment import environment
 from selfsup.tables import markdown_table
+from selfsup.wording import counted
 
 LEAST = 0.02  # share of a step that is worth a setting
 
@@ -133,8 +134,8 @@ def _page(report: Report) -> Iterator[str]:
     step = report.step_seconds
     yield report.title
     yield (
-        f"\nWhere a step goes: {report.steps} steps of {_ms(step)} ms on average (median {_ms(report.step_median)}, "
-        f"middle half {_ms(report.step_low)} to {_ms(report.step_high)})\n"
+        f"\nWhere a step goes: {counted(report.steps, 'step')} of {_ms(step)} ms on average "
+        f"(median {_ms(report.step_median)}, middle half {_ms(report.step_low)} to {_ms(report.step_high)})\n"
     )
     rows = [
         [phase.name, _ms(phase.mean), _percent(phase.mean / step), f"{_ms(phase.low)} to {_ms(phase.high)}"]
@@ -152,8 +153,9 @@ def _page(report: Report) -> Iterator[str]:
         f"\nPeak memory: {report.memory_mb:,.0f} MB."
     )
     yield (
-        f"\nSettings tried in turns with the present ones, {report.rounds} rounds of {report.steps_a_round} steps. Two "
-        f"equal runs of a round differed by up to {_percent(report.noise)}.\n"
+        f"\nSettings tried in turns with the present ones, {counted(report.rounds, 'round')} of "
+        f"{counted(report.steps_a_round, 'step')}. Two equal runs of a round differed by up to "
+        f"{_percent(report.noise)}.\n"
     )
     images = report.images / report.plain_seconds
     rows = [["as it is", f"{images:.4g}", "", "", f"{report.trial_memory_mb:,.0f}", ""]]

@@ -21,9 +21,9 @@ from selfsup.errors import UserError, reason_of
 from selfsup.eval import Encoder, Record, Subject, measure
 from selfsup.eval.encoder import input_channels
 from selfsup.eval.runner import protocols_of
-from selfsup.opened import BASELINES, Opened, may_be_a_run, open_network
+from selfsup.opened import Opened, open_network
 from selfsup.report import Evaluated, draw_figures
-from selfsup.settings.catalog import choices
+from selfsup.settings.checkpoints import check_named, which_data
 from selfsup.settings.moved import renamed
 from selfsup.settings.overrides import read_change
 from selfsup.types import ImageFacts
@@ -48,15 +48,8 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
     """
     overrides = renamed(overrides)  # here, as each time it is done a note says so
     given = {change.key: change.value for change in map(read_change, overrides)}
-    name = given.get("checkpoint")
-    if name is None:
-        raise UserError(
-            f"Say what to evaluate: checkpoint=RUN, a .ckpt file, timm:NAME, module:FILE.py:NAME, a file of weights "
-            f"(with backbone=…), or one of {', '.join(BASELINES)} (each with data=…)."
-        )
     asked = "data" in given
-    if not asked and not may_be_a_run(name):
-        raise _which_data(name)
+    name = check_named(given.get("checkpoint"), asked)
     # without data= the settings of the data are those of the run's source, which is not known before it is opened
     own = [word for word in overrides if asked or not read_change(word).key.startswith("data.")]
     config = cast(EvaluateConfig, load_config(own, kind="evaluate"))
@@ -67,7 +60,7 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
         raise UserError(f"{settings[0]}: {name} says which network it is; leave the setting out.")
     if not asked:
         if opened.config is None:
-            raise _which_data(name)
+            raise which_data(name)
         values = {"data": opened.config["data"], "backbone": opened.config["backbone"]}
         config = cast(EvaluateConfig, from_values(values, overrides, kind="evaluate"))
     elif opened.config is not None and "data.membership" not in given:
@@ -93,13 +86,6 @@ def opened_evaluation(what: EvaluateConfig | Sequence[str]) -> tuple[EvaluateCon
     opened.normalize(what.data.mean, what.data.std)
     check_network(opened, images_of(what))
     return what, opened
-
-
-def _which_data(name: str) -> UserError:
-    return UserError(
-        f"checkpoint={name} has no data of its own; say on which images to evaluate it: data=image_folder "
-        f"data.root=DIR, or data= one of {', '.join(sorted(choices('data') - {'own', 'image_folder'}))}."
-    )
 
 
 def images_of(config: EvaluateConfig) -> ImageFacts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from selfsup.engine.arrival import Arrival
 from selfsup.engine.log import LOCK, RunLog
 from selfsup.engine.pace import Length, Pace, in_words
 from selfsup.errors import UserError
+from selfsup.wording import command, counted
 
 TICK = 0.5  # seconds between two looks at the bar
 MINUTE = 60.0  # seconds between two lines where there is no bar, and the longest silence of another rank
@@ -158,17 +158,18 @@ class Progress(pl.Callback):
             return
         form = "%A %H:%M" if pace.left < WEEK else "%d %B"
         end = time.strftime(form, time.localtime(time.time() + pace.left))
-        config, file = self.config, shlex.quote(str(self.run_dir / "config.yaml"))
+        config, file = self.config, str(self.run_dir / "config.yaml")
         settings = (
             f"trainer.max_epochs={config.trainer.max_epochs}, data.image_size={config.data.image_size}, "
             f"backbone.name={config.backbone.name}"
         )
         gpu = ", a GPU far less" if trainer.strategy.root_device.type == "cpu" else ""
         self._say(
-            f"about {in_words(pace.left)} at this speed, until {end}: {seconds:.2g} s for {pace.length.images} images. "
+            f"about {in_words(pace.left)} at this speed, until {end}: {seconds:.2g} s for "
+            f"{counted(pace.length.images, 'image')}. "
             f"Fewer epochs, smaller images or a smaller network take less ({settings}){gpu}."
         )
-        self._say(f"where the time goes, and which settings help: selfsup doctor --config {file}")
+        self._say(f"where the time goes, and which settings help: {command('doctor', '--config', file)}")
 
     def _tick(self) -> None:
         while not self._ended.wait(TICK):

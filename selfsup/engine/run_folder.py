@@ -23,6 +23,7 @@ from selfsup.engine.environment import environment, now
 from selfsup.engine.resuming import Change, Rule
 from selfsup.errors import UserError
 from selfsup.imports import record, recorded
+from selfsup.wording import command, counted
 from selfsup.writing import replace_text
 
 CONFIG, ENVIRONMENT, CHANGES = "config.yaml", "environment.json", "changes.json"
@@ -64,7 +65,7 @@ def choose_run_dir(config: TrainConfig) -> Path:
     # the first process may have made the folder when the others come
     if run_dir.exists() and is_first_process():
         begun = begun_without_checkpoint(run_dir)
-        way_on = "start it again with resume=auto" if begun else f"go on with resume={run_dir}"
+        way_on = "start it again with resume=auto" if begun else f"go on with: {command('train', f'resume={run_dir}')}"
         raise UserError(f"run_dir: {run_dir} exists and is not overwritten; choose another, or {way_on}.")
     return run_dir
 
@@ -137,7 +138,7 @@ def note_changes(run_dir: Path, config: TrainConfig, step: int, epoch: int, chan
     else:
         (run_dir / CHANGES).unlink(missing_ok=True)
     head = [
-        f"{UNTIL}{entry['step']} ({entry['epoch']} epochs) it had {key}={json.dumps(values['was'])}\n"
+        f"{UNTIL}{entry['step']} ({counted(entry['epoch'], 'epoch')}) it had {key}={json.dumps(values['was'])}\n"
         for entry in history
         for key, values in entry["settings"].items()
         if values.get("learns")

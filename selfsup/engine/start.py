@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.external import TIMM, fit_weights
+from selfsup.external import fit_weights
 from selfsup.nn import Backbone, BackboneConfig
-from selfsup.opened import BASELINES, Opened, open_network
+from selfsup.opened import Opened, open_network
+from selfsup.settings.checkpoints import BASELINES, TIMM
 from selfsup.types import Normalization
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -14,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from selfsup.checkpoint import run_of
+from selfsup.wording import command
 
 END = b"\0"  # no number of a signal
 GRACE = 3.0  # seconds that the second signal leaves the running operation before it ends the process
@@ -33,8 +33,8 @@ class Interrupted(BaseException):
             message = f"{first}; start it again as before, with resume=auto if its folder is there already."
         else:
             saved = "go on from the last checkpoint" if at_once else "everything up to here is saved; go on"
-            resume = shlex.quote(f"resume={run_of(checkpoint)}")
-            message = f"{first if at_once else 'Stopped'}; {saved} with: selfsup train {resume}"
+            resume = command("train", f"resume={run_of(checkpoint)}")
+            message = f"{first if at_once else 'Stopped'}; {saved} with: {resume}"
         super().__init__(message)
         self.signal = number
         self.checkpoint = checkpoint

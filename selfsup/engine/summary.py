@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from selfsup.config import TrainConfig
 from selfsup.engine.log import FILE
 from selfsup.engine.pace import in_words
 from selfsup.engine.progress import Progress, in_words_each
+from selfsup.wording import command, counted, word
 
 
 def summary(config: TrainConfig, run_dir: Path, progress: Progress, seconds: float, memory_mb: float) -> str:
@@ -25,10 +25,12 @@ def summary(config: TrainConfig, run_dir: Path, progress: Progress, seconds: flo
     found = in_words_each(last) + ([f"{speed:,.0f} images/s"] if speed else [])
     found.append(f"{memory_mb:,.0f} MB of memory at most")
     epochs = -(-progress.pace.done // progress.pace.length.batches)
-    count = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-    lines = [f"\nTrained {count} in {in_words(seconds)}: {', '.join(found)}", f"run folder: {run_dir}"]
+    lines = [
+        f"\nTrained {counted(epochs, 'epoch')} in {in_words(seconds)}: {', '.join(found)}",
+        f"run folder: {run_dir}",
+    ]
     if progress.run_log.elsewhere:
-        warned = "1 warning" if progress.run_log.elsewhere == 1 else f"{progress.run_log.elsewhere} warnings"
+        warned = counted(progress.run_log.elsewhere, "warning")
         lines.append(f"{run_dir / FILE} holds this and {warned} of other packages")
     return "\n".join([*lines, next_command(config, run_dir)])
 
@@ -37,7 +39,4 @@ def next_command(config: TrainConfig, run_dir: Path) -> str:
     """Return the line that says how a run is evaluated, as it can be typed."""
     if "own" in (config.data.name, config.backbone.name):  # no other process has what was given from Python
         return "next: run.evaluate(), in the process that has the dataset and the network"
-    name = str(run_dir)
-    if "=" in name.partition("/")[0]:
-        name = f"./{name}"
-    return f"next: selfsup evaluate {shlex.quote(name)}"
+    return f"next: {command('evaluate', word(run_dir))}"

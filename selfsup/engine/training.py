@@ -50,6 +50,7 @@ from selfsup.registry import methods
 from selfsup.report import save, training_curves
 from selfsup.report.metrics import read_metrics
 from selfsup.types import ImageFacts
+from selfsup.wording import command, counted
 
 AUTO = "auto"
 
@@ -234,7 +235,7 @@ def _finish(config: TrainConfig, run_dir: Path, resumed: _Resumed, log: RunLog) 
     if metrics.exists() and not (curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime):
         save(training_curves(metrics), curves)
         written.append(str(curves.relative_to(run_dir)))
-    done = f"this run has already trained its {resumed.epochs} epochs"
+    done = f"this run has already trained {'its one epoch' if resumed.epochs == 1 else f'its {resumed.epochs} epochs'}"
     if written:
         log.keep(run_dir)
         print(f"{run_dir}: {done}; repaired: {', '.join(written)}.", flush=True)
@@ -331,8 +332,8 @@ def _announce(
     sizes = ", ".join(map(str, dict.fromkeys(method.views.sizes)))
     print(
         f"{config.method.name} on {len(splits.pretrain):,} images of {config.data.name} ({config.data.image_size} px), "
-        f"{config.backbone.name} with {weights / 1e6:.2f} M weights, {config.trainer.max_epochs} epochs of "
-        f"{len(splits.pretrain) // config.batch_size} steps, batch {config.batch_size}, "
+        f"{config.backbone.name} with {weights / 1e6:.2f} M weights, {counted(config.trainer.max_epochs, 'epoch')} of "
+        f"{counted(len(splits.pretrain) // config.batch_size, 'step')}, batch {config.batch_size}, "
         f"learning rate {scaled_lr(config.optimizer, effective):.4g} ({config.optimizer.name}), "
         f"{len(method.views.sizes)} {config.augment.recipe} views of {sizes} px"
         f"\nrun folder: {run_dir}",
@@ -378,9 +379,7 @@ def load_resumed_config(overrides: Sequence[str]) -> TrainConfig:
     """
     resume = next(o.split("=", 1)[1] for o in overrides if o.startswith("resume="))
     if begun_without_checkpoint(Path(resume)):
-        raise UserError(
-            f"resume: {resume} was stopped before its first checkpoint; selfsup train --config {resume}/config.yaml "
-            f"run_dir={resume} resume=auto starts it again."
-        )
+        again = command("train", "--config", f"{resume}/config.yaml", f"run_dir={resume}", "resume=auto")
+        raise UserError(f"resume: {resume} was stopped before its first checkpoint; {again} starts it again.")
     saved = saved_config(read_checkpoint(resume))
     return cast(TrainConfig, from_values({**saved, "run_dir": None}, overrides))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import eval_batches
 from selfsup.data.torch_dataset import SizedDataset, as_images
@@ -162,7 +162,7 @@ class Encoder:
             channels = input_channels(self.network, dataset)
         with (
             frozen(nn.Identity() if self.network is None else self.network, self.device, lowered) as (where, dtype),
-            tqdm(total=len(dataset), desc=what, unit="image", disable=not self.progress) as bar,
+            progress_bar(total=len(dataset), desc=what, unit="image", disable=not self.progress) as bar,
         ):
 
             def batches() -> Iterator[tuple[Tensor, Batch]]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from selfsup.bars import progress_bar
 
 HISTORY = 10  # pairs that the approximation of the Hessian remembers
 ARMIJO = 1e-4
@@ -48,7 +49,7 @@ def fit_logistic(
     together = max(1, NUMBERS // (size * (2 * HISTORY + 4)))
     strengths = torch.as_tensor(list(c), dtype=inputs.dtype, device=inputs.device)
     solved = []
-    with tqdm(total=len(strengths), desc="logistic regression", unit="problem", disable=not progress) as bar:
+    with progress_bar(total=len(strengths), desc="logistic regression", unit="problem", disable=not progress) as bar:
         for begin in range(0, len(strengths), together):
             own = slice(begin, begin + together)
             part = _minimise(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.errors import UserError
 from selfsup.eval.exact import in_order, lowest_of_equal, nearest_rows
 from selfsup.eval.features import unit_rows
@@ -78,7 +78,9 @@ def search(
     similarity = torch.full((len(queries), k), -math.inf)
     position = torch.full((len(queries), k), -1)
     blocks = torch.split(bank, _block_rows(bank.shape[1], index, memory_mb))
-    with tqdm(total=len(queries) * len(blocks), desc="neighbours", unit="query", delay=2, disable=not progress) as bar:
+    with progress_bar(
+        total=len(queries) * len(blocks), desc="neighbours", unit="query", delay=2, disable=not progress
+    ) as bar:
         first = 0
         for block in blocks:
             for these, near, at in _nearest_in(block, queries, k, index, effort, memory_mb):

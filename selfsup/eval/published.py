@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from selfsup.augment import ViewGenerator, ViewRecipe, fold_in
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.data.encoded import side_of_source
 from selfsup.data.loader import epoch_order, eval_batches
@@ -119,7 +119,7 @@ def paper_probe(
     with (
         frozen(network, encoder.device) as (where, _),
         torch.inference_mode(False),
-        tqdm(desc="linear probe, augmented", unit="step", disable=not encoder.progress) as bar,
+        progress_bar(desc="linear probe, augmented", unit="step", disable=not encoder.progress) as bar,
     ):
         tested = inside.features(test)
         test_labels = known_labels(tested, "test")

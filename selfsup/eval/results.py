@@ -11,6 +11,7 @@ from typing import Any
 
 from selfsup.errors import UserError
 from selfsup.eval.record import Record
+from selfsup.wording import command, word
 from selfsup.writing import replacing
 
 FILE = "results.json"
@@ -49,7 +50,7 @@ def read_results(run_dir: str | Path) -> list[Record]:
     """
     path = Path(run_dir) / FILE
     if not path.exists():
-        raise UserError(f"'{run_dir}' has no {FILE}; evaluate the run first (selfsup evaluate checkpoint={run_dir}).")
+        raise UserError(f"'{run_dir}' has no {FILE}; evaluate the run first ({command('evaluate', word(run_dir))}).")
     try:
         return [Record.from_flat(dict(record)) for record in json.loads(path.read_text("utf-8"))["results"]]
     except (ValueError, KeyError, TypeError) as error:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, frozen, input_channels, prepare_images
@@ -211,7 +211,7 @@ def similarities(
     channels, size, statistics = input_channels(network, dataset), dataset.image_size, encoder.normalization(dataset)
     with (
         frozen(network, encoder.device) as (where, dtype),
-        tqdm(total=noisy + masks, desc="similarity", unit="pass", disable=not encoder.progress) as bar,
+        progress_bar(total=noisy + masks, desc="similarity", unit="pass", disable=not encoder.progress) as bar,
     ):
         first, second = (encoder.prepared(i.to(where), size, channels, statistics).to(dtype) for i in shown)
         maps1, maps2 = dense(first), dense(second)

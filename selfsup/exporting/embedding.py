@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.config import EvaluateConfig
 from selfsup.data import load_splits
 from selfsup.data.base import ImageDataset
@@ -114,7 +114,7 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".embedding-") as folder,
-        tqdm(total=sum(map(len, parts)), desc="embedding", unit="image", disable=not progress) as bar,
+        progress_bar(total=sum(map(len, parts)), desc="embedding", unit="image", disable=not progress) as bar,
     ):
         draft = Path(folder) / target.name
         writer = _WRITERS[target.suffix](draft, about, None if classes is None else list(classes))

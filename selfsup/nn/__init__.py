@@ -10,10 +10,9 @@ from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import Prototypes
 from selfsup.nn.queue import FeatureQueue
 from selfsup.nn.recompute import in_chunks, unchanged_statistics
-from selfsup.nn.wrap import OWN, give_backbone, own_backbone, wrap_backbone
+from selfsup.nn.wrap import give_backbone, own_backbone, wrap_backbone
 
 __all__ = [
-    "OWN",
     "Backbone",
     "BackboneConfig",
     "DINOHead",

@@ -16,8 +16,9 @@ from selfsup.errors import UserError, reason_of
 from selfsup.imports import hint
 from selfsup.nn.backbone import Backbone, BackboneConfig
 from selfsup.nn.narrow import ConvNet, narrow_resnet
-from selfsup.nn.wrap import OWN, own_backbone
+from selfsup.nn.wrap import own_backbone
 from selfsup.registry import nearest
+from selfsup.settings.checkpoints import OWN
 from selfsup.types import Normalization
 
 

@@ -67,8 +67,6 @@ def wrap_backbone(network: nn.Module, image_size: int = 224, normalization: Norm
     return Backbone(network, channels, normalization, dim=features.shape[1])
 
 
-#: Name of the backbone that was given from Python as a module.
-OWN = "own"
 _given: list[Backbone] = []
 
 

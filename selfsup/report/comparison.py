@@ -14,6 +14,7 @@ from selfsup.eval.results import FILE, read_results
 from selfsup.report.atlas import Atlas, read_atlas
 from selfsup.settings.values import read_yaml
 from selfsup.tables import console_table, csv_table, markdown_table
+from selfsup.wording import command, word
 
 MISSING = "–"
 COLUMNS = (
@@ -91,6 +92,11 @@ class Table:
     accuracies: tuple[str, ...] = tuple(column for column in ACCURACIES if column not in OPTIONAL)
     runs: list[Run] = field(default_factory=list)
 
+    @property
+    def has_accuracies(self) -> bool:
+        """Whether any run has an accuracy."""
+        return any(row.get(column) is not None for row in self.rows for column in self.accuracies)
+
     def __str__(self) -> str:
         return "\n".join([console_table(self.columns, self.cells()), *(f"note: {note}" for note in self.notes)])
 
@@ -143,7 +149,7 @@ def read_table(run_dirs: Sequence[str | Path]) -> Table:
     for folder, name in zip(folders, names, strict=True):
         missing = [column for column in accuracies if column not in used[name]]
         if missing:
-            notes.append(f"{name} has no {' and no '.join(missing)} result; run: selfsup evaluate checkpoint={folder}")
+            notes.append(f"{name} has no {' and no '.join(missing)} result; run: {command('evaluate', word(folder))}")
     columns = tuple(column for column in COLUMNS if column not in absent)
     rows = [{column: row[column] for column in columns} for row in rows]
     return Table(rows, notes + _differences(used), columns, accuracies, runs)

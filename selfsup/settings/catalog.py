@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -124,7 +125,7 @@ def written(group: str, name: str) -> str | None:
         known = timm.is_model(name) if group == "backbone" else name in timm.optim.list_optimizers()
         return f"{group}.name={name}" if known else None
     if group == "data" and ("/" in name or os.path.isdir(name)):
-        return f"data=image_folder data.root={name}"
+        return shlex.join(["data=image_folder", f"data.root={name}"])
     return _FURTHER.get(f"{group}={name.lower()}")
 
 

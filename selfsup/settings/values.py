@@ -211,7 +211,11 @@ def hydra_word(value: Any) -> str:
         return str(value)
     # OmegaConf would take ${…} for an interpolation and ??? for a value that is missing
     text = value.replace("%", "%25").replace("$", "%24").replace("?", "%3F")
-    # backslashes count double before a quote, and nowhere else
+    return hydra_quoted(text)
+
+
+def hydra_quoted(text: str) -> str:
+    """Put a text in quotes as Hydra's grammar reads them: backslashes count double before a quote, and nowhere else."""
     return "'" + re.sub(r"(\\*)('|\Z)", lambda end: end[1] * 2 + end[2].replace("'", "\\'"), text) + "'"
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,10 +95,11 @@ def test_a_number_carries_its_protocol(run: Run, trained: Path) -> None:
 def test_multirun_trains_every_combination(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = ["train", "--multirun", "method=simclr,moco", "seed=0,1"]
+    sweep = ["train", "--multirun", "method=simclr,moco", "seed=0,1", "run_dir=it's my sweep"]
     done = processes.run([*sweep, *TINY, "trainer.max_epochs=1", "++method.hidden_dim=8"], tmp_path)
     assert done.returncode == 0, done.stderr
-    (sweep,) = (tmp_path / "runs").iterdir()
+    (sweep,) = tmp_path.iterdir()
+    assert sweep.name == "it's my sweep"
     runs = sorted(p for p in sweep.iterdir() if (p / "checkpoints" / "last.ckpt").exists())
     assert [p.name for p in runs] == [f"method={m},seed={s}" for m in ("moco", "simclr") for s in (0, 1)]
     kinds = [(c["method"]["name"], c["seed"]) for c in (read_checkpoint(p)["selfsup"]["config"] for p in runs)]
@@ -108,8 +110,11 @@ def test_multirun_trains_every_combination(
     assert found == sorted(found, reverse=True), "the best comes first"
     (sweep / "notes").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert main(["compare", str(sweep)]) == 0
+    _, _, next_command = done.stdout.strip().rpartition("next: selfsup ")
+    assert shlex.split(next_command) == ["compare", sweep.name]
+    assert main(shlex.split(next_command)) == 0
     out = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [sweep], "without --out nothing is written"
     assert "notes is no run and left out" in out
     assert out.count(", 2 seeds") == 2, "what differs in the seed alone is averaged"
 

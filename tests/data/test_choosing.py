@@ -286,7 +286,7 @@ def test_folders_that_are_nearly_classes_are_told(tmp_path):
     _draw(tmp_path, "all/a/1.png", "all/b/1.png")
     assert "data.class_level=2" in " ".join(_load(tmp_path).found.notes)
     _draw(tmp_path, "more/1.png", "loose.png")
-    assert "1 images lie in no class folder, loose.png" in " ".join(_load(tmp_path).found.notes)
+    assert "1 image lies in no class folder, loose.png" in " ".join(_load(tmp_path).found.notes)
     with pytest.raises(UserError, match=r"^data\.class_level is 0"):
         _load(tmp_path, class_level=0)
 
@@ -310,7 +310,7 @@ def test_labels_from_a_table(tmp_path, ending):
     }
     assert splits.found.without_label == 1
     assert splits.found.classes == ("cat", "dog")
-    assert "1 rows of" in " ".join(splits.found.notes)
+    assert "1 row of" in " ".join(splits.found.notes)
     assert "gone.png" in " ".join(splits.found.notes)
 
 

@@ -513,4 +513,4 @@ def test_long_images_and_classes_without_training_images_are_told(tmp_path, kind
             pq.write_table(table, tmp_path / f"{split}-0.parquet")
     notes = " ".join(_load(kind, tmp_path, shuffle_window=None).found.notes)
     assert "keeps 40% of a typical image" in notes
-    assert "1 classes have no training image, 1 for one" in notes
+    assert "1 class has no training image, 1 for one" in notes

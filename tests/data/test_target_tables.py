@@ -91,7 +91,7 @@ def test_several_labels_of_a_folder_are_said_with_numbers(tmp_path):
         "image: 1.5 on average, 1 images with none; 2 images have none"
     )
     notes = " ".join(splits.found.notes)
-    assert "1 rows of" in notes
+    assert "1 row of" in notes
     assert "gone.png for one" in notes
     assert "end before the columns of labels and are left out, 4 for one" in notes
     assert splits.found.to_json()["targets"]["of_each"] == {"cat": 2, "dog": 3, "emu": 1}

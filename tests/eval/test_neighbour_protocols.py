@@ -125,7 +125,7 @@ def test_the_command_names_files(folder, tmp_path, capsys):
     base += [f"run_dir={tmp_path / 'out'}", "accelerator=cpu", "eval.knn.k=[5]", "eval.duplicate_similarity=0.9999"]
     assert main([*base, "checkpoint=raw_pixels"]) == 0
     out = capsys.readouterr().out
-    assert "1 pairs of 2 images" in out
+    assert "1 pair of 2 images" in out
     table = (tmp_path / "out" / "neighbours" / "neighbours.csv").read_text().splitlines()
     assert len(table) == 3
     assert table[1].startswith("duplicate,")

@@ -167,7 +167,7 @@ def test_the_configuration_stays_true_and_keeps_its_history(
     run = train(tiny_config("simclr", "optimizer.lr=0.01", *ONE_EPOCH))
     first = (run / "config.yaml").read_text()
     resume(run, "trainer.max_epochs=2", "optimizer.lr=0.002", "trainer.log_every_steps=2")
-    with pytest.warns(UserWarning, match=r"Until step 4 \(1 epochs\) it had optimizer.lr=0.01"):
+    with pytest.warns(UserWarning, match=r"Until step 4 \(1 epoch\) it had optimizer.lr=0.01"):
         again = load_config(file=run / "config.yaml")
     assert (again.optimizer.lr, again.trainer.max_epochs, again.resume) == (0.002, 2, None)
     assert again.run_dir == load_config(file=write(run.parent / "first.yaml", first)).run_dir

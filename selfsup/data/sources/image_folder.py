@@ -27,6 +27,7 @@ from selfsup.data.targets import CLASSES, KINDS, Asked, Targets
 from selfsup.errors import UserError
 from selfsup.registry import sources
 from selfsup.settings import TextOrList, setting
+from selfsup.wording import counted
 
 
 @dataclass
@@ -220,11 +221,11 @@ def _from_table(
     table = read_labels(Path(str(config.labels)).expanduser(), names, config.file_column, asked)
     decided = table.decided
     for rows, what in (
-        (table.rows_without_file, "name no image that is read"),
-        (table.short_rows, "end before the columns of labels and are left out"),
+        (table.rows_without_file, "no image of that name is read"),
+        (table.short_rows, "left out, without the columns of labels"),
     ):
         if rows:
-            found.notes.append(f"{len(rows):,} rows of {config.labels} {what}, {rows[0]} for one")
+            found.notes.append(f"{counted(len(rows), 'row')} of {config.labels}: {what}, {rows[0]} for one")
     found.notes += decided.notes
     if all(value is None for value in decided.values):
         raise UserError(f"data.labels: {config.labels} has no label for any image; set data.labels to another.")
@@ -251,8 +252,9 @@ def _why_unlabelled(
     """Return what to say where folders look nearly like classes."""
     if loose is not None and len(classes) > 1:
         count = sum(_class(below[place], config.class_level) is None for place in used)
+        several = counted(count, "image lies", "images lie")
         return [
-            f"no labels are read, as {count:,} images lie in no class folder, {loose} for one; move them, or name the "
+            f"no labels are read, as {several} in no class folder, {loose} for one; move them, or name the "
             "labels in a table (data.labels)"
         ]
     deeper = {name for place in used if (name := _class(below[place], 2)) is not None}

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import SourceSplits
 from selfsup.data.encoded import EncodedDataset
 from selfsup.data.files import file_stamp
@@ -114,7 +114,7 @@ class Groups:
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             found = pool.map(read, range(len(self.places)))
-            bar = tqdm(found, total=len(self.places), desc="indexing", unit="group", delay=2)
+            bar = progress_bar(found, total=len(self.places), desc="indexing", unit="group", delay=2)
             hashes = [value for part in bar for value in part]
         keys = as_keys([bytes(8) if value is None else value for value in hashes])
         return {"keys": keys.numpy(), "filled": np.array([value is not None for value in hashes], bool)}

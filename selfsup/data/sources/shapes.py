@@ -20,8 +20,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
@@ -109,7 +109,7 @@ def draw_scenes(index: Tensor, seed: int, size: int, objects: int = 1) -> tuple[
     try:
         with (
             ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-            tqdm(total=len(index), desc="drawing shapes", unit="image", delay=2) as progress,
+            progress_bar(total=len(index), desc="drawing shapes", unit="image", delay=2) as progress,
         ):
             for count in pool.map(draw, chunks):
                 progress.update(count)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.resident import ResidentDataset
@@ -82,7 +82,7 @@ def _read_images(paths: list[Path]) -> Tensor:
     # One tensor is filled piece by piece: the unlabelled images are too large to be held twice
     images = torch.empty(sum(map(len, stored)), 3, SIDE, SIDE, dtype=torch.uint8)
     done = 0
-    with tqdm(total=len(images), desc="reading stl10", unit="image", delay=2) as progress:
+    with progress_bar(total=len(images), desc="reading stl10", unit="image", delay=2) as progress:
         for part in stored:
             for piece in torch.split(torch.from_numpy(part), 1000):
                 images[done : done + len(piece)] = piece.mT

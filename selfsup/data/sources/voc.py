@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset, SourceSplits
 from selfsup.data.decode import full_shape, middle, shape_for
 from selfsup.data.encoded import EncodedConfig, mean_aspect, side_of_source, typical_shapes
@@ -100,7 +100,7 @@ class VocDataset(FileDataset):
         images = super().decode_all()
         assert isinstance(images, ResidentDataset)
         decoded = torch.isin(self.index, images.index).nonzero().flatten()
-        with tqdm(total=len(decoded), desc=f"masks of {self.split}", unit="image", delay=2) as bar:
+        with progress_bar(total=len(decoded), desc=f"masks of {self.split}", unit="image", delay=2) as bar:
             masks = []
             for block in torch.split(decoded, 16):
                 masks.append(self.read_masks(block))

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import SourceSplits
 from selfsup.data.decode import is_readable
 from selfsup.data.encoded import EncodedDataset
@@ -196,7 +196,9 @@ def _scan_all(root: Path, shards: list[str], config: WebDatasetConfig) -> Index:
         found = pool.map(lambda shard: list(_scan(root / shard, config)), shards)
         rows = [
             (number, *row)
-            for number, part in enumerate(tqdm(found, total=len(shards), desc="indexing", unit="shard", delay=2))
+            for number, part in enumerate(
+                progress_bar(found, total=len(shards), desc="indexing", unit="shard", delay=2)
+            )
             for row in part
         ]
     numbers = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T.copy()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, unit_rows
 from selfsup.eval.record import Record
@@ -125,7 +125,7 @@ def spherical_kmeans(features: Tensor, clusters: int, *, seed: int = 0, progress
     if not rows.any():
         raise ValueError("spherical_kmeans: features are all zero and have no direction.")
     best: tuple[float, Any] | None = None
-    for restart in tqdm(range(RESTARTS), desc="k-means", unit="start", delay=2, disable=not progress):
+    for restart in progress_bar(range(RESTARTS), desc="k-means", unit="start", delay=2, disable=not progress):
         kmeans: Any = faiss.Kmeans(
             rows.shape[1],
             clusters,

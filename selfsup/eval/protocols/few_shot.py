@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels
 from selfsup.eval.logistic import fit_logistic
@@ -150,7 +150,7 @@ def few_shot(
     of_known = torch.arange(ways).repeat_interleave(shots).to(where)
     of_asked = torch.arange(ways).repeat_interleave(queries).to(where)
     right = []
-    with tqdm(total=episodes, desc=f"{ways}-way {shots}-shot", unit="episode", disable=not progress) as bar:
+    with progress_bar(total=episodes, desc=f"{ways}-way {shots}-shot", unit="episode", disable=not progress) as bar:
         for support_rows, query_rows in zip(*(torch.split(rows, EPISODES_AT_ONCE) for rows in drawn), strict=True):
             x, q = known[support_rows].to(where), asked[query_rows].to(where)
             if classifier == "centroid":

@@ -13,9 +13,9 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from selfsup.augment import ViewGenerator, fold_in
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
@@ -189,7 +189,7 @@ def fine_tune(
     tried: list[FineTuneSetting] = []
     best: tuple[FineTuneSetting, Classifier] | None = None
     steps = epochs * len(_batches(len(train), settings.batch_size))
-    with tqdm(total=steps * len(rates), desc="fine-tuning", unit="step", disable=not encoder.progress) as bar:
+    with progress_bar(total=steps * len(rates), desc="fine-tuning", unit="step", disable=not encoder.progress) as bar:
         for rate in rates:
             network = Classifier(backbone, width, len(classes), seed)
             if device is not None:

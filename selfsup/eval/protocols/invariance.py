@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from selfsup.augment import RECIPES, ViewGenerator, ViewRecipe
+from selfsup.bars import progress_bar
 from selfsup.data.loader import eval_batches
 from selfsup.errors import UserError
 from selfsup.eval.encoder import frozen, input_channels
@@ -72,7 +72,7 @@ def evaluate(subject: Subject, settings: InvarianceSettings) -> Iterator[Record]
     decoded = list(eval_batches(images, encoder.batch_size, encoder.workers))  # once, for all the passes
     with (
         frozen(backbone, encoder.device) as (where, dtype),
-        tqdm(total=passes * len(images), desc="invariance", unit="image", disable=not encoder.progress) as bar,
+        progress_bar(total=passes * len(images), desc="invariance", unit="image", disable=not encoder.progress) as bar,
     ):
 
         def encode(view: ViewRecipe, draw: int, together: bool = False) -> Tensor:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.feature_choices import POOLED
@@ -238,7 +238,7 @@ def train_classifiers(
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * math.ceil(count / batch_size)
     step = 0
-    for _ in tqdm(range(epochs), desc=f"linear probe, {heads} settings", unit="epoch", disable=not progress):
+    for _ in progress_bar(range(epochs), desc=f"linear probe, {heads} settings", unit="epoch", disable=not progress):
         order = torch.randperm(count, generator=generator).to(inputs.device)
         for positions in torch.split(order, batch_size):
             rows = len(positions)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, unit_rows
 from selfsup.eval.record import Record
@@ -103,7 +103,7 @@ def retrieval(
 
     ranked = unit_rows(bank.features).T
     scores: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    with tqdm(total=len(queries), desc="retrieval", unit="query", delay=2, disable=not progress) as progress_bar:
+    with progress_bar(total=len(queries), desc="retrieval", unit="query", delay=2, disable=not progress) as bar:
         for rows in torch.split(torch.arange(len(queries)), max(1, PAIRS_AT_ONCE // len(bank))):
             similarity = unit_rows(queries.features[rows]) @ ranked
             if itself:
@@ -113,7 +113,7 @@ def retrieval(
             found = _scores(match[match.any(1)])
             for values, value in zip(scores, found, strict=True):
                 values.append(value)
-            progress_bar.update(len(rows))
+            bar.update(len(rows))
     ap, rank, precision = (torch.cat(values) for values in scores)
     if not len(ap):
         raise UserError("No query has an image of its class in the gallery; give a gallery with the same classes.")

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, home_of
@@ -278,7 +278,9 @@ def train_pixel_classifiers(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)))
     size = (masks.shape[1], masks.shape[2])
     generator = torch.Generator().manual_seed(seed)
-    with tqdm(total=steps, desc=f"segmentation, {len(heads)} settings", unit="step", disable=not progress) as bar:
+    with progress_bar(
+        total=steps, desc=f"segmentation, {len(heads)} settings", unit="step", disable=not progress
+    ) as bar:
         for _ in range(settings.epochs):
             for positions in torch.split(torch.randperm(len(maps), generator=generator), settings.batch_size):
                 optimizer.zero_grad()
