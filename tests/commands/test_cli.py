@@ -209,7 +209,7 @@ def test_one_s_own_folder_of_images(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert {r["protocol"] for r in read_results("r")} == {"training", "diagnostics"}
     assert "saved: r/results.json" in out
-    assert "selfsup evaluate r --all" in out
+    assert "next: selfsup compare r OTHER_RUN, or every protocol: the same command with --all" in out
     assert run("evaluate", "r", "--all", "--only", "knn")[0] == 2
     assert run("evaluate", "r", "--all")[0] == 0
     assert {r["protocol"] for r in read_results("r")} == {"training", "diagnostics", "layers", "invariance"}

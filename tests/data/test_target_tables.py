@@ -93,7 +93,7 @@ def test_several_labels_of_a_folder_are_said_with_numbers(tmp_path):
     notes = " ".join(splits.found.notes)
     assert "1 row of" in notes
     assert "gone.png for one" in notes
-    assert "end before the columns of labels and are left out, 4 for one" in notes
+    assert "left out, without the columns of labels, 4 for one" in notes
     assert splits.found.to_json()["targets"]["of_each"] == {"cat": 2, "dog": 3, "emu": 1}
     assert _load(tmp_path, labelled=False).train.targets is None
     assert len(_load(tmp_path, labelled=True).train) == 6
