@@ -39,6 +39,10 @@ def _protocol_settings() -> dict[str, type[Any]]:
     return {entry.key: excerpt(entry.module, entry.settings) for entry in listed("protocol").values() if entry.settings}
 
 
+#: Statements that are executed, or are being so: what is met again while its own needs are met is a circle.
+_begun: set[tuple[str, str]] = set()
+
+
 def excerpt(module: str, name: str) -> Any:
     """Return what a module of this package binds to a name; the module itself is not imported.
 
@@ -59,8 +63,10 @@ def excerpt(module: str, name: str) -> Any:
         if isinstance(statement, ast.ImportFrom | ast.Import):
             setattr(part, name, _imported(statement, name))
         else:
+            _begun.add((module, name))
             for needed in _needed(statement):
-                if needed != name and needed in _statements(module):
+                # functions that call each other find each other in the module when they are called
+                if needed in _statements(module) and (module, needed) not in _begun:
                     setattr(part, needed, excerpt(module, needed))
             code = compile(
                 ast.Module([statement], []), str(_file(module)), "exec", __future__.annotations.compiler_flag, True
