@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.bits import HEAD, bits_of
 from selfsup.data.decode import look
 from selfsup.data.form import DEPTHS, Form, Kind
@@ -121,7 +121,9 @@ def _mixed(parts: Sequence[Part], wanted: Form) -> UserError:
     examples: dict[int, str] = {}
     with ThreadPoolExecutor(usable_cores()) as pool:
         kinds = pool.map(lambda item: _kind(item[0], item[1], wanted.channel_axis), items)
-        for (part, row), kind in zip(items, tqdm(kinds, "channels", len(items), unit="image", delay=2), strict=True):
+        for (part, row), kind in zip(
+            items, progress_bar(kinds, "channels", len(items), unit="image", delay=2), strict=True
+        ):
             if kind is not None:
                 counts[kind.channels] += 1
                 examples.setdefault(kind.channels, part.row_name(row))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.data.form import WHITE
 from selfsup.data.loader import eval_batches
@@ -51,7 +51,9 @@ def measure(dataset: ImageDataset, workers: int = 0, progress: bool = True) -> S
     squares: list[list[int | float]] = []
     ends: list[tuple[Tensor, Tensor]] = []
     count, images, white = 0, 0, 1
-    with tqdm(total=len(dataset), desc=f"statistics of {dataset.name}", unit="image", disable=not progress) as bar:
+    with progress_bar(
+        total=len(dataset), desc=f"statistics of {dataset.name}", unit="image", disable=not progress
+    ) as bar:
         for batch in eval_batches(dataset, AT_ONCE, workers):
             white = WHITE[str(batch.image.dtype).removeprefix("torch.")]
             # of images that differ in shape the pixels are [C,P] already

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset, Read
 from selfsup.errors import UserError
 from selfsup.eval.corrupting import CORRUPTIONS, STRENGTHS, corrupt
@@ -100,7 +100,7 @@ def evaluate(subject: Subject, settings: CorruptionsSettings) -> Iterator[Record
     resize, encoder = encoder.resize, replace(encoder, resize=None)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in clean}
     work = [(name, strength) for name in settings.names for strength in settings.strengths]
-    for name, strength in tqdm(work, desc="corruptions", unit="set", disable=not subject.encoder.progress):
+    for name, strength in progress_bar(work, desc="corruptions", unit="set", disable=not subject.encoder.progress):
         values = score(encoder.features(CorruptedDataset(images, resize, name, strength, subject.seed)))
         for classifier, value in values.items():
             found[classifier].setdefault(name, []).append(value)
