@@ -361,9 +361,8 @@ def as_source(
         found.without_label = sum(int((some < 0).sum()) for some in labels.values())
         new = {*torch.cat(list(labels.values())).tolist()} - {*labels["train"].tolist(), -1}
         if new:
-            found.notes.append(
-                f"{counted(len(new), 'class has', 'classes have')} no training image, {classes[min(new)]} for one"
-            )
+            several = counted(len(new), "class has", "classes have")
+            found.notes.append(f"{several} no training image, {classes[min(new)]} for one")
     return SourceSplits(parts["train"], parts.get("test"), holdout=parts.get("holdout"), found=found)
 
 

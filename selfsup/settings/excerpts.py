@@ -86,8 +86,19 @@ def _imported(statement: ast.ImportFrom | ast.Import, name: str) -> Any:
 
 
 def _needed(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that a statement reads; annotations of functions are text and are not evaluated."""
+    """Yield the names that a statement reads; annotations of functions are text and are not evaluated.
+
+    Of the methods of a class only those count that making one of it calls: others are of the work, not of the settings.
+    """
     nodes: list[ast.AST] = [statement]
+    if isinstance(statement, ast.ClassDef):
+        methods = {part.name: part for part in statement.body if isinstance(part, ast.FunctionDef)}
+        called = [part for name, part in methods.items() if name.startswith("__")]
+        for part in called:
+            read = {node.attr for node in ast.walk(part) if isinstance(node, ast.Attribute)}
+            called += [methods[name] for name in read & methods.keys() if methods[name] not in called]
+        own = [part for part in statement.body if part not in methods.values()]
+        nodes = [*statement.bases, *statement.keywords, *statement.decorator_list, *own, *called]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Name) and not hasattr(builtins, node.id):

@@ -138,7 +138,7 @@ LINES = {
     "train --seed 3": "settings are written key=value: seed=3.",
     "evaluate RUN --protocols knn": "Did you mean '--only'?",
     "knn resnet50 data=digits": "a network of timm's is written timm:resnet50",
-    "knn --k 3": "settings are written key=value: eval.knn.k=3 or ",
+    "knn --k 3": "settings are written key=value: eval.knn.k=3",
     "train --print-config=x": "--print-config takes no value.",
     "compare --sort x": "There is no option '--sort' here",
 }

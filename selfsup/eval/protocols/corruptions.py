@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,12 +32,12 @@ class CorruptionsSettings:
     """What is corrupted, and how.
 
     Attributes:
-        names: Corruptions; all fifteen by default.
+        names: Corruptions; None is all fifteen.
         strengths: Some of 1 to 5.
         images: Most scored images, spaced evenly; None is all. Each is seen once for every corruption and strength.
     """
 
-    names: list[str] = field(default_factory=lambda: list(CORRUPTIONS))
+    names: list[str] | None = None
     strengths: list[int] = setting(list(STRENGTHS), least=1, most=5)
     images: int | None = setting(2000, least=1)
 
@@ -86,8 +86,9 @@ def evaluate(subject: Subject, settings: CorruptionsSettings) -> Iterator[Record
 
     The features of a corruption are computed, scored and dropped.
     """
-    unknown = [name for name in settings.names if name not in CORRUPTIONS]
-    if unknown or not settings.names or not settings.strengths:
+    names = list(CORRUPTIONS) if settings.names is None else list(settings.names)
+    unknown = [name for name in names if name not in CORRUPTIONS]
+    if unknown or not names or not settings.strengths:
         raise UserError(
             f"eval.corruptions: {f'there is no {unknown[0]}' if unknown else 'there is nothing to do'}; names are some "
             f"of {', '.join(CORRUPTIONS)}, strengths some of 1 to 5."
@@ -99,7 +100,7 @@ def evaluate(subject: Subject, settings: CorruptionsSettings) -> Iterator[Record
     clean = score(encoder.features(images))
     resize, encoder = encoder.resize, replace(encoder, resize=None)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in clean}
-    work = [(name, strength) for name in settings.names for strength in settings.strengths]
+    work = [(name, strength) for name in names for strength in settings.strengths]
     for name, strength in progress_bar(work, desc="corruptions", unit="set", disable=not subject.encoder.progress):
         values = score(encoder.features(CorruptedDataset(images, resize, name, strength, subject.seed)))
         for classifier, value in values.items():
@@ -111,7 +112,7 @@ def evaluate(subject: Subject, settings: CorruptionsSettings) -> Iterator[Record
         for name, mean in sorted(means.items(), key=lambda item: item[0] != ALL):
             how: dict[str, Any] = {"classifier": classifier, "corruption": name, "strengths": list(settings.strengths)}
             how |= {"corrupted_images": len(images), "primary": name == ALL, **features.how}
-            how |= {"corruptions": list(settings.names)} if name == ALL else {}
+            how |= {"corruptions": names} if name == ALL else {}
             more = {"clean": clean[classifier]}
             more |= {"kept": mean / clean[classifier]} if clean[classifier] else {}
             strengths = {"of_strengths": own[name]} if name in own else {}
