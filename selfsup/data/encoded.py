@@ -367,13 +367,10 @@ def as_source(
 
 
 def typical_shapes(parts: Sequence[EncodedDataset]) -> list[tuple[int, int]]:
-    """Return height and width of a few images, spread over all, from the heads of their files.
-
-    Of storage that is read in blocks they are of the first block, as each is a long read.
-    """
+    """Return height and width of a few images, spread over all or the first block, from the heads of their files."""
     found = []
     for part in parts:
-        blocks = part.blocks()
+        blocks = part.blocks()  # each is a long read
         rows = part.index if blocks is None else part.index[blocks[0] == blocks[0][0]]
         for row in rows[:: -(-len(rows) // LOOKED_AT)].tolist():
             try:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from selfsup.bars import progress_bar
 from selfsup.data.base import SourceSplits
 from selfsup.data.encoded import EncodedConfig
 from selfsup.data.location import data_root, missing
@@ -90,7 +90,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, images: dict[str, int]) -> N
             names = sorted(n for n in members if n.startswith(f"{split}/") and n.endswith(".png"))
             if len(names) != expected:
                 raise ValueError(f"it has {len(names)} images in {split} and not {expected}")
-            for name in tqdm(names, desc=f"camvid {split}", unit="image", delay=2):
+            for name in progress_bar(names, desc=f"camvid {split}", unit="image", delay=2):
                 file = Path(name).name
                 (part / "JPEGImages" / file).write_bytes(archive.read(members[name]))
                 mask = np.array(Image.open(io.BytesIO(archive.read(members[f"{split}annot/{file}"]))), np.uint8)
