@@ -211,9 +211,11 @@ def test_settings_that_change_pixels_make_another_cache(tmp_path, monkeypatch):
     _load(root, tmp_path / "cache")
     assert _load(root, tmp_path / "cache", source_size=12).train.read(torch.tensor([0])).shape == (1, 3, 12, 12)
     assert len(_caches(tmp_path / "cache")) == 2
+    _load(root, tmp_path / "cache", max_aspect=1.2)
+    assert len(_caches(tmp_path / "cache")) == 3
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     _load(root, tmp_path / "cache")
-    assert len(_caches(tmp_path / "cache")) == 3
+    assert len(_caches(tmp_path / "cache")) == 4
 
 
 # --- interrupted and concurrent builds -------------------------------------------------------------------------------

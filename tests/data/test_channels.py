@@ -241,7 +241,8 @@ def test_dicom(tmp_path):
         fixed |= {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0}
         for name, value in {**fixed, **given}.items():
             setattr(made, name, value)
-        made.PixelData = stored.tobytes()
+        signed = given.get("PixelRepresentation", 0) == 1
+        made.PixelData = (stored.astype(np.int16) - 2048 if signed else stored).tobytes()
         file = io.BytesIO()
         made.save_as(file, enforce_file_format=True)
         return file.getvalue()
@@ -251,6 +252,7 @@ def test_dicom(tmp_path):
     units = stored * 2.0 - 1024
     cases = [
         (write(), None, stored / 4095),
+        (write(PixelRepresentation=1), None, stored / 4095),
         (write(**scaled), None, stored / 4095),
         (write(**windowed), None, (units - 39.5) / 399 + 0.5),  # DICOM's linear function
         (write(**windowed), (-1000.0, 1000.0), (units + 1000) / 2000),
@@ -291,7 +293,7 @@ def test_mixed_channels_are_counted_and_one_setting_leaves_the_others_out(tmp_pa
 
 
 def test_depth_is_lowered_only_where_it_is_asked_for(tmp_path):
-    value = 0x1234
+    value = 0x8000  # of which division by 257 would make 127
     (tmp_path / "1.png").write_bytes(png16(np.full((SIZE, SIZE, 3), value, np.uint16)))
     Image.new("RGB", (SIZE, SIZE), (9, 9, 9)).save(tmp_path / "2.png")
     assert every(load(tmp_path).train)[:, 0, 0, 0].tolist() == [value, 9 * 257]  # white stays white

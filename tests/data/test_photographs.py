@@ -75,7 +75,7 @@ def test_camvid_is_fetched_and_read_with_segnets_classes(tmp_path, monkeypatch):
     for more in (["data.download=true"], []):  # and found the second time
         splits = load(*words, *more)
         assert [len(splits.train), len(splits.holdout), len(splits.test)] == [5, 2, 3]
-        assert (splits.train.labels, len(splits.train.classes)) == (None, 11)
+        assert (splits.train.labels, len(splits.train.classes), splits.found.read) == (None, 11, 10)
         assert (splits.train.classes[0], splits.train.classes[-1]) == ("sky", "bicyclist")
         for part, name in ((splits.train, "train"), (splits.holdout, "val"), (splits.test, "test")):
             every = torch.arange(len(part))

@@ -333,6 +333,11 @@ def test_a_parquet_column_of_lists_or_real_numbers_holds_targets(tmp_path):
     assert (train.targets.kind, train.targets.names) == ("multilabel", ("0", "1", "2"))
     rows = [[1, 0, 1], [0, 1, 0], [-1] * 3, [0, 0, 0], [0, 0, 1], [1, 0, 0]]
     assert train.targets.of(train.index).tolist() == [rows[i] for i in train.index.tolist()]
+    images = train.read(torch.arange(6))
+    halves = _load("parquet", tmp_path, test_fraction=0.5)
+    for part in (halves.train, halves.test):
+        at = [int((images == image).flatten(1).all(1).nonzero()) for image in part.read(torch.arange(len(part)))]
+        assert part.targets.of(part.index).tolist() == [rows[train.index[place]] for place in at]
     train = _load("parquet", tmp_path, label_column="age").train
     assert train.targets.kind == "real"
     assert [v == v and v for (v,) in train.targets.of(train.index).tolist()] == [ages[i] or False for i in train.index]

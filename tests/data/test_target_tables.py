@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from selfsup.data import load_splits
+from selfsup.data.labels import read_labels
 from selfsup.data.targets import Asked, decide, has_targets
 from selfsup.errors import UserError
 from selfsup.registry import sources
@@ -134,3 +135,8 @@ def test_folders_say_classes_alone(tmp_path):
     _folder(tmp_path, "")
     with pytest.raises(UserError, match=r"data\.targets is real, but folders say classes; name a table"):
         _load(tmp_path, labels=None, targets="real")
+
+
+def test_the_very_path_goes_before_files_that_end_like_it(tmp_path):
+    (tmp_path / "labels.csv").write_text("file,label\n1.png,x\na/1.png,y\n", "utf-8")
+    assert read_labels(tmp_path / "labels.csv", ["a/1.png", "1.png"]).decided.values == ["y", "x"]

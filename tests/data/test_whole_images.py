@@ -71,7 +71,7 @@ def test_both_sides_are_kept_wherever_the_pixels_are(folder, tmp_path, settings)
 def test_images_that_memory_is_asked_for_come_in_the_order_of_the_question(folder):
     facts = ImageFacts("ramps", "train", 3, 30, Normalization((0.0,) * 3, (1.0,) * 3))
     names = [f"{number}.png" for number in range(len(SIDES))]
-    part = FileDataset(folder, names, None, facts, decoding=Decoding(max_aspect=4.0))
+    part = FileDataset(folder, names, torch.arange(len(SIDES)) * 10, facts, decoding=Decoding(max_aspect=4.0))
     expected = whole(part)
     part.keep_in_memory()
     for order in ([4, 1, 0], [3, 5, 0, 1], [0]):
@@ -79,6 +79,8 @@ def test_images_that_memory_is_asked_for_come_in_the_order_of_the_question(folde
         assert decoded.all()
         for found, row in zip(unpack(Images(image, size)), order, strict=True):
             assert torch.equal(found, expected[row])
+    some = part.subset(torch.tensor([4, 1, 3])).first(torch.tensor([2, 0]))
+    assert (some.index.tolist(), some.labels.tolist()) == ([4, 3], [40, 30])
 
 
 def test_of_very_long_images_the_middle_is_kept(folder):
