@@ -141,6 +141,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and value >= 0
 
 
+def _is_size(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)))
+
+
 def _are_numbers(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(v, int | float) for v in value)
 
@@ -161,7 +165,7 @@ _NEEDED: tuple[tuple[Any, ...], ...] = (
     (INFO, "config", "backbone", "name", lambda value: isinstance(value, str)),
     (INFO, "config", "method", "name", lambda value: isinstance(value, str)),
     (INFO, "config", "data", "name", lambda value: isinstance(value, str)),
-    (INFO, "config", "data", "image_size", _is_count),
+    (INFO, "config", "data", "image_size", _is_size),
     (INFO, "in_channels", _is_count),
     (INFO, "mean", _are_numbers),
     (INFO, "std", _are_numbers),

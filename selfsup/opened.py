@@ -25,7 +25,7 @@ from selfsup.methods import Parts
 from selfsup.nn import Backbone, BackboneConfig, build_backbone, own_backbone
 from selfsup.registry import methods
 from selfsup.settings.checkpoints import MODULE, OWN, TIMM, may_be_a_run
-from selfsup.types import ImageFacts, Normalization
+from selfsup.types import ImageFacts, Normalization, Size, as_size
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Opened:
 
     name: str
     network: nn.Module | None = None
-    image_size: int | None = None
+    image_size: Size | None = None
     normalization: Normalization | None = None
     run: Path | None = None
     epochs: int | None = None
@@ -148,7 +148,8 @@ def _open(name: str, backbone: BackboneConfig | None, images: ImageFacts | None,
     if name.startswith(MODULE):
         module = own_module(name)
         size, statistics = (getattr(module, key, None) for key in ("image_size", "normalization"))
-        size = size if isinstance(size, int) else None
+        pair = isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, int) for side in size)
+        size = as_size(size) if size is not None and (pair or isinstance(size, int)) else None
         return Opened(name, module, size, statistics, facts={"checkpoint": name})
     if name == "raw_pixels":
         return Opened(name)
@@ -178,7 +179,7 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
     return Opened(
         name,
         network,
-        int(info["config"]["data"]["image_size"]),
+        as_size(info["config"]["data"]["image_size"]),
         normalization,
         run=run_of(file),
         epochs=int(info["epochs_done"]),
@@ -188,11 +189,11 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
     )
 
 
-def _stated_size(network: Backbone) -> int | None:
-    """Return the side of the images that a timm network is made for: where it takes no other, or had its weights."""
+def _stated_size(network: Backbone) -> Size | None:
+    """Return the size of the images that a timm network is made for: where it takes no other, or had its weights."""
     facts = getattr(network.network, "pretrained_cfg", None) or {}
     known = network.normalization is not None or facts.get("fixed_input_size")
-    return int(facts["input_size"][-1]) if known and "input_size" in facts else None
+    return as_size(facts["input_size"][-2:]) if known and "input_size" in facts else None
 
 
 def load_backbone(path: str | Path) -> Backbone:

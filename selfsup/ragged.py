@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
+
+from selfsup.types import Size
 
 
 class Images(NamedTuple):
@@ -79,6 +82,49 @@ def central_squares(images: Images) -> Tensor:
     if len(sides) != 1:
         raise ValueError(f"the shorter sides of these images are {sorted(sides)}, and squares of one size are needed")
     return torch.stack([central_square(image) for image in whole])
+
+
+def central_parts(images: Images, size: Size) -> Tensor:
+    """Return the middle of each image, in the aspect that evaluation sees; what is ``[n,C,H,W]`` stays as it is.
+
+    Of a square size these are the middle squares. Of a rectangle the largest parts of its aspect, brought to one shape,
+    whose longer side is the shorter one of the first image.
+    """
+    if images.size is None or isinstance(size, int):
+        return central_squares(images)
+    shorter = int(images.size[0].min())
+    target = (max(1, round(size[0] * shorter / max(size))), max(1, round(size[1] * shorter / max(size))))
+    parts = []
+    for image in unpack(images):
+        shape = covering((image.shape[-2], image.shape[-1]), target)
+        resized = interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0]
+        part = cut_centre(resized, target)
+        parts.append(part if image.is_floating_point() else part.round().to(image.dtype))
+    return torch.stack(parts)
+
+
+def covering(shape: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Return what an image is resized to, its aspect kept, so that it just covers ``target``; heights and widths."""
+    (height, width), (high, wide) = shape, target
+    if high * width >= wide * height:
+        return high, width * high // height
+    return height * wide // width, wide
+
+
+def cut_centre(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the middle of images ``[…,H,W]``, as torchvision's ``CenterCrop`` rounds."""
+    top, left = (round((side - part) / 2) for side, part in zip(images.shape[-2:], size, strict=True))
+    return images[..., top : top + size[0], left : left + size[1]]
+
+
+def central_part(image: Tensor, size: Size) -> Tensor:
+    """Return the largest middle part of images ``[…,H,W]`` that has the aspect of a size, to the nearest pixel."""
+    if isinstance(size, int):
+        return central_square(image)
+    height, width = image.shape[-2:]
+    high = min(height, max(1, round(width * size[0] / size[1])))
+    wide = min(width, max(1, round(height * size[1] / size[0])))
+    return cut_centre(image, (high, wide))
 
 
 def central_square(image: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from selfsup.eval import Record
     from selfsup.nn import Backbone
     from selfsup.report import Comparison
+    from selfsup.types import Size
 
 MEASURES = ("online/knn", "health/rank", "train/loss")  # of the last row of the metrics, shown first
 
@@ -370,19 +371,25 @@ def _give_data(train: Any, test: Any, settings: Mapping[str, Any]) -> list[str]:
     images = as_images(train, image_size=size, name="own", resident_limit_mb=settings.get("resident_limit_mb", 2048))
     give_dataset(images, test)
     statistics = [f"data.{name}={list(getattr(images.normalization, name))}" for name in ("mean", "std")]
-    return ["data=own", f"data.image_size={images.image_size}", *statistics]
+    side = images.image_size if isinstance(images.image_size, int) else list(images.image_size)
+    return ["data=own", f"data.image_size={side}", *statistics]
 
 
-def _image_size(words: Sequence[str], settings: Mapping[str, Any]) -> int:
-    """Return the side of the images that a network will see, as far as the settings say; else 224."""
+def _image_size(words: Sequence[str], settings: Mapping[str, Any]) -> Size:
+    """Return the size of the images that a network will see, as far as the settings say; else 224."""
+    from selfsup.settings import Sides
+    from selfsup.settings.values import from_text, from_value
+    from selfsup.types import as_size
+
     for word in words:
         if word.startswith("data.image_size="):
-            return int(word.partition("=")[2])
+            return as_size(from_text(word.partition("=")[2], Sides, "data.image_size"))
     data = settings.get("data")
-    return int(data.get("image_size", 224)) if isinstance(data, Mapping) else 224
+    given = data.get("image_size", 224) if isinstance(data, Mapping) else 224
+    return as_size(from_value(given, Sides, "data.image_size"))
 
 
-def _give_network(network: nn.Module, image_size: int) -> None:
+def _give_network(network: nn.Module, image_size: Size) -> None:
     from selfsup.nn import give_backbone, wrap_backbone
 
     give_backbone(wrap_backbone(network, image_size))

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+#: Side of squares in pixels, or height and width of rectangles.
+Size = int | tuple[int, int]
+
+
+def as_size(sides: int | Sequence[int]) -> Size:
+    """Return a size from a setting: one side, or height and width, of which two equal ones are a square."""
+    height, width = height_width(sides)
+    return height if height == width else (height, width)
+
+
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def size_words(size: int | Sequence[int]) -> str:
+    """Return a size as messages have it: ``224``, or ``128×256`` of 128 rows and 256 columns."""
+    return "×".join(str(side) for side in dict.fromkeys(height_width(size)))
 
 
 @dataclass
@@ -67,7 +90,7 @@ class ImageFacts:
     Attributes:
         name, split: Where the images come from, for protocols and messages.
         channels: 1 or 3.
-        image_size: Side that evaluation resizes to.
+        image_size: What evaluation resizes to: a side, or height and width.
         normalization: Statistics of the images.
         classes: Names of the classes, or None when there are no labels.
     """
@@ -75,6 +98,6 @@ class ImageFacts:
     name: str
     split: str
     channels: int
-    image_size: int
+    image_size: Size
     normalization: Normalization
     classes: tuple[str, ...] | None = None

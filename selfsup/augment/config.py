@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from selfsup.settings import Section, setting
+from selfsup.settings import Section, Sides, setting
 
 
 @dataclass
@@ -33,7 +33,7 @@ class AugmentConfig(Section):
 
     recipe: str = "simclr"
     small: bool | None = None
-    sizes: list[int] | None = setting(None, least=2)
+    sizes: list[Sides] | None = setting(None, least=2)
     counts: list[int] = setting([2], least=1)
     override: dict[str, Any] = field(default_factory=dict)
     local_override: dict[str, Any] = field(default_factory=dict)

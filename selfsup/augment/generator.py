@@ -20,7 +20,7 @@ from selfsup.errors import UserError
 from selfsup.functional.geometry import compose, crop_to_source
 from selfsup.ragged import Images, cut
 from selfsup.random import fold_in
-from selfsup.types import Normalization, View
+from selfsup.types import Normalization, Size, View, as_size, height_width
 from selfsup.unit_range import WHITE, unit_range
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -38,7 +38,7 @@ class ViewGenerator(nn.Module):
 
     Args:
         recipes: One per view.
-        sizes: Side in pixels, one per view.
+        sizes: Side in pixels, or (height, width), one per view.
         normalization: Statistics to normalise with. Three values meet one channel as their mean.
         extra: Kornia augmentations applied last before normalisation, see ``AugmentConfig.extra``.
         compiled: Compile the colour operations, see ``AugmentConfig.compile``.
@@ -47,7 +47,7 @@ class ViewGenerator(nn.Module):
     def __init__(
         self,
         recipes: Sequence[ViewRecipe],
-        sizes: Sequence[int],
+        sizes: Sequence[Size],
         normalization: Normalization = IMAGENET,
         extra: Sequence[Mapping[str, Any]] = (),
         compiled: bool = False,
@@ -132,7 +132,7 @@ class ViewGenerator(nn.Module):
             inside, repeated = box, images.expand(count, -1, -1, -1, -1).flatten(0, 1)  # one view takes no copy
         else:  # a crop sees nothing beyond its box
             inside, repeated = box * torch.tensor([0, 0, 1, 1]), unit_range(cut(source, box))
-        image = recipe.crop.apply(repeated, inside.to(device), flip.to(device), (size, size))
+        image = recipe.crop.apply(repeated, inside.to(device), flip.to(device), height_width(size))
         to_source = crop_to_source(box, flip, height, width).to(device)
         for has_planes, run in itertools.groupby(operations, lambda o: o.on_planes is not Operation.on_planes):
             together = list(run)
@@ -158,7 +158,7 @@ class ViewGenerator(nn.Module):
         return View((image - mean).div_(std), to_source)
 
 
-def two_crop(recipe: str = "simclr", size: int = 224, normalization: Normalization = IMAGENET) -> ViewGenerator:
+def two_crop(recipe: str = "simclr", size: Size = 224, normalization: Normalization = IMAGENET) -> ViewGenerator:
     """Return a generator of two views of one size.
 
     Called as ``generator(images, seed=None, index=None)``: without a seed every call draws anew, with one the views
@@ -173,28 +173,35 @@ def two_crop(recipe: str = "simclr", size: int = 224, normalization: Normalizati
 
 def multi_crop(
     recipe: str = "swav",
-    sizes: Sequence[int] = (224, 96),
+    sizes: Sequence[Size] = (224, 96),
     counts: Sequence[int] = (2, 6),
     normalization: Normalization = IMAGENET,
 ) -> ViewGenerator:
     """Return a generator of ``counts[g]`` views of side ``sizes[g]`` for every group ``g``, in this order.
+
+    A size may be (height, width).
 
     It is called as that of :func:`two_crop`.
 
     Raises:
         UserError: No such recipe, or sizes and counts that do not go together.
     """
-    return build_views(AugmentConfig(recipe, False, list(sizes), list(counts)), max(sizes, default=0), normalization)
+    largest = max((max(height_width(size)) for size in sizes), default=0)
+    return build_views(AugmentConfig(recipe, False, list(sizes), list(counts)), largest, normalization)
 
 
 def build_views(
-    config: AugmentConfig, image_size: int, normalization: Normalization, training_images: int = 0, side_step: int = 1
+    config: AugmentConfig,
+    image_size: int | Sequence[int],
+    normalization: Normalization,
+    training_images: int = 0,
+    side_step: int = 1,
 ) -> ViewGenerator:
     """Return the generator that a config describes.
 
     Args:
         config: See ``AugmentConfig``.
-        image_size: ``data.image_size``, from which the default sizes of the views follow; at most 64 selects the
+        image_size: ``data.image_size``, from which the default sizes of the views follow; no side above 64 selects the
             recipe's ``_small`` version unless the config decides.
         normalization: Statistics of the data.
         training_images: Images that views will be made of, over all epochs: whether compiling pays. A number that
@@ -205,19 +212,25 @@ def build_views(
         UserError: A setting that does not exist or does not fit.
     """
     counts = list(config.counts)
-    local_size = max(side_step, round(image_size * LOCAL_SIDE / side_step) * side_step)
-    default_sizes = [image_size, local_size][: len(counts)]
-    sizes = list(config.sizes) if config.sizes is not None else default_sizes
+    sides = height_width(image_size)
+    local = [max(side_step, round(side * LOCAL_SIDE / side_step) * side_step) for side in sides]
+    default_sizes = [as_size(sides), as_size(local)][: len(counts)]
+    sizes = default_sizes if config.sizes is None else [as_size(size) for size in config.sizes]
     if len(sizes) != len(counts):
-        raise UserError(f"augment.sizes has {len(sizes)} entries and augment.counts {len(counts)}; give one per size.")
-    if not sizes or min(sizes) < 2 or min(counts) < 1:
-        raise UserError(f"augment.sizes {sizes} must be at least 2 and augment.counts {counts} at least 1.")
-    small = image_size <= SMALL_IMAGE if config.small is None else config.small
+        one = f" Views of {sizes[0]}×{sizes[1]} are written [[{sizes[0]},{sizes[1]}]]." if len(sizes) == 2 else ""
+        raise UserError(
+            f"augment.sizes has {len(sizes)} entries and augment.counts {len(counts)}; give one per size.{one}"
+        )
+    if not sizes or min(min(height_width(size)) for size in sizes) < 2 or min(counts) < 1:
+        raise UserError(
+            f"augment.sizes {config.sizes or default_sizes} must be at least 2 and augment.counts {counts} at least 1."
+        )
+    small = max(sides) <= SMALL_IMAGE if config.small is None else config.small
     small_name = f"{config.recipe}_small"
     name = small_name if small and small_name in RECIPES else config.recipe
     recipes = view_recipes(name, counts, config.override, config.local_override, config.operations)
     view_sizes = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
-    pixels = training_images * sum(size**2 for size in view_sizes)
+    pixels = training_images * sum(math.prod(height_width(size)) for size in view_sizes)
     compiled = pixels >= COMPILING_PAYS if config.compile is None else config.compile
     return ViewGenerator(recipes, view_sizes, normalization, config.extra, compiled)
 

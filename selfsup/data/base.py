@@ -16,8 +16,8 @@ from torch import Tensor
 from selfsup.data.found import Found
 from selfsup.data.membership import Membership
 from selfsup.data.targets import Targets
-from selfsup.settings import Section, TextOrList, setting
-from selfsup.types import ImageFacts, Normalization
+from selfsup.settings import Section, Sides, TextOrList, setting
+from selfsup.types import ImageFacts, Normalization, Size, as_size
 
 
 @dataclass
@@ -29,7 +29,8 @@ class DataConfig(Section):
         root: Folder with the data; None looks where the source's documentation says. A folder of images may be a
             list of folders.
         download: Fetch missing data over the network. Off by default: training machines are often offline.
-        image_size: Side in pixels of the images that evaluation sees and the default side of the training views.
+        image_size: Side in pixels of the images that evaluation sees and the default side of the training views;
+            ``[height,width]`` for rectangles.
         limit: Use only this many training images (a subset drawn with ``subset_seed``); None uses all.
         holdout: Fraction of the training split that is set aside for the choices the evaluator makes. It is taken
             before ``limit`` and is never trained on. With ``membership=image`` it is the chance of each image.
@@ -54,7 +55,7 @@ class DataConfig(Section):
     name: str = "???"
     root: Annotated[Any, TextOrList] = None
     download: bool = False
-    image_size: int = setting(32, least=1)
+    image_size: Sides = setting(32, least=1)
     limit: int | None = setting(None, least=1)
     holdout: float = setting(0.1, least=0, below=1)
     membership: str = setting("image", choices=("image", "position"))
@@ -70,7 +71,7 @@ class DataConfig(Section):
         """Return what the settings say of the images of a split."""
         statistics = Normalization(tuple(self.mean), tuple(self.std))
         names = None if classes is None else tuple(classes)
-        return ImageFacts(self.name, split, channels, self.image_size, statistics, names)
+        return ImageFacts(self.name, split, channels, as_size(self.image_size), statistics, names)
 
 
 class Read(NamedTuple):
@@ -123,7 +124,7 @@ class ImageDataset(ABC):
         return self.facts.channels
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> Size:
         return self.facts.image_size
 
     @property
@@ -141,7 +142,8 @@ class ImageDataset(ABC):
     def read(self, positions: Tensor) -> Tensor:
         """Return the images at ``positions`` (int64 ``[n]``, positions in this part) as uint8 ``[n,C,H,W]``.
 
-        Where they are read from files or shards, it is the central square of each.
+        Where they are read from files or shards, it is the central square of each, or of a rectangular
+        ``image_size`` the central part of its aspect.
         """
 
     def read_masks(self, positions: Tensor) -> Tensor | None:

@@ -26,9 +26,9 @@ from selfsup.data.settle import how_read, settle, what_is_lowered
 from selfsup.data.targets import numbers_of
 from selfsup.data.undecodable import Undecodable
 from selfsup.errors import UserError
-from selfsup.ragged import Images, central_squares, pack
-from selfsup.settings import setting
-from selfsup.types import ImageFacts
+from selfsup.ragged import Images, central_parts, pack
+from selfsup.settings import Sides, setting
+from selfsup.types import ImageFacts, height_width
 from selfsup.wording import counted
 
 MAX_ASPECT = 4.0  # a box of a view has at most 4/3 of the shorter side: of much longer images only the middle is seen
@@ -52,7 +52,8 @@ class EncodedConfig(DataConfig):
 
     Attributes:
         source_size: Length of the shorter side that each image is brought to before views are cut from it; None is 8/7
-            of ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise.
+            of ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise; of a rectangle the same of its
+            longer side.
         max_aspect: Most of the longer side that is kept, from the middle, as a multiple of the shorter. 1 keeps the
             central square of each image, as runs had it that saved no such setting.
         max_undecodable: Largest fraction of images that may turn out to be undecodable, rounded up to whole images of
@@ -72,7 +73,7 @@ class EncodedConfig(DataConfig):
             channel and pixel (three for photographs), two of 16 bits, four of floats. None decodes in every epoch.
     """
 
-    image_size: int = 224
+    image_size: Sides = 224
     source_size: int | None = setting(None, least=1)
     max_aspect: float = setting(MAX_ASPECT, least=1)
     max_undecodable: float = setting(0.01, least=0, below=1)
@@ -105,9 +106,13 @@ def _spread(values: Tensor, rows: Tensor, total: int) -> Tensor:
     return torch.full((total,), -1, dtype=values.dtype).index_copy(0, rows, values)
 
 
-def side_of_source(asked: int | None, image_size: int) -> int:
-    """Return ``asked``, or by default a side that leaves views some room: 8/7 of an ``image_size`` above 64 pixels."""
-    return asked or (round(image_size * 8 / 7) if image_size > 64 else image_size)
+def side_of_source(asked: int | None, image_size: int | Sequence[int]) -> int:
+    """Return ``asked``, or by default a side that leaves views some room: 8/7 of an ``image_size`` above 64 pixels.
+
+    Of a rectangle it is that of its longer side, so that no image has to be enlarged to cover it.
+    """
+    longer = max(height_width(image_size))
+    return asked or (round(longer * 8 / 7) if longer > 64 else longer)
 
 
 class EncodedDataset(ImageDataset):
@@ -210,7 +215,7 @@ class EncodedDataset(ImageDataset):
             raise UserError(
                 f"{self.root / self.row_name(bad)} cannot be decoded ({self._why(bad)}); repair it or take it out."
             )
-        return central_squares(Images(image, size))
+        return central_parts(Images(image, size), self.image_size)
 
     def read_decodable(self, positions: Tensor) -> Read:
         rows = self.index[positions]

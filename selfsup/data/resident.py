@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selfsup.data.base import ImageDataset, Read
-from selfsup.ragged import Images, central_squares, pack
+from selfsup.ragged import Images, central_parts, pack
 from selfsup.types import ImageFacts
 
 
@@ -54,7 +54,7 @@ class ResidentDataset(ImageDataset):
             rows = self._rows[positions].to(self._images.device, non_blocking=True)
             return self._images.index_select(0, rows)
         image, _, size = self.read_decodable(positions)
-        return central_squares(Images(image, size))
+        return central_parts(Images(image, size), self.image_size)
 
     def read_decodable(self, positions: Tensor) -> Read:
         if isinstance(self._images, Tensor):

@@ -17,8 +17,8 @@ from selfsup.data.base import ImageDataset
 from selfsup.data.decode import resize
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
-from selfsup.ragged import central_square
-from selfsup.types import GREY, ImageFacts, Normalization
+from selfsup.ragged import central_part
+from selfsup.types import GREY, ImageFacts, Normalization, as_size, height_width
 
 ROUNDING = 0.3  # of a level of 255: images of 8 bits as floats are nearer to one, also in half precision
 DEEPER = "data=image_folder reads files of 16 bits and floats with all of them"
@@ -36,7 +36,7 @@ class SizedDataset(Protocol):
 def as_images(
     dataset: SizedDataset | ImageDataset,
     *,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     name: str = "dataset",
     split: str = "train",
     normalization: Normalization | None = None,
@@ -46,12 +46,13 @@ def as_images(
 
     An image may be a PIL image, a uint8 array ``[H,W]`` or ``[H,W,C]``, a uint8 tensor ``[C,H,W]``, or a float tensor
     ``[C,H,W]`` in [0, 1] (kept with 8 bits), without random changes and not normalised: views and statistics are made
-    here. Its central square is kept and resized. Where all fit in memory they are read once; others are read when they
-    are needed, in this process, and have labels when the dataset lists them as ``targets`` or ``labels``.
+    here. Its central square is kept and resized; of a rectangular ``image_size`` the central part of its aspect. Where
+    all fit in memory they are read once; others are read when they are needed, in this process, and have labels when
+    the dataset lists them as ``targets`` or ``labels``.
 
     Args:
         dataset: Anything with ``len`` and items by position.
-        image_size: Side in pixels; None is the shorter side of the first image.
+        image_size: Side in pixels, or (height, width); None is the shorter side of the first image.
         name, split: What messages and records call it.
         normalization: Statistics of images scaled to [0, 1]; None is ImageNet's, their mean for grey images.
         resident_limit_mb: Most memory that the images may take.
@@ -68,16 +69,17 @@ def as_images(
     if not len(dataset):
         raise UserError(f"data: {type(dataset).__name__} is empty; give a dataset with images.")
     first, label = _item(dataset, 0)
-    side = image_size or min(first.shape[1:])
+    size = as_size(image_size or min(first.shape[1:]))
+    height, width = height_width(size)
     statistics = normalization or (IMAGENET if len(first) != 1 else GREY)
-    facts = ImageFacts(name, split, len(first), side, statistics)
-    if len(dataset) * len(first) * side**2 > resident_limit_mb * 2**20:
+    facts = ImageFacts(name, split, len(first), size, statistics)
+    if len(dataset) * len(first) * height * width > resident_limit_mb * 2**20:
         return TorchDataset(dataset, facts)
-    images = torch.empty(len(dataset), len(first), side, side, dtype=torch.uint8)
+    images = torch.empty(len(dataset), len(first), height, width, dtype=torch.uint8)
     labels = torch.full((len(dataset),), -1)
     for row in progress_bar(range(len(dataset)), desc=f"reading {name}", unit="image", delay=2):
         image, label = _item(dataset, row)
-        images[row] = _square(image, facts, row)
+        images[row] = _part(image, facts, row)
         labels[row] = -1 if label is None else label
     known = labels if bool((labels >= 0).any()) else _listed_labels(dataset)
     return ResidentDataset(images, known, _with_classes(facts, dataset, known))
@@ -101,7 +103,7 @@ class TorchDataset(ImageDataset):
 
     def read(self, positions: Tensor) -> Tensor:
         rows = self.index[positions].tolist()
-        return torch.stack([_square(_item(self._dataset, row)[0], self.facts, row) for row in rows])
+        return torch.stack([_part(_item(self._dataset, row)[0], self.facts, row) for row in rows])
 
     def subset(self, positions: Tensor) -> Self:
         part = type(self)(self._dataset, self.facts)
@@ -148,12 +150,12 @@ def _pixels(image: Any) -> Tensor:
     return pixels
 
 
-def _square(image: Tensor, facts: ImageFacts, row: int) -> Tensor:
+def _part(image: Tensor, facts: ImageFacts, row: int) -> Tensor:
     if len(image) != facts.channels:
         raise UserError(
             f"data: item {row} has {len(image)} channels and the first {facts.channels}; give all the same."
         )
-    return resize(central_square(image), (facts.image_size, facts.image_size))
+    return resize(central_part(image, facts.image_size), height_width(facts.image_size))
 
 
 def _listed_labels(dataset: Any) -> Tensor | None:

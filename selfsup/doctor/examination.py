@@ -24,6 +24,7 @@ from selfsup.engine.checks import check_settings
 from selfsup.engine.environment import keep_memory, quieten, saves_memory
 from selfsup.errors import UserError
 from selfsup.methods import Method
+from selfsup.types import size_words
 
 WARMUP = 3  # fewest steps before the first that counts
 
@@ -188,6 +189,7 @@ def _title(bench: Bench, method: Method) -> str:
     weights = sum(p.numel() for p in method.backbone.parameters()) / 1e6
     where = torch.cuda.get_device_name(bench.device) if cuda else f"{bench.device.type}, {bench.threads} threads"
     return (
-        f"{config.method.name} on {config.data.name} ({config.data.image_size} px), {config.backbone.name} with "
+        f"{config.method.name} on {config.data.name} ({size_words(config.data.image_size)} px), "
+        f"{config.backbone.name} with "
         f"{weights:.2f} M weights, batch {config.batch_size}, {config.trainer.precision}, {where}"
     )

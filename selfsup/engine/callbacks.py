@@ -35,7 +35,7 @@ from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.functional.arguments import trusted_values
 from selfsup.methods import Method
 from selfsup.nn import batch_statistics
-from selfsup.ragged import Images, central_squares, unpack
+from selfsup.ragged import Images, central_parts, unpack
 from selfsup.random import fold_in
 from selfsup.types import Batch
 from selfsup.unit_range import unit_range
@@ -321,14 +321,14 @@ class OnlineEvaluation(pl.Callback):
             return ""
         batch = first_images(some, len(some), module.device)
         view = module.views(batch.image, fold_in(module.seed, 0), batch.index, size=batch.size)[0].image
-        images = central_squares(Images(batch.image, batch.size))
+        images = central_parts(Images(batch.image, batch.size), some.image_size)
         deviation = torch.tensor(some.normalization.std, device=view.device).view(-1, 1, 1)
         spread = min(float(unit_range(images).std(0).mean()), float((view * deviation).std(0).mean()))
         if spread < SAME_IMAGES:
             return (
                 f"The images hardly differ from each other as the network sees them (by {spread:.1%} of the range of a "
                 "pixel), so there is nothing to learn from: look at figures/views.png. Evaluation keeps the "
-                "middle square of an image at data.image_size; see data and augment.override.scale."
+                "middle of an image at data.image_size; see data and augment.override.scale."
             )
         what = "all images look the same to the network" if constant else "they differ in one direction only"
         return (

@@ -18,7 +18,7 @@ from selfsup.methods import Method
 from selfsup.nn import build_backbone, side_step
 from selfsup.registry import nearest
 from selfsup.settings import check
-from selfsup.types import Normalization
+from selfsup.types import Normalization, as_size
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -53,7 +53,7 @@ def check_before_data(config: TrainConfig) -> None:
     step = side_step(backbone, channels)
     views = build_views(config.augment, data.image_size, statistics, config.trainer.max_epochs, step)
     with torch.device("meta"):  # without memory for its weights
-        build_backbone(backbone, channels, statistics, [*views.sizes, data.image_size])
+        build_backbone(backbone, channels, statistics, [*views.sizes, as_size(data.image_size)])
 
 
 def check_batch(config: TrainConfig, method: Method, world_size: int) -> None:

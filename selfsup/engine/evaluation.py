@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from selfsup.report import Evaluated, draw_figures
 from selfsup.settings.checkpoints import check_named, which_data
 from selfsup.settings.moved import renamed
 from selfsup.settings.overrides import read_change
-from selfsup.types import ImageFacts
+from selfsup.types import ImageFacts, as_size, height_width, size_words
 from selfsup.writing import check_output
 
 
@@ -67,13 +68,14 @@ def open_evaluation(overrides: Sequence[str], opened: Opened | None = None) -> t
         config.data.membership = rule_of_run(opened.config, config.data)
     images = images_of(config)  # before the statistics are those of the network
     if opened.image_size is not None and "data.image_size" not in given:
-        config.data.image_size = opened.image_size
+        size = opened.image_size
+        config.data.image_size = size if isinstance(size, int) else list(size)
     if opened.normalization is not None:
         for key in ("mean", "std"):
             if f"data.{key}" not in given:
                 setattr(config.data, key, list(getattr(opened.normalization, key)))
     opened.normalize(config.data.mean, config.data.std)
-    check_network(opened, replace(images, image_size=config.data.image_size))
+    check_network(opened, replace(images, image_size=as_size(config.data.image_size)))
     return config, opened
 
 
@@ -104,7 +106,7 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
         UserError: It does not take such images, or gives no pooled features.
     """
     if opened.network is None:
-        opened.dim = images.channels * images.image_size**2
+        opened.dim = images.channels * math.prod(height_width(images.image_size))
         return
     size, channels = images.image_size, input_channels(opened.network, images)
     if channels != images.channels and images.channels != 1:
@@ -116,12 +118,13 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
     kind = next((p.dtype for p in opened.network.parameters() if p.is_floating_point()), torch.float32)
     try:
         with torch.inference_mode():
-            output = opened.network(torch.zeros(2, channels, size, size, dtype=kind))
+            output = opened.network(torch.zeros(2, channels, *height_width(size), dtype=kind))
     except Exception as error:  # networks from elsewhere raise whatever they like
-        own = opened.image_size if opened.image_size not in (None, size) else "a size that it takes"
+        own = opened.image_size
+        advice = "a size that it takes" if own in (None, size) else str(own).replace("(", "[").replace(")", "]")
         raise UserError(
-            f"{opened.name} does not take images of {channels} channel(s) and {size} pixels ({reason_of(error)}); "
-            f"set data.image_size={own}."
+            f"{opened.name} does not take images of {channels} channel(s) and {size_words(size)} pixels "
+            f"({reason_of(error)}); set data.image_size={advice}."
         ) from error
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         form = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -131,7 +134,7 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
 
 def announce(opened: Opened, images: ImageFacts) -> None:
     """Print on what a network is judged, and how the images are brought to it."""
-    size = f"{images.image_size} px" + (", its own size" if images.image_size == opened.image_size else "")
+    size = f"{size_words(images.image_size)} px" + (", its own size" if images.image_size == opened.image_size else "")
     statistics = opened.normalization or images.normalization
     mean, std = ([round(value, 4) for value in values] for values in (statistics.mean, statistics.std))
     scaled = "" if opened.network is None else f", mean {mean}, std {std}"

@@ -49,7 +49,7 @@ from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_
 from selfsup.registry import methods
 from selfsup.report import save, training_curves
 from selfsup.report.metrics import read_metrics
-from selfsup.types import ImageFacts
+from selfsup.types import ImageFacts, as_size, size_words
 from selfsup.wording import command, counted
 
 AUTO = "auto"
@@ -287,7 +287,7 @@ def assemble(
         images * config.trainer.max_epochs,
         side_step(config.backbone, data.channels),
     )
-    image_sizes = [*views.sizes, config.data.image_size]
+    image_sizes = [*views.sizes, as_size(config.data.image_size)]
     backbone = build_backbone(config.backbone, data.channels, data.normalization, image_sizes)
     start = start_from(backbone, config.backbone) if starts and config.backbone.from_ is not None else None
     if _fills_vectors(backbone):
@@ -329,9 +329,10 @@ def _announce(
     first = changed is None
     weights = sum(p.numel() for p in method.backbone.parameters())
     effective = config.batch_size * config.trainer.accumulate
-    sizes = ", ".join(map(str, dict.fromkeys(method.views.sizes)))
+    sizes = ", ".join(map(size_words, dict.fromkeys(method.views.sizes)))
     print(
-        f"{config.method.name} on {len(splits.pretrain):,} images of {config.data.name} ({config.data.image_size} px), "
+        f"{config.method.name} on {len(splits.pretrain):,} images of {config.data.name} "
+        f"({size_words(config.data.image_size)} px), "
         f"{config.backbone.name} with {weights / 1e6:.2f} M weights, {counted(config.trainer.max_epochs, 'epoch')} of "
         f"{counted(len(splits.pretrain) // config.batch_size, 'step')}, batch {config.batch_size}, "
         f"learning rate {scaled_lr(config.optimizer, effective):.4g} ({config.optimizer.name}), "

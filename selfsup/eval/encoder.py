@@ -21,8 +21,8 @@ from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, join_labels, positions_of, read_content, write_content
 from selfsup.eval.stages import head_steps, watch
 from selfsup.functional.arguments import count, kind
-from selfsup.ragged import Images, central_squares
-from selfsup.types import Batch, ImageFacts, Normalization
+from selfsup.ragged import Images, central_squares, covering, cut_centre, unpack
+from selfsup.types import Batch, ImageFacts, Normalization, Size, height_width, size_words
 from selfsup.unit_range import WHITE, unit_range
 
 
@@ -32,7 +32,8 @@ class Encoder:
 
     Images are scaled to [0, 1], the central square is resized (antialiased) to ``dataset.image_size``, or to ``resize``
     and then cropped to it, and normalised with the statistics of the network, or of the dataset where the network has
-    none. The network runs in evaluation mode; training mode, device and BatchNorm statistics are as before afterwards,
+    none. Where that is a rectangle, the whole image is resized to cover it, and its centre cut. The network runs in
+    evaluation mode; training mode, device and BatchNorm statistics are as before afterwards,
     so a network in training can be given.
 
     Attributes:
@@ -44,6 +45,7 @@ class Encoder:
             (autocast), or ``auto``: bf16 on a GPU that has it, 32 elsewhere. The features are float32 in any case.
         progress: Show progress bars.
         resize: Short side that images are resized to before the centre of ``dataset.image_size`` is cut; None is that.
+            Of a rectangle it is that of a larger one of its aspect, which images are resized to cover.
     """
 
     network: nn.Module | None
@@ -167,13 +169,17 @@ class Encoder:
 
             def batches() -> Iterator[tuple[Tensor, Batch]]:
                 for batch in eval_batches(dataset, self.batch_size, self.workers):
-                    stored = central_squares(Images(batch.image.to(where), batch.size))
+                    stored = self.centres(Images(batch.image.to(where), batch.size), dataset.image_size)
                     yield self.prepared(stored, dataset.image_size, channels, statistics).to(dtype), batch
                     bar.update(len(batch.index))
 
             yield batches()
 
-    def prepared(self, images: Tensor, size: int, channels: int, normalization: Normalization | None = None) -> Tensor:
+    def centres(self, images: Images, size: Size) -> Tensor:
+        """Return of images of any shapes what :meth:`prepared` takes; see :func:`centres_of`."""
+        return centres_of(images, size, self.resize)
+
+    def prepared(self, images: Tensor, size: Size, channels: int, normalization: Normalization | None = None) -> Tensor:
         """Return images as they are evaluated; see :func:`prepare_images`."""
         return prepare_images(images, size, channels, normalization, self.resize)
 
@@ -231,7 +237,7 @@ def raw_pixels(
 ) -> FeatureSet:
     """Return the pixels themselves as features, scaled to [0, 1]: the baseline every method has to beat.
 
-    Images are resized and cropped to ``dataset.image_size`` and flattened: ``D = C · image_size²``.
+    Images are resized and cropped to ``dataset.image_size`` and flattened: ``D = C · height · width``.
 
     Raises:
         UserError: An empty dataset.
@@ -239,25 +245,42 @@ def raw_pixels(
     check_not_empty(dataset)
     pixels, labels, index = [], [], []
     for batch in eval_batches(dataset, batch_size, workers):
-        stored = central_squares(Images(batch.image, batch.size))
+        stored = centres_of(Images(batch.image, batch.size), dataset.image_size, resize)
         pixels.append(prepare_images(stored, dataset.image_size, dataset.channels, resize=resize).flatten(1))
         labels.append(batch.label)
         index.append(batch.index)
     return FeatureSet(torch.cat(pixels), join_labels(labels), torch.cat(index))
 
 
+def centres_of(images: Images, size: Size, resize: int | None = None) -> Tensor:
+    """Return the parts of images of any shapes that evaluation sees, in one tensor ``[n,C,h,w]``.
+
+    Of a square size these are the central squares as they are stored. Of a rectangle each image is resized on its own
+    to cover it, or the larger one of ``resize``, and what lies beyond is cut: float in [0, 1]. Images of one shape stay
+    as they are.
+
+    Raises:
+        UserError: ``resize`` is smaller than ``size``.
+    """
+    if images.size is None or isinstance(size, int):
+        return central_squares(images)
+    whole = enlarged(size, resize)
+    parts = [crop_centre(unit_range(image)[None], whole, **BILINEAR) for image in unpack(images)]
+    return torch.cat(parts)
+
+
 def prepare_images(
     images: Tensor,
-    size: int,
+    size: Size,
     channels: int,
     normalization: Normalization | None = None,
     resize: int | None = None,
 ) -> Tensor:
-    """Turn stored images into what a network sees: ``[B,C,H,W]`` to float ``[B,channels,size,size]``.
+    """Turn stored images into what a network sees: ``[B,C,H,W]`` to float ``[B,channels,h,w]``.
 
     The short side is resized to ``size``, or to ``resize`` where that is given (bilinear, antialiased), and the centre
-    is cropped; images that have the size already are not resampled. Grey images are repeated over the channels. Of
-    uint8 255 is 1, of uint16 65535; floating-point images are in [0, 1].
+    is cropped (to a rectangle as :func:`crop_centre` does); images that have the size already are not resampled. Grey
+    images are repeated over the channels. Of uint8 255 is 1, of uint16 65535; floating-point images are in [0, 1].
 
     Raises:
         UserError: ``resize`` is smaller than ``size``; colour images for a one-channel network, or statistics for
@@ -268,9 +291,9 @@ def prepare_images(
         raise ValueError(
             f"prepare_images: images must be uint8, uint16 or float [B,C,H,W] and not empty, got {kind(images)}."
         )
-    count("prepare_images", size=size, channels=channels)
-    how = {"mode": "bilinear", "antialias": True, "align_corners": False}
-    cropped = crop_centre(unit_range(images), size, resize, **how)
+    height, width = height_width(size)
+    count("prepare_images", size=min(height, width), channels=channels)
+    cropped = crop_centre(unit_range(images), size, resize, **BILINEAR)
     result = for_channels(cropped, channels)
     if normalization is None:
         return result
@@ -301,20 +324,41 @@ def for_channels(images: Tensor, channels: int) -> Tensor:
     return images
 
 
-def crop_centre(images: Tensor, size: int, resize: int | None = None, **how: Any) -> Tensor:
+#: How images are resized for evaluation, by ``F.interpolate``.
+BILINEAR: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
+
+
+def crop_centre(images: Tensor, size: Size, resize: int | None = None, **how: Any) -> Tensor:
     """Resize the short side of images ``[B,C,H,W]`` to ``size``, or ``resize``, by ``F.interpolate``; cut the centre.
+
+    With a rectangle the images are resized to cover it, or the larger one of its aspect with the short side ``resize``.
 
     Raises:
         UserError: ``resize`` is smaller than ``size``.
     """
-    short = size if resize is None else resize
-    if short < size:
-        raise UserError(f"eval.resize is {short}, smaller than data.image_size={size}; set it to {size} or more.")
-    height, width = images.shape[-2:]
-    if min(height, width) != short:
-        images = F.interpolate(images, [side * short // min(height, width) for side in (height, width)], **how)
-    top, left = (round((side - size) / 2) for side in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]
+    shape = (images.shape[-2], images.shape[-1])
+    resized = covering(shape, height_width(enlarged(size, resize)))
+    if resized != shape:
+        images = F.interpolate(images, list(resized), **how)
+    return cut_centre(images, height_width(size))
+
+
+def enlarged(size: Size, resize: int | None) -> Size:
+    """Return the size with the short side ``resize``, in the same aspect; None is the size itself.
+
+    Raises:
+        UserError: It is smaller.
+    """
+    sides = height_width(size)
+    short = min(sides)
+    if resize is None:
+        return size
+    if resize < short:
+        raise UserError(
+            f"eval.resize is {resize}, smaller than data.image_size={size_words(size)}; set it to {short} or more."
+        )
+    height, width = (round(side * resize / short) for side in sides)
+    return resize if height == width else (height, width)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, crop_centre
 from selfsup.eval.shown import Panels
+from selfsup.types import size_words
 from selfsup.unit_range import shown_channels
 
 IGNORED = 255  # in a mask: no class is said of this pixel, as on the outlines of PASCAL VOC
@@ -101,6 +102,11 @@ def intersection_over_union(matrix: Tensor) -> dict[int, float]:
 def check_dense(encoder: Encoder, dataset: ImageDataset) -> None:
     """Raise a UserError unless the images have masks and the network gives maps."""
     obstacle = None
+    if not isinstance(dataset.image_size, int):
+        raise UserError(
+            f"segmentation: data.image_size is {size_words(dataset.image_size)}, and masks are kept of central "
+            "squares; set one side."
+        )
     if dataset.read_masks(torch.arange(0)) is None:
         obstacle = f"'{dataset.name}' has no masks"
     elif encoder.network is not None and not hasattr(encoder.network, "forward_dense"):

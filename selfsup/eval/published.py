@@ -21,7 +21,7 @@ from selfsup.eval.feature_choices import POOLED, ChosenFeatures, is_transformer
 from selfsup.eval.features import check_finite, known_labels, labels_of
 from selfsup.eval.probing import ProbeParts, ProbeResult, class_positions
 from selfsup.lars import Lars
-from selfsup.types import Batch
+from selfsup.types import Batch, Size, height_width
 
 #: What the papers do to the images of a probe: torchvision's random resized crop, and a flip.
 CROP_AND_FLIP = ViewRecipe(["flip"])
@@ -188,12 +188,12 @@ def schedule_factor(schedule: str, fraction: float) -> float:
     return float(0.1 ** sum(fraction >= drop for drop in (0.6, 0.8)))
 
 
-def paper_resize(image_size: int) -> int:
+def paper_resize(image_size: Size) -> int:
     """Return the short side that the papers resize images to before they cut the centre: 256 for 224.
 
-    Images of at most 64 pixels are not resized.
+    Images of at most 64 pixels are not resized. Of a rectangle it is that of its shorter side.
     """
-    return side_of_source(None, image_size)
+    return side_of_source(None, min(height_width(image_size)))
 
 
 def augmented_views(

@@ -15,10 +15,11 @@ from torch import nn
 from selfsup.data.base import ImageDataset, Splits
 from selfsup.errors import UserError
 from selfsup.eval.config import EvalConfig
-from selfsup.eval.encoder import Encoder
+from selfsup.eval.encoder import Encoder, enlarged
 from selfsup.eval.feature_choices import ChosenFeatures
 from selfsup.eval.features import FeatureSet
 from selfsup.eval.shown import feature_map, nearest_images
+from selfsup.types import Size, size_words
 
 NOTHING_TO_SCORE = "data.holdout: the source has no test images; set aside some of the training images (0.1)."
 
@@ -201,7 +202,11 @@ class Subject:
     def how(self) -> dict[str, Any]:
         """What every record says of the images and the run."""
         size = self.splits.train.image_size
-        images = {"data": self.splits.train.name, "image_size": size, "crop": crop_words(size, self.encoder.resize)}
+        images = {
+            "data": self.splits.train.name,
+            "image_size": size if isinstance(size, int) else list(size),
+            "crop": crop_words(size, self.encoder.resize),
+        }
         return images | {"epoch": self.epoch, "seed": self.seed}
 
     @property
@@ -211,8 +216,10 @@ class Subject:
         return image_counts(len(self.splits.train), len(self.splits.holdout), tested)
 
 
-def crop_words(size: int, resize: int | None) -> str:
+def crop_words(size: Size, resize: int | None) -> str:
     """Return what records say of how images are brought to the size that is evaluated."""
+    if not isinstance(size, int):
+        return f"cover {size_words(enlarged(size, resize))}, centre crop {size_words(size)}"
     return f"short side {resize or size}, centre crop {size}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from selfsup.eval.results import FILE, read_results
 from selfsup.exporting.trained import Trained
 from selfsup.tables import markdown_table
+from selfsup.types import size_words
 
 
 def model_card(run: Trained, code: str) -> str:
@@ -24,7 +25,8 @@ def model_card(run: Trained, code: str) -> str:
     data, method = config["data"], config["method"]
     facts = {
         "Method": method["name"] + _settings({k: v for k, v in method.items() if k != "name"}),
-        "Data": f"{data['name']}, {data['image_size']} pixels" + (f", {data['limit']} images" if data["limit"] else ""),
+        "Data": f"{data['name']}, {size_words(data['image_size'])} pixels"
+        + (f", {data['limit']} images" if data["limit"] else ""),
         "Epochs": f"{run.opened.epochs}, {config['batch_size']} images a step, seed {config['seed']}",
         "Network": run.config.name + _settings({k: v for k, v in vars(run.config).items() if k != "name"}),
         "Features": f"{run.backbone.dim} numbers an image, averaged over the map where the network does so",

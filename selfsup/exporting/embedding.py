@@ -28,6 +28,8 @@ from selfsup.data.workers import worker_count
 from selfsup.engine.evaluation import announce, announce_found, choose_device, opened_evaluation
 from selfsup.errors import UserError, packages, reason_of
 from selfsup.eval import FeatureSet, extract_features
+from selfsup.eval.subject import crop_words
+from selfsup.types import as_size
 from selfsup.writing import check_output
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
         "epoch": opened.epochs,
         "data": data.name,
         "image_size": data.image_size,
-        "crop": f"short side {data.image_size}, centre crop {data.image_size}",
+        "crop": crop_words(as_size(data.image_size), None),
         "mean": list(statistics.mean),
         "std": list(statistics.std),
     } | opened.facts

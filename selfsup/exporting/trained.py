@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfsup.errors import UserError
 from selfsup.nn import Backbone, BackboneConfig
 from selfsup.opened import open_network
-from selfsup.types import Normalization
+from selfsup.types import Normalization, height_width
 
 Features = Callable[[Tensor], Tensor]
 
@@ -77,8 +77,8 @@ class Trained:
         return NormalizedBackbone(self.backbone, self.normalization).eval()
 
     def images(self, count: int) -> Tensor:
-        """Noise in [0, 1] to compare features on: ``[count,C,S,S]``."""
-        shape = (count, self.channels, self.image_size, self.image_size)
+        """Noise in [0, 1] to compare features on: ``[count,C,h,w]``."""
+        shape = (count, self.channels, *height_width(self.image_size))
         return torch.rand(shape, generator=torch.Generator().manual_seed(count))
 
     def normalized(self, images: Tensor) -> Tensor:

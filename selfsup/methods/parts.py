@@ -17,7 +17,7 @@ from selfsup.functional.collectives import size_of
 from selfsup.nn import Backbone, wrap_backbone
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import choice, methods, nearest
-from selfsup.types import GREY, Batch, Normalization
+from selfsup.types import GREY, Batch, Normalization, Size
 
 
 @dataclass
@@ -50,7 +50,7 @@ def parts_of(
     backbone: nn.Module,
     *,
     name: str | None = None,
-    image_size: int = 224,
+    image_size: Size = 224,
     views: ViewGenerator | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -65,7 +65,7 @@ def parts_of(
         method: A registered class.
         backbone: Maps float ``[B,C,H,W]`` to features ``[B,D]``; any module, see ``wrap_backbone``.
         name: Of a class that is registered under several (``MoCo``: ``moco``, ``moco_v1``).
-        image_size: Side of the views, in pixels.
+        image_size: Side of the views in pixels, or (height, width).
         views: Makes the views; None is the method's own recipe at ``image_size``.
         batch_size: Images a step over all ranks.
         seed: Of the views and of all that is random in a step.

@@ -145,7 +145,15 @@ class Backbone(nn.Module):
             channels_last = features.shape[1] != width and features.shape[3] == width
             return features.permute(0, 3, 1, 2) if channels_last else features
         patches = features[:, int(getattr(self.network, "num_prefix_tokens", 0)) :]
-        side = round(patches.shape[1] ** 0.5)
-        if side * side != patches.shape[1]:
+        rows = columns = side = round(patches.shape[1] ** 0.5)
+        if images.shape[-2] != images.shape[-1]:
+            grid = getattr(getattr(self.network, "patch_embed", None), "dynamic_feat_size", None)
+            rows, columns = (0, 0) if grid is None else grid((images.shape[-2], images.shape[-1]))
+            if rows * columns != patches.shape[1]:
+                raise UserError(
+                    f"backbone: the {patches.shape[1]} tokens of an image of {images.shape[-2]}×{images.shape[-1]} "
+                    "pixels have no known grid; set data.image_size to one side."
+                )
+        elif side * side != patches.shape[1]:
             raise ValueError(f"{patches.shape[1]} tokens do not lie on a square grid")
-        return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+        return patches.transpose(1, 2).reshape(len(patches), -1, rows, columns)

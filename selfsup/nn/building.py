@@ -19,14 +19,14 @@ from selfsup.nn.narrow import ConvNet, narrow_resnet
 from selfsup.nn.wrap import own_backbone
 from selfsup.registry import nearest
 from selfsup.settings.checkpoints import OWN
-from selfsup.types import Normalization
+from selfsup.types import Normalization, Size, as_size, height_width, size_words
 
 
 def build_backbone(
     config: BackboneConfig,
     in_channels: int,
     normalization: Normalization | None = None,
-    image_sizes: Sequence[int] = (),
+    image_sizes: Sequence[Size] = (),
 ) -> Backbone:
     """Build the network of a config, with random weights.
 
@@ -38,7 +38,7 @@ def build_backbone(
         config: Which network.
         in_channels: Channels of the images.
         normalization: Statistics of the images, which the network keeps.
-        image_sizes: Sides of the images it will see; with none the network has the size that timm gives it.
+        image_sizes: Sides of the images it will see, or (height, width); with none it has the size that timm gives it.
 
     Raises:
         UserError: No such network, arguments or image sizes that it does not take, or a ``resnet`` without four stages.
@@ -58,7 +58,7 @@ def build_backbone(
         if not timm.is_model(config.name):
             advice = hint() or nearest(config.name, timm.list_models())
             raise UserError(f"backbone.name: timm has no network '{config.name}'.{advice}")
-        arguments = _arguments(config, in_channels, sorted(set(image_sizes)))
+        arguments = _arguments(config, in_channels, sorted(set(map(as_size, image_sizes)), key=height_width))
         try:
             network = _create(config, in_channels, arguments)
         except (TypeError, ValueError, AssertionError) as error:
@@ -115,7 +115,7 @@ def _create(config: BackboneConfig, in_channels: int, arguments: dict[str, Any])
     return cast(nn.Module, timm.create_model(config.name, **given))
 
 
-def _arguments(config: BackboneConfig, in_channels: int, sizes: list[int]) -> dict[str, Any]:
+def _arguments(config: BackboneConfig, in_channels: int, sizes: list[Size]) -> dict[str, Any]:
     """Return ``config.kwargs`` and what must be added to them for images of these sizes."""
     given = config.kwargs
     failed = _try(config, in_channels, given, sizes) if sizes else None
@@ -129,7 +129,7 @@ def _arguments(config: BackboneConfig, in_channels: int, sizes: list[int]) -> di
     if isinstance(refused, TypeError):  # timm's network has no such setting
         step = 1 if isinstance(failed, TypeError) else side_step(config, in_channels)
         refused = _try(config, in_channels, sized, sizes)
-        if refused is None and all(size % step == 0 for size in sizes):
+        if refused is None and _odd_side(sizes, step) is None:
             return sized
     if isinstance(refused, TypeError):  # nor the other one
         refused = failed
@@ -138,7 +138,7 @@ def _arguments(config: BackboneConfig, in_channels: int, sizes: list[int]) -> di
     raise UserError(_refusal(config, in_channels, sizes, failed if refused is None else refused)) from refused
 
 
-def _try(config: BackboneConfig, in_channels: int, arguments: dict[str, Any], sizes: list[int]) -> Exception | None:
+def _try(config: BackboneConfig, in_channels: int, arguments: dict[str, Any], sizes: list[Size]) -> Exception | None:
     """Return why the network cannot be built with these arguments, or run on these sizes. It takes no memory."""
     try:
         with torch.device("meta"):
@@ -148,7 +148,7 @@ def _try(config: BackboneConfig, in_channels: int, arguments: dict[str, Any], si
                 _shrink_stem(network, config.stem_stride)
         with torch.no_grad():
             for size in sizes:
-                network(torch.zeros(1, in_channels, size, size, device="meta"))
+                network(torch.zeros(1, in_channels, *height_width(size), device="meta"))
     except NotImplementedError:  # torch cannot run it without numbers, which says nothing about the sizes
         return None
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -156,10 +156,10 @@ def _try(config: BackboneConfig, in_channels: int, arguments: dict[str, Any], si
     return None
 
 
-def _refusal(config: BackboneConfig, in_channels: int, sizes: list[int], error: Exception) -> str:
+def _refusal(config: BackboneConfig, in_channels: int, sizes: list[Size], error: Exception) -> str:
     """Say which size the network does not take, and one that it would."""
     step = side_step(config, in_channels)
-    odd = next((size for size in sizes if size % step), None)
+    odd = _odd_side(sizes, step)
     if odd is not None:
         below, above = odd // step * step, (odd // step + 1) * step
         fitting = f"{below} or {above}" if below else f"{above}"
@@ -169,12 +169,18 @@ def _refusal(config: BackboneConfig, in_channels: int, sizes: list[int], error: 
             f"backbone.name={config.name} cuts images into patches of {step} pixels, of which {odd} is not a multiple; "
             f"use {fitting} (data.image_size, augment.sizes){pad}."
         )
-    several = f"sizes {', '.join(map(str, sizes))} together" if len(sizes) > 1 else f"images of {sizes[0]} pixels"
+    words = ", ".join(map(size_words, sizes))
+    several = f"sizes {words} together" if len(sizes) > 1 else f"images of {words} pixels"
     own = int(timm.get_pretrained_cfg(config.name).input_size[-1])
     return (
         f"backbone.name={config.name} cannot take {several} ({reason_of(error)}); it is made for {own} "
         "(data.image_size, augment.sizes), and a network such as resnet50 takes any size."
     )
+
+
+def _odd_side(sizes: Sequence[Size], step: int) -> int | None:
+    """Return the first side that is no multiple of ``step``, or None."""
+    return next((side for size in sizes for side in height_width(size) if side % step), None)
 
 
 def _patch(network: nn.Module) -> int:

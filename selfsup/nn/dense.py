@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selfsup.errors import UserError
 from selfsup.functional.arguments import full_precision
 from selfsup.nn.backbone import Backbone
+from selfsup.types import Size, height_width, size_words
 
 
 def dense_head(dims: list[int], *, batch_norm: bool = False) -> nn.Sequential:
@@ -90,7 +91,7 @@ class PixelPropagation(nn.Module):
             return (F.normalize(full_precision(transformed).flatten(2), dim=1) @ weights).view_as(x)
 
 
-def check_dense(backbone: Backbone, sizes: Sequence[int]) -> None:
+def check_dense(backbone: Backbone, sizes: Sequence[Size]) -> None:
     """Make sure that views of these sizes have maps whose cells can be compared, by one pass of an empty image.
 
     Raises:
@@ -98,17 +99,20 @@ def check_dense(backbone: Backbone, sizes: Sequence[int]) -> None:
             between its map and its feature.
     """
     if len(set(sizes)) > 1:
-        raise UserError(f"augment.sizes gives views of sides {sorted(set(sizes))}; this method needs one size.")
+        given = ", ".join(size_words(size) for size in dict.fromkeys(sizes))
+        raise UserError(f"augment.sizes gives views of {given} pixels; this method needs one size.")
     training = backbone.training
     parameter = next(backbone.parameters())
     with torch.no_grad():
-        image = torch.zeros(1, backbone.in_channels, sizes[0], sizes[0], dtype=parameter.dtype, device=parameter.device)
+        shape = (1, backbone.in_channels, *height_width(sizes[0]))
+        image = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
         channels, height, width = backbone.eval().forward_dense(image).shape[1:]
     backbone.train(training)
     if height != width or height < 2:
         raise UserError(
-            f"backbone: the map of views of side {sizes[0]} is {height}×{width} and this method compares the cells of "
-            "a square one; enlarge the views (data.image_size, augment.sizes) or choose a network of smaller stride."
+            f"backbone: the map of views of {size_words(sizes[0])} pixels is {height}×{width} and this method "
+            "compares the cells of a square one; take square or larger views (data.image_size, augment.sizes) or a "
+            "network of smaller stride."
         )
     if channels != backbone.dim:
         raise UserError(

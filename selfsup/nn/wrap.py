@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError, reason_of
 from selfsup.nn.backbone import Backbone
-from selfsup.types import Normalization
+from selfsup.types import Normalization, Size, height_width
 
 
 class PooledMap(nn.Module):
@@ -36,7 +36,7 @@ class PooledMap(nn.Module):
         return self.forward_features(images).mean(dim=(2, 3))
 
 
-def wrap_backbone(network: nn.Module, image_size: int = 224, normalization: Normalization | None = None) -> Backbone:
+def wrap_backbone(network: nn.Module, image_size: Size = 224, normalization: Normalization | None = None) -> Backbone:
     """Return a module of anybody's as a backbone; a ``Backbone`` is returned as it is.
 
     The module maps float ``[B,C,H,W]`` to features ``[B,D]``, or to a map ``[B,D,S,S]``, whose mean is then the
@@ -44,7 +44,7 @@ def wrap_backbone(network: nn.Module, image_size: int = 224, normalization: Norm
 
     Args:
         network: The module; its weights are used as they are, not copied.
-        image_size: Side of the images of that run, in pixels.
+        image_size: Side of the images of that run in pixels, or (height, width).
         normalization: Statistics of the images it is made for, when known.
 
     Raises:
@@ -101,10 +101,10 @@ def _channels(network: nn.Module) -> int:
     return 3 if first is None else first.in_channels
 
 
-def _probe(network: nn.Module, channels: int, image_size: int) -> Tensor:
+def _probe(network: nn.Module, channels: int, image_size: Size) -> Tensor:
     reference = next(iter([*network.parameters(), *network.buffers()]), torch.zeros(()))
     dtype = reference.dtype if reference.is_floating_point() else torch.float32
-    images = torch.zeros(2, channels, image_size, image_size, dtype=dtype, device=reference.device)
+    images = torch.zeros(2, channels, *height_width(image_size), dtype=dtype, device=reference.device)
     modes = {module: module.training for module in network.modules()}
     name = type(network).__name__
     try:

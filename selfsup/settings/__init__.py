@@ -4,6 +4,6 @@ Methods, sources and protocols declare theirs with :func:`setting`. What takes l
 this package's files but ``values`` and ``overrides``, so that help and typos are answered at once.
 """
 
-from selfsup.settings.ranges import Range, Section, TextOrList, check, key_of, range_of, setting
+from selfsup.settings.ranges import Range, Section, Sides, TextOrList, check, key_of, range_of, setting
 
-__all__ = ["Range", "Section", "TextOrList", "check", "key_of", "range_of", "setting"]
+__all__ = ["Range", "Section", "Sides", "TextOrList", "check", "key_of", "range_of", "setting"]

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from selfsup.errors import UserError
 from selfsup.registry import nearest
@@ -14,6 +14,14 @@ from selfsup.registry import nearest
 
 class TextOrList:
     """``Annotated[Any, TextOrList]`` is the type of a setting that is text, a list of it (``[a, b]``) or none."""
+
+
+class OneOrTwo:
+    """Marks a whole number, or two of them as a list: see ``Sides``."""
+
+
+#: The type of a setting that is the side of squares, or height and width of rectangles (``[128, 256]``).
+Sides = Annotated[Any, OneOrTwo]
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def check(config: Any, key: str = "") -> None:
         if allowed is None or value is None:
             continue
         several = isinstance(value, list | tuple)
-        for item in value if several else [value]:
+        for item in _flat(value):
             if allowed.holds(item):
                 continue
             infinite = isinstance(item, float) and not math.isfinite(item)
@@ -113,6 +121,11 @@ def check(config: Any, key: str = "") -> None:
                 f"{name} is {value!r}; {'each of them' if several else 'it'} must be {allowed}"
                 f"{' and finite' if infinite else ''}.{hint if hint.startswith(' Did') else ''}"
             )
+
+
+def _flat(value: Any) -> list[Any]:
+    """Return the values in a list, those in the lists in it among them; of a single one itself."""
+    return [inner for item in value for inner in _flat(item)] if isinstance(value, list | tuple) else [value]
 
 
 def key_of(name: str) -> str:

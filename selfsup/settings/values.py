@@ -7,12 +7,12 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast, get_args, get_origin
 
 import yaml
 
 from selfsup.errors import UserError
-from selfsup.settings.ranges import TextOrList
+from selfsup.settings.ranges import OneOrTwo, TextOrList
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -79,6 +79,10 @@ def from_value(value: Any, hint: Any, key: str) -> Any:
         return value
     if kind is TextOrList:
         kind = list[str] if isinstance(value, list | tuple) else str
+    if kind is OneOrTwo:
+        found = _sides(value)
+        if found is not None:
+            return found
     if get_origin(kind) is list and value is not None:
         entry = get_args(kind)[0]
         values = value if isinstance(value, list | tuple) else [value]
@@ -91,6 +95,16 @@ def from_value(value: Any, hint: Any, key: str) -> Any:
             return found
     shown = "null" if value is None else repr(value)
     raise UserError(f"{key} is {shown}; it must be {_describe(kind)}{', or null' if optional else ''}.{_hint(value)}")
+
+
+def _sides(value: Any) -> int | list[int] | None:
+    """Return the side of a square, or height and width where they differ; None where the value is neither."""
+    if not isinstance(value, list | tuple):
+        return cast("int | None", _scalar(value, int))
+    sides = [_scalar(side, int) for side in value]
+    if len(sides) != 2 or None in sides:
+        return None
+    return cast(int, sides[0]) if sides[0] == sides[1] else sides
 
 
 def _scalar(value: Any, kind: type[Any]) -> Any:
@@ -110,7 +124,13 @@ def _scalar(value: Any, kind: type[Any]) -> Any:
 
 
 def _describe(kind: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names = {
+        OneOrTwo: "one whole number, or two as [height, width]",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+    }
     if get_origin(kind) is list:
         return "a list, such as [a, b]"
     return names.get(kind, "a dictionary, such as {name: value}")
@@ -125,6 +145,8 @@ def _hint(value: Any) -> str:
 def split_optional(hint: Any) -> tuple[Any, bool]:
     """Return the type without its None, and whether it has one."""
     if get_origin(hint) is Annotated:
+        if OneOrTwo in get_args(hint):
+            return OneOrTwo, False
         return TextOrList if TextOrList in get_args(hint) else Any, True
     if get_origin(hint) in (Union, types.UnionType):
         others = [kind for kind in get_args(hint) if kind is not type(None)]

@@ -10,6 +10,7 @@ import torch
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.resident import ResidentDataset
 from selfsup.registry import sources
+from selfsup.settings import Sides
 
 
 @dataclass
@@ -19,7 +20,7 @@ class DigitsConfig(DataConfig):
     small: ClassVar[bool] = True
 
     name: str = "digits"
-    image_size: int = 16
+    image_size: Sides = 16
     mean: list[float] = field(default_factory=lambda: [0.3053])
     std: list[float] = field(default_factory=lambda: [0.3760])
 

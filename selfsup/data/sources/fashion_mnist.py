@@ -9,6 +9,7 @@ from typing import ClassVar
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.idx import idx_splits
 from selfsup.registry import sources
+from selfsup.settings import Sides
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist installs
@@ -21,7 +22,7 @@ class FashionMNISTConfig(DataConfig):
     small: ClassVar[bool] = True
 
     name: str = "fashion_mnist"
-    image_size: int = 28
+    image_size: Sides = 28
     mean: list[float] = field(default_factory=lambda: [0.2860])
     std: list[float] = field(default_factory=lambda: [0.3530])
 

@@ -16,7 +16,7 @@ from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.membership import name_keys
 from selfsup.errors import UserError
 from selfsup.registry import sources
-from selfsup.settings import setting
+from selfsup.settings import Sides, setting
 
 #: What the folders of the classes are called, and what the classes are.
 CLASSES = {
@@ -44,7 +44,7 @@ class ImagenetteConfig(EncodedConfig):
     """
 
     name: str = "imagenette"
-    image_size: int = 128
+    image_size: Sides = 128
     variant: str = setting("160", choices=tuple(FOLDERS))
 
 

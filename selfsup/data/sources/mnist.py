@@ -8,6 +8,7 @@ from typing import ClassVar
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.idx import idx_splits
 from selfsup.registry import sources
+from selfsup.settings import Sides
 
 
 @dataclass
@@ -17,7 +18,7 @@ class MNISTConfig(DataConfig):
     small: ClassVar[bool] = True
 
     name: str = "mnist"
-    image_size: int = 28
+    image_size: Sides = 28
     mean: list[float] = field(default_factory=lambda: [0.1307])
     std: list[float] = field(default_factory=lambda: [0.3081])
 

@@ -62,6 +62,8 @@ def shapes(config: ShapesConfig) -> SourceSplits:
         images, labels, masks = _drawn(start, count, config.seed, config.image_size, config.objects)
         return ResidentDataset(images, labels, config.facts(name, classes=CLASSES), masks=masks)
 
+    if not isinstance(config.image_size, int):
+        raise UserError(f"data.image_size is {config.image_size}; shapes are drawn as squares, of one side.")
     if config.image_size < SMALLEST:
         raise UserError(f"data.image_size is {config.image_size}; shapes are drawn from {SMALLEST} pixels on.")
     return SourceSplits(

@@ -16,6 +16,7 @@ from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.registry import sources
+from selfsup.settings import Sides
 
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIDE = 96
@@ -32,7 +33,7 @@ class STL10Config(DataConfig):
     small: ClassVar[bool] = True
 
     name: str = "stl10"
-    image_size: int = SIDE
+    image_size: Sides = SIDE
     unlabelled: bool = True
     mean: list[float] = field(default_factory=lambda: [0.4467, 0.4398, 0.4066])
     std: list[float] = field(default_factory=lambda: [0.2603, 0.2566, 0.2713])

@@ -22,6 +22,7 @@ from selfsup.eval.subject import Subject, evenly
 from selfsup.eval.voting import knn_grid, search_settings
 from selfsup.ragged import Images, central_squares
 from selfsup.settings import setting
+from selfsup.types import size_words
 from selfsup.unit_range import unit_range
 
 ALL = "mean of all"
@@ -94,6 +95,11 @@ def evaluate(subject: Subject, settings: CorruptionsSettings) -> Iterator[Record
             f"of {', '.join(CORRUPTIONS)}, strengths some of 1 to 5."
         )
     split, whole = subject.scored
+    if not isinstance(whole.image_size, int):
+        raise UserError(
+            f"eval.corruptions: data.image_size is {size_words(whole.image_size)}, and the corruptions are made for "
+            "squares; leave the protocol out, or evaluate at one side."
+        )
     images = whole if settings.images is None else evenly(whole, settings.images)
     encoder = replace(subject.encoder, progress=False)
     score = _scorers(subject)

@@ -26,7 +26,7 @@ from selfsup.eval.published import CROP_AND_FLIP, CROP_AND_FLIP_WORDS, augmented
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
-from selfsup.ragged import Images, central_squares
+from selfsup.ragged import Images
 from selfsup.settings import setting
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
@@ -305,7 +305,7 @@ def _width(encoder: Encoder, dataset: ImageDataset) -> int:
     assert encoder.network is not None
     with frozen(encoder.network, encoder.device) as (where, dtype):
         image, _, shape = dataset.read_decodable(torch.arange(1))
-        stored = central_squares(Images(image.to(where), shape))
+        stored = encoder.centres(Images(image.to(where), shape), dataset.image_size)
         channels = input_channels(encoder.network, dataset)
         prepared = encoder.prepared(stored, dataset.image_size, channels, encoder.normalization(dataset))
         return int(encoder.network(prepared.to(dtype)).shape[1])

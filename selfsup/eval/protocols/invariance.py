@@ -21,6 +21,7 @@ from selfsup.eval.subject import Subject, evenly
 from selfsup.functional.diagnostics import alignment, lidar, orthogonal_equivariance
 from selfsup.random import fold_in
 from selfsup.settings import setting
+from selfsup.types import height_width
 
 SHARED_DRAWS = 4  # operations applied to all images alike, for the equivariance
 LIDAR_VIEWS = 10
@@ -61,7 +62,7 @@ def evaluate(subject: Subject, settings: InvarianceSettings) -> Iterator[Record]
     images = evenly(getattr(subject.splits, split), settings.images)
     if len(images) < 3:
         raise UserError("eval.invariance.images: invariance needs at least 3 images; give it more.")
-    name = "simclr_small" if images.image_size <= SMALL_IMAGE else "simclr"
+    name = "simclr_small" if max(height_width(images.image_size)) <= SMALL_IMAGE else "simclr"
     recipe = RECIPES[name][0][0]
     channels = input_channels(backbone, images)
     tried = operations(recipe, images.channels)

@@ -10,6 +10,7 @@ from torch import Tensor
 from selfsup.errors import UserError, packages
 from selfsup.exporting.format import export_format, quiet
 from selfsup.exporting.trained import Features, Trained
+from selfsup.types import height_width
 
 
 @export_format("onnx")
@@ -35,8 +36,9 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
     def read_back(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
+    height, width = height_width(run.image_size)
     return read_back, (
         f"import onnxruntime\n\nsession = onnxruntime.InferenceSession({str(target)!r})\n"
-        f"# images: float32 [B,{run.channels},{run.image_size},{run.image_size}] in [0, 1]\n"
+        f"# images: float32 [B,{run.channels},{height},{width}] in [0, 1]\n"
         '(features,) = session.run(None, {"images": images})'
     )
