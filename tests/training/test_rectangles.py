@@ -55,6 +55,9 @@ def test_evaluation_covers_the_rectangle_and_cuts_the_middle():
     one = (255 * ramp(40, 60)).round().to(torch.uint8)
     expected = tv.center_crop(tv.resize(one.float() / 255, [32, 48], antialias=True), [24, 48])
     assert torch.allclose(prepare_images(one[None], (24, 48), 3)[0], expected, atol=1e-5)
+    noise = torch.randint(0, 256, (3, 40, 60), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    stored = centres_of(pack([noise]), (24, 48), 30)  # covers 30 × 60 as it is: nothing is resampled
+    assert torch.allclose(prepare_images(stored, (24, 48), 3, resize=30)[0], tv.center_crop(noise / 255, [24, 48]))
     with pytest.raises(UserError, match="24×48; set it to 24"):
         prepare_images(one[None], (24, 48), 3, resize=20)
 
