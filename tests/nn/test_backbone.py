@@ -116,11 +116,14 @@ def test_channels_last_maps_are_turned():
         torch.testing.assert_close(dense.mean((2, 3)), backbone(images(size=64)), rtol=1e-4, atol=1e-5)
 
 
-def test_tokens_that_fill_no_square_are_refused():
+def test_tokens_of_a_rectangle_lie_row_by_row():
     settings = {"img_size": (32, 16), "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
     backbone = build(name="vit_tiny_patch16_224", kwargs=settings)
-    with pytest.raises(ValueError, match="square"):
-        backbone.forward_dense(images()[..., :16])
+    inputs = images()[..., :16]
+    tokens = backbone.network.forward_features(inputs)[:, 1:]
+    found = backbone.forward_dense(inputs)
+    assert found.shape[-2:] == (4, 2)
+    assert torch.equal(found[:, :, 2, 1], tokens[:, 5])
 
 
 def test_resnet18_is_torchvisions_with_the_same_keys_and_the_same_output():
