@@ -52,8 +52,7 @@ class EncodedConfig(DataConfig):
 
     Attributes:
         source_size: Length of the shorter side that each image is brought to before views are cut from it; None is 8/7
-            of ``image_size`` above 64 pixels (256 for 224), ``image_size`` otherwise; of a rectangle the same of its
-            longer side.
+            of the longer side of ``image_size`` above 64 pixels (256 for 224), that side otherwise.
         max_aspect: Most of the longer side that is kept, from the middle, as a multiple of the shorter. 1 keeps the
             central square of each image, as runs had it that saved no such setting.
         max_undecodable: Largest fraction of images that may turn out to be undecodable, rounded up to whole images of
@@ -107,10 +106,7 @@ def _spread(values: Tensor, rows: Tensor, total: int) -> Tensor:
 
 
 def side_of_source(asked: int | None, image_size: int | Sequence[int]) -> int:
-    """Return ``asked``, or by default a side that leaves views some room: 8/7 of an ``image_size`` above 64 pixels.
-
-    Of a rectangle it is that of its longer side, so that no image has to be enlarged to cover it.
-    """
+    """Return ``asked``, or by default a side that leaves views some room: 8/7 of the longer one above 64 pixels."""
     longer = max(height_width(image_size))
     return asked or (round(longer * 8 / 7) if longer > 64 else longer)
 
