@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from selfsup.eval import Record
     from selfsup.nn import Backbone
     from selfsup.report import Comparison
-    from selfsup.types import Size
 
 MEASURES = ("online/knn", "health/rank", "train/loss")  # of the last row of the metrics, shown first
 
@@ -366,30 +365,27 @@ def _give_data(train: Any, test: Any, settings: Mapping[str, Any]) -> list[str]:
     """Hand datasets over and return the overrides that name them; ``settings`` are those of the data."""
     from selfsup.data.sources.own import give_dataset
     from selfsup.data.torch_dataset import as_images
+    from selfsup.types import height_width
 
-    size = settings.get("image_size")
-    images = as_images(train, image_size=size, name="own", resident_limit_mb=settings.get("resident_limit_mb", 2048))
+    size, limit = settings.get("image_size"), settings.get("resident_limit_mb", 2048)
+    images = as_images(train, image_size=size, name="own", resident_limit_mb=limit)
     give_dataset(images, test)
     statistics = [f"data.{name}={list(getattr(images.normalization, name))}" for name in ("mean", "std")]
-    side = images.image_size if isinstance(images.image_size, int) else list(images.image_size)
-    return ["data=own", f"data.image_size={side}", *statistics]
+    return ["data=own", f"data.image_size={list(height_width(images.image_size))}", *statistics]
 
 
-def _image_size(words: Sequence[str], settings: Mapping[str, Any]) -> Size:
+def _image_size(words: Sequence[str], settings: Mapping[str, Any]) -> Any:
     """Return the size of the images that a network will see, as far as the settings say; else 224."""
     from selfsup.settings import Sides
-    from selfsup.settings.values import from_text, from_value
-    from selfsup.types import as_size
+    from selfsup.settings.values import from_text
 
-    for word in words:
-        if word.startswith("data.image_size="):
-            return as_size(from_text(word.partition("=")[2], Sides, "data.image_size"))
     data = settings.get("data")
-    given = data.get("image_size", 224) if isinstance(data, Mapping) else 224
-    return as_size(from_value(given, Sides, "data.image_size"))
+    given = [data.get("image_size", 224) if isinstance(data, Mapping) else 224]
+    given += [word.partition("=")[2] for word in words if word.startswith("data.image_size=")]
+    return from_text(str(given[-1]).replace("(", "[").replace(")", "]"), Sides, "data.image_size")
 
 
-def _give_network(network: nn.Module, image_size: Size) -> None:
+def _give_network(network: nn.Module, image_size: Any) -> None:
     from selfsup.nn import give_backbone, wrap_backbone
 
     give_backbone(wrap_backbone(network, image_size))

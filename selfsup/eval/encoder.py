@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.data.loader import eval_batches
 from selfsup.data.torch_dataset import SizedDataset, as_images
 from selfsup.errors import UserError
+from selfsup.eval.cropping import BILINEAR, centres_of, crop_centre
 from selfsup.eval.features import FeatureSet, check_finite, join_labels, positions_of, read_content, write_content
 from selfsup.eval.stages import head_steps, watch
 from selfsup.functional.arguments import count, kind
-from selfsup.ragged import Images, central_squares, covering, cut_centre, unpack
-from selfsup.types import Batch, ImageFacts, Normalization, Size, height_width, size_words
+from selfsup.ragged import Images
+from selfsup.types import Batch, ImageFacts, Normalization, Size, height_width
 from selfsup.unit_range import WHITE, unit_range
 
 
@@ -252,23 +252,6 @@ def raw_pixels(
     return FeatureSet(torch.cat(pixels), join_labels(labels), torch.cat(index))
 
 
-def centres_of(images: Images, size: Size, resize: int | None = None) -> Tensor:
-    """Return the parts of images of any shapes that evaluation sees, in one tensor ``[n,C,h,w]``.
-
-    Of a square size these are the central squares as they are stored. Of a rectangle each image is resized on its own
-    to cover it, or the larger one of ``resize``, and what lies beyond is cut: float in [0, 1]. Images of one shape stay
-    as they are.
-
-    Raises:
-        UserError: ``resize`` is smaller than ``size``.
-    """
-    if images.size is None or isinstance(size, int):
-        return central_squares(images)
-    whole = enlarged(size, resize)
-    parts = [crop_centre(unit_range(image)[None], whole, **BILINEAR) for image in unpack(images)]
-    return torch.cat(parts)
-
-
 def prepare_images(
     images: Tensor,
     size: Size,
@@ -322,43 +305,6 @@ def for_channels(images: Tensor, channels: int) -> Tensor:
             f"network that was trained on such images, or set data.channels={channels} where these are grey or colour."
         )
     return images
-
-
-#: How images are resized for evaluation, by ``F.interpolate``.
-BILINEAR: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
-
-
-def crop_centre(images: Tensor, size: Size, resize: int | None = None, **how: Any) -> Tensor:
-    """Resize the short side of images ``[B,C,H,W]`` to ``size``, or ``resize``, by ``F.interpolate``; cut the centre.
-
-    With a rectangle the images are resized to cover it, or the larger one of its aspect with the short side ``resize``.
-
-    Raises:
-        UserError: ``resize`` is smaller than ``size``.
-    """
-    shape = (images.shape[-2], images.shape[-1])
-    resized = covering(shape, height_width(enlarged(size, resize)))
-    if resized != shape:
-        images = F.interpolate(images, list(resized), **how)
-    return cut_centre(images, height_width(size))
-
-
-def enlarged(size: Size, resize: int | None) -> Size:
-    """Return the size with the short side ``resize``, in the same aspect; None is the size itself.
-
-    Raises:
-        UserError: It is smaller.
-    """
-    sides = height_width(size)
-    short = min(sides)
-    if resize is None:
-        return size
-    if resize < short:
-        raise UserError(
-            f"eval.resize is {resize}, smaller than data.image_size={size_words(size)}; set it to {short} or more."
-        )
-    height, width = (round(side * resize / short) for side in sides)
-    return resize if height == width else (height, width)
 
 
 @contextmanager

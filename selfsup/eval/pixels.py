@@ -15,7 +15,8 @@ from torch import Tensor
 
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
-from selfsup.eval.encoder import Encoder, crop_centre
+from selfsup.eval.cropping import crop_centre
+from selfsup.eval.encoder import Encoder
 from selfsup.eval.shown import Panels
 from selfsup.types import size_words
 from selfsup.unit_range import shown_channels

@@ -15,7 +15,8 @@ from torch import nn
 from selfsup.data.base import ImageDataset, Splits
 from selfsup.errors import UserError
 from selfsup.eval.config import EvalConfig
-from selfsup.eval.encoder import Encoder, enlarged
+from selfsup.eval.cropping import enlarged
+from selfsup.eval.encoder import Encoder
 from selfsup.eval.feature_choices import ChosenFeatures
 from selfsup.eval.features import FeatureSet
 from selfsup.eval.shown import feature_map, nearest_images

@@ -9,7 +9,8 @@ from torchvision.transforms import functional as tv
 from selfsup.augment import ViewGenerator, ViewRecipe
 from selfsup.cli import main
 from selfsup.errors import UserError
-from selfsup.eval.encoder import centres_of, prepare_images
+from selfsup.eval.cropping import centres_of
+from selfsup.eval.encoder import prepare_images
 from selfsup.exporting import read_embeddings
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.opened import open_network

@@ -13,7 +13,7 @@ from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset, Read
 from selfsup.errors import UserError
 from selfsup.eval.corrupting import CORRUPTIONS, STRENGTHS, corrupt
-from selfsup.eval.encoder import crop_centre
+from selfsup.eval.cropping import crop_centre
 from selfsup.eval.features import FeatureSet, known_labels
 from selfsup.eval.protocols.linear_probe import linear_probe
 from selfsup.eval.record import FRACTION, Record
