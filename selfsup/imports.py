@@ -162,7 +162,7 @@ def _execute(own: OwnFile) -> None:
     sys.modules[name] = module  # dataclasses and pickling look their module up there
     try:
         # what was read is what runs, though the file may change
-        exec(compile(own.source, str(own.path), "exec"), vars(module))
+        exec(compile(own.source, str(own.path), "exec"), vars(module))  # noqa: S102 the user gave it to --import
     except Exception as error:
         sys.modules.pop(name)
         if isinstance(error, SyntaxError):

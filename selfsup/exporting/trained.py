@@ -114,6 +114,6 @@ class Trained:
     def execute(self, code: str) -> Features:
         """Run the very lines that are printed for the user, so that they are known to work."""
         names: dict[str, Any] = {}
-        exec(code, names)  # our own lines; what comes from the checkpoint stands in them as literals
+        exec(code, names)  # noqa: S102 our own lines; what comes from the checkpoint stands in them as literals
         network: nn.Module = names["network"]
         return lambda images: cast(Tensor, network(self.normalized(images)))

@@ -33,7 +33,7 @@ def inline_svg(figure: Any, key: str, label: str, words: Mapping[str, str | Sequ
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(file.getvalue())
+    root = ElementTree.fromstring(file.getvalue())  # noqa: S314 which was just drawn
     for element in root.iter():
         element.tag = SPACE.sub("", element.tag)
         element.attrib = {SPACE.sub("", name): value for name, value in element.attrib.items()}

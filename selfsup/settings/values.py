@@ -211,7 +211,7 @@ def _structure(text: str, key: str) -> Any:
     except ValueError:
         pass
     try:
-        return _bounded(yaml.load(text, Loader=_Loader))
+        return _bounded(yaml.load(text, Loader=_Loader))  # noqa: S506 a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if not key:
             return text
@@ -300,7 +300,7 @@ def read_yaml(path: Path) -> Any:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"it holds more than {MOST_BYTES} bytes")
-        return _bounded(yaml.load(content.decode("utf-8"), Loader=_Loader))
+        return _bounded(yaml.load(content.decode("utf-8"), Loader=_Loader))  # noqa: S506 a SafeLoader
     except FileNotFoundError as error:
         raise UserError(f"There is no configuration file {path}.") from error
     except RecursionError as error:

@@ -125,6 +125,6 @@ def _plain(content: bytes) -> Array:
             tags = getattr(image, "tag_v2", {})
             if image.mode.startswith(("I", "F")) and tags.get(SAMPLES, 1) == 1 and getattr(image, "n_frames", 1) == 1:
                 return np.asarray(image)
-    except Exception:  # as above
+    except Exception:  # noqa: S110 as above
         pass
     raise UndecodableError(NEEDED)
