@@ -8,18 +8,20 @@ FASHION := runs/fashion-$(NOW)
 # each worker has a half of the files, as far as that keeps both busy: what a file sets up is set up once
 PYTEST := $(BIN)/pytest --numprocesses auto --dist worksteal
 RIVALS := $(VENV)/rivals
+LOWEST := $(VENV)/lowest
 BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
 # the environment is keyed by what it is made from, so that a changed dependency is always installed
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)
 
-.PHONY: demo test test-all lint docs bench gpu install clean
+.PHONY: demo test test-all test-lowest lint docs bench gpu install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train SimCLR and MoCo v2 on drawn images, evaluate, compare: about five minutes on two cores; says how long here"
 	@echo "make test    lint, types, the site of the documentation, and tests"
 	@echo "make test-all  the same, and what takes minutes: all notebooks"
+	@echo "make test-lowest  the heart of the tests with the lowest versions that setup.cfg allows, in an environment of its own"
 	@echo "make docs    the site of the documentation, to be opened as build/docs/index.html"
 	@echo "make gpu     everything that needs a GPU, in parts of at most nine minutes; goes on where it stopped"
 	@echo "make bench   every measured figure of the README and the docs, about three hours on two cores"
@@ -82,6 +84,16 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(MAKE) --jobs 2 --output-sync lint docs
 	$(PYTEST) -m ""
+
+# what setup.cfg allows at the least, and tests of training, evaluation, reading images and drawing; needs a network
+test-lowest: $(INSTALLED)
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python tests/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --requirement $(LOWEST)/lowest.txt 'pytest>=8' 'hypothesis>=6.100'
+	$(LOWEST)/bin/python -m pytest tests/test_run.py tests/test_config.py tests/test_checkpoint.py tests/methods/test_contract.py \
+	    tests/training/test_checkpoints.py tests/eval/test_knn.py tests/eval/test_neighbours.py \
+	    tests/eval/test_linear_probe.py tests/data/test_image_folder.py tests/report
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
