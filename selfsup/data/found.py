@@ -99,7 +99,8 @@ class Found:
             own = found["of_each"].items()
             each = (f"{name} {v['least']:.4g} to {v['most']:.4g}, mean {v['mean']:.4g}" for name, v in own)
             return f"{len(names):,} real values from {self.labels} ({_some(each)})"
-        none = f", {found['images_with_none']:,} images with none" if found["images_with_none"] else ""
+        count = found["images_with_none"]
+        none = f", {counted(count, 'image with none of them', 'images with none of them')}" if count else ""
         said = f"{len(names):,} labels from {self.labels} ({_some(names)})"
         return f"{said}, several an image: {found['an_image']:.3g} on average{none}"
 

@@ -89,7 +89,7 @@ def test_several_labels_of_a_folder_are_said_with_numbers(tmp_path):
     line = next(line for line in splits.found.lines() if line.startswith("labels: "))
     assert line == (
         "labels: 3 labels from column tags of labels.csv, as a cell can hold several names (cat, dog, emu), several an "
-        "image: 1.5 on average, 1 images with none; 2 images have none"
+        "image: 1.5 on average, 1 image with none of them; 2 images have none"
     )
     notes = " ".join(splits.found.notes)
     assert "1 row of" in notes

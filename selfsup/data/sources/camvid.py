@@ -69,7 +69,7 @@ def _download(folder: Path, url: str, images: dict[str, int]) -> None:
         UserError: It cannot be fetched, or holds something else.
     """
     try:
-        with urllib.request.urlopen(url) as answer:  # noqa: S310 an address of this file
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 an address of this file
             content = answer.read()
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _unpack(archive, folder, images)
