@@ -48,6 +48,7 @@ ACCURACIES = {
 #: Columns that are there only when a run has them; the first two also where no run has one of the next three.
 OF_CLASSES, OF_TARGETS = ("kNN", "linear probe"), ("mAP of kNN", "mAP of probe", "R²")
 OPTIONAL = (*OF_TARGETS, "mIoU", "memory MB", "images seen")
+WRITTEN = 40  # letters of a value that a note holds
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,9 @@ def _differences(used: dict[str, dict[str, Record]]) -> list[str]:
         for detail in dict.fromkeys(name for conditions in own.values() for name in conditions):
             values = {run: conditions.get(detail) for run, conditions in own.items()}
             if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
-                plain = not any(isinstance(value, dict | list) for value in values.values())
-                listed = ", ".join(f"{v} in {r}" for r, v in values.items()) if plain else f"different {detail}s"
-                notes.append(f"{column} was not measured in the same way: {detail} is {listed}")
+                short = all(len(str(value)) <= WRITTEN for value in values.values())
+                said = "is " + ", ".join(f"{v} in {r}" for r, v in values.items()) if short else "differs"
+                notes.append(f"{column} was not measured in the same way: {detail} {said}")
     return notes
 
 

@@ -97,6 +97,11 @@ def test_different_protocols_are_said(tmp_path):
     table = compare([run(tmp_path / "a", [record()]), run(tmp_path / "b", [record(k=5, test_images=10)])])
     assert "kNN was not measured in the same way: k is 20 in a, 5 in b" in table.notes
     assert "kNN was not measured in the same way: test_images is 50 in a, 10 in b" in table.notes
+    sizes = [
+        run(tmp_path / name, [record(grid=grid)]) for name, grid in (("d", [4, 4]), ("e", [8, 8]), ("f", [*range(99)]))
+    ]
+    assert "kNN was not measured in the same way: grid is [4, 4] in d, [8, 8] in e" in compare(sizes[:2]).notes
+    assert "kNN was not measured in the same way: grid differs" in compare(sizes).notes
     same = compare([run(tmp_path / "c", [record()]), tmp_path / "a"])
     assert not any("same way" in note for note in same.notes)
 
