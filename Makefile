@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed-$(KEY)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train SimCLR and MoCo v2 on drawn images, evaluate, compare: about five minutes on two cores; says how long here"
+	@echo "make demo    train SimCLR and MoCo v2 on drawn images, evaluate, compare: five to ten minutes on two cores; says how long here"
 	@echo "make test    lint, types, the site of the documentation, and tests"
 	@echo "make test-all  the same, and what takes minutes: all notebooks"
 	@echo "make test-lowest  the heart of the tests with the lowest versions that setup.cfg allows, in an environment of its own"
