@@ -6,11 +6,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from selfsup.eval import add_results
 from selfsup.eval.record import Record
+from selfsup.report import compare
 from selfsup.report.charts.confusion import confusion_chart
 from selfsup.report.charts.per_class import per_class_chart
 from selfsup.report.charts.spectrum import spectrum_chart
-from selfsup.report.compared import PAGE_CHARTS, alone
+from selfsup.report.compared import PAGE_CHARTS, alone, compared
 from selfsup.report.inline import inline_svg
 from selfsup.report.plots import Axis, Bar, Series, bar_figure, line_figure, plain
 from selfsup.report.style import COLOURS, DARK, LIGHT, colour, marker
@@ -165,6 +167,27 @@ def test_confusion_and_accuracy_of_each_class():
     shown = [text.get_text() for text in confusion.figure.axes[0].texts]
     assert shown == ["80", "20", "10", "90", "50", "50"]
     assert [bar.get_width() for bar in per_class.figure.axes[0].patches] == pytest.approx([80.0, 90.0, 50.0])
+
+
+def test_the_lowest_are_drawn_in_their_order_with_whiskers_over_seeds_and_the_data_have_all(tmp_path):
+    shares = [[0.02 * label, 0.02 * label + 0.2] for label in range(24)][::-1]  # the first are the highest
+    folders = []
+    for seed in (0, 1):
+        found = {"per_class": {str(label): own[seed] for label, own in enumerate(shares)}}
+        how = {"primary": True}
+        record = Record(protocol="linear_probe", split="test", metric="top1", value=0.5, how=how, found=found)
+        folders.append(tmp_path / f"run-{seed}")
+        add_results(folders[-1], [record.flat()])
+        (folders[-1] / "config.yaml").write_text(f"method: {{name: simclr}}\nseed: {seed}\n")
+    (drawn,) = per_class_chart(compared(compare(folders)))
+    axes = drawn.figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [str(label) for label in range(4, 24)]
+    expected = [100 * sum(own) / 2 for own in shares[4:]]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
+    assert axes.collections[0].get_segments()[0][:, 0].tolist() == pytest.approx([100 * end for end in shares[4]])
+    assert "Of 24 classes these 20 have the lowest mean" in drawn.caption
+    assert "Whiskers go from the lowest to the highest seed" in drawn.caption
+    assert len(drawn.rows) == 48
 
 
 def test_no_two_of_many_series_look_alike():
