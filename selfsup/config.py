@@ -234,19 +234,32 @@ def from_values(values: dict[str, Any], overrides: Sequence[str] = (), *, kind: 
             raise UserError(
                 f"{word}: the {group} is that of the configuration it starts from; change single settings of it."
             )
-    if isinstance(values.get("data"), dict):
-        values = {**values, "data": _as_then(values["data"])}
+    values = _as_then(values)
     changes = [_read_change(word) for word in overrides]
     return build(kind, start_network(values, changes), changes)
 
 
-def _as_then(data: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of the data that were saved by an earlier version, with what was so before there was a choice.
+def _as_then(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values that an earlier version may have saved, with what was so before there was a choice.
 
-    Parts were drawn by position, and of encoded images, which have a ``source_size``, the central square was read.
+    Parts were drawn by position, and of encoded images, which have a ``source_size``, the central square was read. The
+    blur was cut to a tenth of a view's side, and LARS was timm's.
     """
-    before: dict[str, Any] = {"membership": "position"}
-    return before | ({"max_aspect": 1.0} if "source_size" in data else {}) | data
+    sections = {name: section for name, section in values.items() if isinstance(section, dict)}
+    if data := sections.get("data"):
+        cut = {"max_aspect": 1.0} if "source_size" in data else {}
+        values = {**values, "data": {"membership": "position", **cut, **data}}
+    whole = {"seed", "trainer", "augment", "optimizer"} <= values.keys()
+    if not whole or "batchnorm_ranks" in sections.get("trainer", {}):
+        return values  # written by hand, or saved since
+    views, moves = sections.get("augment", {}), sections.get("optimizer", {})
+    if views.get("operations") is None or "blur" in views["operations"]:
+        values = {**values, "augment": {**views, "override": {"blur_kernel": 0.1, **(views.get("override") or {})}}}
+    if moves.get("name") == "lars":
+        adapts = bool(moves.get("weight_decay", 1.0))
+        kwargs = {"norms_apart": True, "eps": 1e-8, "adapt": adapts, **(moves.get("kwargs") or {})}
+        values = {**values, "optimizer": {**moves, "kwargs": kwargs}}
+    return values
 
 
 def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> Any:

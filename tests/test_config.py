@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,17 @@ def test_ranges_hold_in_python_too() -> None:
     config.trainer.max_epochs = 0
     with pytest.raises(UserError, match=r"trainer\.max_epochs is 0"):
         check(config)
+
+
+def test_runs_saved_before_go_on_with_the_blur_and_the_lars_of_then():
+    config = load_config(["method=simclr", "data=shapes", "optimizer=lars", "augment.override.blur_p=0.3"])
+    assert "blur_kernel" not in from_values(asdict(config)).augment.override
+    saved = asdict(config)
+    del saved["trainer"]["batchnorm_ranks"]
+    then = from_values(saved)
+    assert then.augment.override == {"blur_p": 0.3, "blur_kernel": 0.1}
+    assert then.optimizer.kwargs == {"norms_apart": True, "eps": 1e-8, "adapt": True}
+    saved["augment"]["operations"], saved["optimizer"]["weight_decay"] = ["flip"], 0.0
+    then = from_values(saved)
+    assert then.augment.override == {"blur_p": 0.3}
+    assert then.optimizer.kwargs["adapt"] is False, "timm's does not where nothing decays"

@@ -1,5 +1,6 @@
 """LARS in each of its forms is a loop over the elements of every weight, step after step."""
 
+import copy
 import math
 
 import pytest
@@ -151,3 +152,24 @@ def test_larc_leaves_a_weight_whose_gradient_is_zero_where_it_is():
     parameter.grad = torch.zeros(2, 2)
     Lars([parameter], lr=1.0, weight_decay=0.1, norms_apart=True, eps=1e-8).step()
     assert torch.equal(parameter.detach(), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_with_the_norms_apart_it_is_timms_which_older_runs_go_on_with(decay):
+    timm = pytest.importorskip("timm.optim")
+    ours, theirs = ([nn.Parameter(weight) for weight in tensors()] for _ in range(2))
+    settings = {"norms_apart": True, "eps": 1e-8, "adapt": decay > 0}
+    optimizers = [
+        Lars(ours, lr=0.5, momentum=0.9, weight_decay=decay, **settings),
+        timm.Lars(theirs, lr=0.5, momentum=0.9, weight_decay=decay),
+    ]
+    for seed in range(1, 5):
+        for weights, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for weight, gradient in zip(weights, tensors(seed), strict=True):
+                weight.grad = gradient
+            optimizer.step()
+        if seed == 2:  # a state that timm's has saved
+            state = copy.deepcopy(optimizers[1].state_dict()["state"])
+            optimizers[0].load_state_dict({**optimizers[0].state_dict(), "state": state})
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
