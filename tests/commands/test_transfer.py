@@ -56,6 +56,7 @@ def test_one_table_over_datasets(finished, capsys):
 
 def test_all_small_sources_by_one_word(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SELFSUP_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setattr("selfsup.data.sources.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nothing")
     settings = ["checkpoint=raw_pixels", "data=all_small", f"run_dir={tmp_path / 'out'}", "data.limit=100", *QUICK]
     table = transfer(settings, ["knn"])
     assert list(table.records) == ["digits"], "it comes with scikit-learn"

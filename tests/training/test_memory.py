@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import platform
-import resource
+import subprocess
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
-import torch
 
 from selfsup.engine import training
-from selfsup.engine.environment import keep_memory
 from selfsup.engine.training import train
 
-
-def _count_faults(words: list[str]) -> None:
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)  # 64 MiB, freed at once
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    first = sum(faults() for _ in range(10))
-    keep_memory()
-    print(first, sum(faults() for _ in range(10)))
+PROGRAM = """
+import resource, torch
+from selfsup.engine.environment import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = sum(faults() for _ in range(10))
+keep_memory()
+then = sum(faults() for _ in range(10))
+print(first, then)
+"""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_the_kernel_is_seldom_asked(tmp_path: Path) -> None:
+def test_the_kernel_is_seldom_asked() -> None:
     """64 MiB are thousands of pages, each of which is a fault when it is new. The place may move once or twice."""
-    done = processes.Running(_count_faults, [], tmp_path).wait()
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     default, kept = map(int, done.stdout.split())
     assert default > 10 * 2**26 / 2**16  # pages of at most 64 KiB
     assert kept < default / 2
