@@ -157,7 +157,8 @@ def _read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
             return _read_parquet(path)
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.labels: {path} cannot be read ({error}); set it to a CSV or Parquet file.") from error
+        reason = getattr(error, "strerror", None) or error  # the path is named beside it
+        raise UserError(f"data.labels: {path} cannot be read ({reason}); set it to a CSV or Parquet file.") from error
     first = text.split("\n", 1)[0]
     rows = list(csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)))
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]

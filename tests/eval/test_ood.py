@@ -13,6 +13,15 @@ from selfsup.eval.protocols.ood import auroc, false_positives, ood_scores
 from selfsup.types import Normalization
 
 
+class Unused(torch.nn.Module):
+    """A network that must not be run."""
+
+    dim = 3
+
+    def forward(self, images):
+        raise AssertionError("it was run before the settings were looked at")
+
+
 def test_auroc_is_a_loop_over_pairs_with_halves_for_equal_scores():
     generator = torch.Generator().manual_seed(0)
     inside, outside = (torch.randint(0, most, (n,), generator=generator).double() for most, n in ((9, 40), (14, 25)))
@@ -64,4 +73,4 @@ def test_a_folder_of_bright_images_is_told_from_dark_ones(tmp_path):
     assert (records[0]["other_images"], records[0]["k"], records[0].split) == (8, 5, "test")
     for name, message in ((None, "is not set"), ("svnh", "neither a source nor a folder. Did you mean 'svhn'")):
         with pytest.raises(UserError, match=message):
-            evaluate(None, splits, eval_config(ood={"data": name}), ["ood"])
+            evaluate(Unused(), splits, eval_config(ood={"data": name}), ["ood"])

@@ -45,9 +45,9 @@ class OodSettings:
 @protocol("ood", OodSettings, by_name=True, shown=("other", "k"))
 def evaluate(subject: Subject, settings: OodSettings) -> Iterator[Record]:
     """AUROC and false positive rate by the distance to the k-th nearest training image; set eval.ood.data."""
+    other = _other(subject, settings)  # first, as what is wrong with the settings is found there
     features = subject.features
     split, inside = features.scored
-    other = _other(subject, settings)
     outside = subject.encoder.features(other)
     found = ood_scores(features.train, inside, outside, settings.k, **search_settings(subject.config))
     for k, (near, far) in zip(settings.k, found, strict=True):
