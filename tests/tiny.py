@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,35 +28,22 @@ TINY = [
     "online.queries=8",
 ]
 
-#: What a method needs beyond TINY.
-TINY_METHOD = {
-    "barlow_twins": ["method.hidden_dim=16", "method.output_dim=8"],
-    "vicreg": ["method.hidden_dim=16", "method.output_dim=8"],
-    "wmse": ["method.hidden_dim=16", "method.output_dim=4", "method.subbatch_size=8", "method.iterations=2"],
-    "moco": ["method.queue_size=48", "method.bn_groups=4"],
-    "moco_v1": ["method.queue_size=48", "method.bn_groups=4"],
-    "moco_v3": ["method.hidden_dim=16", "method.output_dim=8"],
-    "nnclr": ["method.queue_size=48", "method.hidden_dim=16", "method.output_dim=8", "method.predictor_dim=16"],
-    "densecl": ["method.queue_size=48", "method.bn_groups=4", "method.hidden_dim=16", "method.output_dim=8"],
-    "pixpro": ["method.hidden_dim=16", "method.output_dim=8"],
-    "pixcontrast": ["method.hidden_dim=16", "method.output_dim=8"],
-    "swav": [
-        "augment.counts=[2,2]",
-        "method.prototypes=24",
-        "method.hidden_dim=16",
-        "method.output_dim=8",
-        "method.queue_size=40",
-        "method.queue_start_epoch=0",
-    ],
-    "dino": [
-        "augment.counts=[2,2]",
-        "method.output_dim=24",
-        "method.hidden_dim=16",
-        "method.bottleneck_dim=8",
-    ],
-    "byol": ["method.hidden_dim=16", "method.output_dim=8"],
-    "simsiam": ["method.hidden_dim=16", "method.output_dim=12", "method.predictor_dim=6"],
-}
+
+def written(name: str) -> dict[str, list[Any]]:
+    """Return the lists at the top of the tests of each method, ``tests/methods/test_METHOD.py``, that are so named.
+
+    They are read and not run, so that a method says there, in one place, what every suite needs to know of it.
+    """
+    found = {}
+    for path in sorted((Path(__file__).parent / "methods").glob("test_*.py")):
+        for line in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and line.targets[0].id == name:
+                found[path.stem.removeprefix("test_")] = ast.literal_eval(line.value)
+    return found
+
+
+#: What a method needs beyond TINY: ``TINY`` of its tests.
+TINY_METHOD = written("TINY")
 
 
 def resident(

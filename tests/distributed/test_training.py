@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from gloo import Ranks
-from tiny import TINY, TINY_METHOD
+from tiny import TINY, TINY_METHOD, written
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -23,6 +23,7 @@ from selfsup.engine.training import build_method
 from selfsup.functional.collectives import gather
 from selfsup.methods import Method
 from selfsup.optimization import build_optimizer
+from selfsup.registry import methods
 
 STEPS = 3
 
@@ -116,36 +117,9 @@ def share_batch_norm(module: nn.Module) -> None:
             share_batch_norm(child)
 
 
-CASES = [
-    ("simclr", []),
-    ("byol", []),
-    ("simsiam", []),
-    ("barlow_twins", []),  # 8 dimensions and 16 images: the ranks sum their products
-    ("barlow_twins", ["method.output_dim=16"]),  # they gather embeddings
-    ("vicreg", ["method.output_dim=7"]),
-    ("vicreg", []),
-    ("wmse", []),  # sub-batches across the ranks
-    ("wmse", ["method.subbatch_size=16", "augment.counts=[3]", "method.normalize=false"]),  # larger than a rank's share
-    ("moco", ["method.bn_groups=2"]),
-    ("moco", ["method.bn_groups=4", "method.symmetric=true"]),
-    ("moco", ["method.bn_groups=2", "method.queue_size=37"]),  # wraps in the middle of a batch
-    ("moco_v1", ["method.bn_groups=2"]),
-    ("densecl", ["method.bn_groups=2"]),
-    ("densecl", ["method.bn_groups=4", "method.queue_size=37"]),
-    ("pixpro", ["method.instance_weight=1"]),
-    ("pixcontrast", []),
-    ("moco_v3", []),
-    ("moco_v3", ["method.head=vit", "method.temperature=0.2"]),
-    ("nnclr", []),
-    ("nnclr", ["method.queue_size=37"]),
-    ("supcon", []),
-    ("swav", ["method.queue_size=0"]),
-    ("swav", ["method.queue_size=16", "method.freeze_prototypes_epochs=0"]),
-    ("swav", ["method.queue_size=17", "method.freeze_prototypes_epochs=0"]),  # shares of the queue differ by one
-    ("dino", []),
-    ("dino", ["method.head_batch_norm=true"]),
-    ("dino", ["method.freeze_last_layer_epochs=0", "method.momentum=0.9"]),
-]
+#: Every method of the package as in its tests' TINY, or in each of the ways that these list in RANKS.
+OWN = [name for name in methods if methods[name].target.__module__.startswith("selfsup.")]
+CASES = [(name, overrides) for name in OWN for overrides in written("RANKS").get(name, [[]])]
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)

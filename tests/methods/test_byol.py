@@ -18,6 +18,8 @@ from selfsup.data import load_splits
 from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
 
+TINY = ["method.hidden_dim=16", "method.output_dim=8"]
+
 
 def unit(x: torch.Tensor) -> torch.Tensor:
     return x / x.norm(dim=1, keepdim=True)

@@ -19,6 +19,9 @@ from selfsup.errors import UserError
 from selfsup.functional import info_nce
 from selfsup.methods import Method
 
+TINY = ["method.queue_size=48", "method.bn_groups=4", "method.hidden_dim=16", "method.output_dim=8"]
+RANKS = [["method.bn_groups=2"], ["method.bn_groups=4", "method.queue_size=37"]]
+
 
 def drift(method: Method) -> None:
     """Take the key encoder away from the online network."""

@@ -18,6 +18,13 @@ from selfsup.errors import UserError
 from selfsup.functional import dino_loss
 from selfsup.opened import load_backbone
 
+TINY = ["augment.counts=[2,2]", "method.output_dim=24", "method.hidden_dim=16", "method.bottleneck_dim=8"]
+RANKS = [
+    [],
+    ["method.head_batch_norm=true"],
+    ["method.freeze_last_layer_epochs=0", "method.momentum=0.9"],
+]
+
 
 def at_epoch(method: Any, epoch: int) -> None:
     method.trainer.fit_loop.epoch_progress.current.completed = epoch

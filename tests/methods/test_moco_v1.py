@@ -11,6 +11,9 @@ from torch import nn
 from selfsup.config import load_config
 from selfsup.methods import MoCoConfig, MoCoV1Config
 
+TINY = ["method.queue_size=48", "method.bn_groups=4"]
+RANKS = [["method.bn_groups=2"]]
+
 
 def test_v1_has_a_linear_head_and_v2_a_hidden_layer(tiny_config: Callable[..., Any]) -> None:
     first, _ = prepared(tiny_config("moco_v1"))

@@ -18,6 +18,9 @@ from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce
 
+TINY = ["method.hidden_dim=16", "method.output_dim=8"]
+RANKS = [[], ["method.head=vit", "method.temperature=0.2"]]
+
 VIT = [
     "backbone.name=vit_tiny_patch16_224",
     "backbone.kwargs={img_size: 32, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}",

@@ -14,6 +14,9 @@ from torch import nn
 from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce
 
+TINY = ["method.queue_size=48", "method.hidden_dim=16", "method.output_dim=8", "method.predictor_dim=16"]
+RANKS = [[], ["method.queue_size=37"]]
+
 
 def test_step_contrasts_old_neighbours_then_enqueues_the_first_view(tiny_config: Callable[..., Any]) -> None:
     method, batch = prepared(tiny_config("nnclr"))

@@ -17,6 +17,8 @@ from selfsup.errors import UserError
 from selfsup.functional import location_grid
 from selfsup.types import View
 
+TINY = ["method.hidden_dim=16", "method.output_dim=8"]
+
 SETTINGS = ["data.image_size=64", "augment.override={scale: [0.08, 0.3]}"]  # 16 cells; not all images overlap
 
 

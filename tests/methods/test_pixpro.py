@@ -20,6 +20,9 @@ from selfsup.methods import Method
 from selfsup.nn import MomentumEncoder
 from selfsup.types import View
 
+TINY = ["method.hidden_dim=16", "method.output_dim=8"]
+RANKS = [["method.instance_weight=1"]]
+
 
 def drift(network: nn.Module) -> None:
     """Take a momentum network away from the online one."""

@@ -16,6 +16,8 @@ from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.engine.training import build_method
 
+TINY = ["method.hidden_dim=16", "method.output_dim=12", "method.predictor_dim=6"]
+
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))

@@ -15,6 +15,20 @@ from selfsup.config import load_config
 from selfsup.errors import UserError
 from selfsup.functional import sinkhorn, swapped_prediction
 
+TINY = [
+    "augment.counts=[2,2]",
+    "method.prototypes=24",
+    "method.hidden_dim=16",
+    "method.output_dim=8",
+    "method.queue_size=40",
+    "method.queue_start_epoch=0",
+]
+RANKS = [
+    ["method.queue_size=0"],
+    ["method.queue_size=16", "method.freeze_prototypes_epochs=0"],
+    ["method.queue_size=17", "method.freeze_prototypes_epochs=0"],  # shares of the queue differ by one
+]
+
 unit = nn.functional.normalize
 
 

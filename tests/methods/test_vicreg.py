@@ -17,6 +17,10 @@ from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.types import Batch
 
+TINY = ["method.hidden_dim=16", "method.output_dim=8"]
+# 2 · 7 is below 16 images: the ranks sum their products; 2 · 8 is not: they gather embeddings
+RANKS = [["method.output_dim=7"], []]
+
 
 def test_a_step_by_hand(tiny_config: Callable[..., Any]) -> None:
     """Networks a view at a time; torch's own covariance over the images there are; the default weights."""

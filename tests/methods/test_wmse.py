@@ -22,6 +22,10 @@ from selfsup.errors import UserError
 from selfsup.functional import whiten
 from selfsup.methods import WMSE
 
+TINY = ["method.hidden_dim=16", "method.output_dim=4", "method.subbatch_size=8", "method.iterations=2"]
+# sub-batches across the ranks, and larger than a rank's share
+RANKS = [[], ["method.subbatch_size=16", "augment.counts=[3]", "method.normalize=false"]]
+
 
 @pytest.mark.parametrize("views", [2, 4])
 def test_a_step_by_hand(views: int, tiny_config: Callable[..., Any]) -> None:
