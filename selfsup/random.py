@@ -41,6 +41,17 @@ def uniform(seed: int, index: Tensor, count: int | Sequence[int]) -> Tensor:
     return _shift_right(bits, 11).double() * 2.0**-53
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of the device.
+
+    ``torch.manual_seed`` gives the same numbers, and on every call notes its caller down for each kind of device that
+    is not in use: 0.4 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def _mix(bits: Tensor) -> Tensor:
     bits = (bits ^ _shift_right(bits, 30)) * _signed(_FIRST)
     bits = (bits ^ _shift_right(bits, 27)) * _signed(_SECOND)

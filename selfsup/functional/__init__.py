@@ -18,6 +18,17 @@ from selfsup.functional.diagnostics import (
     uniformity,
 )
 from selfsup.functional.geometry import location_grid
+from selfsup.functional.masks import (
+    block_mask,
+    grid_mask,
+    inverse_block_mask,
+    kept_index,
+    mask_of,
+    mixed_ratios,
+    multi_block_masks,
+    random_mask,
+    stratified_ratios,
+)
 from selfsup.functional.prediction import negative_cosine
 from selfsup.functional.redundancy import barlow_twins_loss, vicreg_loss
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
@@ -29,6 +40,7 @@ __all__ = [
     "attention_distance",
     "attention_nmi",
     "barlow_twins_loss",
+    "block_mask",
     "cross_view_nce",
     "dense_info_nce",
     "dense_match",
@@ -36,11 +48,17 @@ __all__ = [
     "effective_rank",
     "feature_std",
     "fourier_log_amplitude",
+    "grid_mask",
     "info_nce",
+    "inverse_block_mask",
+    "kept_index",
     "lidar",
     "linear_cka",
     "location_grid",
+    "mask_of",
     "masking_map",
+    "mixed_ratios",
+    "multi_block_masks",
     "nearest_neighbor",
     "negative_cosine",
     "nt_xent",
@@ -49,11 +67,13 @@ __all__ = [
     "pixcontrast_loss",
     "pixpro_loss",
     "pixpro_mask",
+    "random_mask",
     "rank_me",
     "similarity_maps",
     "singular_values",
     "sinkhorn",
     "smooth_grad",
+    "stratified_ratios",
     "supervised_contrastive",
     "swapped_prediction",
     "tolerance",

@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, final
 
 import pytorch_lightning as pl
@@ -19,6 +20,7 @@ from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional.arguments import trusted_values
 from selfsup.functional.collectives import size_of
+from selfsup.functional.masks import Draw
 from selfsup.methods.parts import Parts, as_batch, parts_of
 from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
@@ -29,9 +31,11 @@ from selfsup.optimization import (
     learning_rate_factors,
     scaled_lr,
 )
-from selfsup.random import fold_in
+from selfsup.random import fold_in, seed_generators, uniform
 from selfsup.settings import Section
 from selfsup.types import Batch, StepOutput, View
+
+_MASKS = 0x6D61736B  # sets random numbers of the methods apart from those of the views
 
 
 @dataclass
@@ -277,9 +281,9 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     @final
     def seed_step(self, batch_idx: int) -> int:
         """Seed everything random in a step, and return the seed of the epoch."""
-        epoch_seed = fold_in(self.seed, self.current_epoch)
+        self._epoch_seed = epoch_seed = fold_in(self.seed, self.current_epoch)
         self._batch_seed = fold_in(epoch_seed, batch_idx)
-        _seed_generators(fold_in(self._batch_seed, self.global_rank), self.device)  # of dropout and the like
+        seed_generators(fold_in(self._batch_seed, self.global_rank), self.device)  # of dropout and the like
         return epoch_seed
 
     @final
@@ -308,6 +312,19 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         """Return a random order of the images of all ranks, ``local`` on each: the same on every rank, on the CPU."""
         generator = torch.Generator().manual_seed(self._batch_seed)
         return torch.randperm(local * self.world_size, generator=generator)
+
+    @final
+    def draw(self, index: Tensor, view: int) -> Draw:
+        """Return the random numbers of the images in one view, keyed as the view is and independent of it."""
+        return partial(uniform, fold_in(fold_in(self._epoch_seed, view), _MASKS), index.cpu())
+
+    @final
+    def draw_whole(self, local: int) -> Draw:
+        """Return random numbers for the batch of all ranks, ``local`` images on each: the same on every rank.
+
+        Rank ``r`` has the rows from ``r * local`` on.
+        """
+        return partial(uniform, fold_in(self._batch_seed, _MASKS), torch.arange(local * self.world_size))
 
     @final
     def configure_optimizers(self) -> Any:
@@ -369,14 +386,3 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         if count < fewest or (most is not None and count > most):
             wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
             raise UserError(f"{given} {count} view(s) and {type(self).__name__} takes {wanted}{way_out}.")
-
-
-def _seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the generators of the CPU and of the device.
-
-    ``torch.manual_seed`` gives the same numbers, and on every call notes its caller down for each kind of device that
-    is not in use: 0.4 ms a step.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
