@@ -16,9 +16,9 @@ from selfsup.data import TrainLoader, load_splits
 from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.methods import Method, Parts
-from selfsup.methods.base import _seed_generators
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.optimization import OptimizerConfig, decay_groups
+from selfsup.random import fold_in, seed_generators, uniform
 from selfsup.types import Batch, StepOutput, View
 
 
@@ -100,7 +100,7 @@ def test_every_step_draws_its_own_numbers_and_the_same_ones_again(tiny_config: C
     assert torch.equal(torch.cat(drawn[0]), torch.cat(drawn[1]))
     torch.manual_seed(7)
     expected = torch.rand(3)
-    _seed_generators(7, torch.device("cpu"))
+    seed_generators(7, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -110,7 +110,7 @@ def test_the_device_is_seeded_too() -> None:
     device = torch.device("cuda", 0)
     torch.manual_seed(7)
     expected = torch.rand(3, device=device)
-    _seed_generators(7, device)
+    seed_generators(7, device)
     assert torch.equal(torch.rand(3, device=device), expected)
 
 
@@ -166,3 +166,21 @@ def test_further_callbacks_see_the_training(tiny_config: Callable[..., Any]) -> 
     steps = Steps()
     train(tiny_config(), [steps])
     assert steps.seen == 8
+
+
+def test_random_numbers_of_an_image_are_keyed_as_its_views_are_and_those_of_a_batch_are_common_to_ranks() -> None:
+    method = build(OptimizerConfig(weight_decay=0))
+    index = torch.tensor([4, 9, 2])
+    method.seed_step(0)
+    numbers = method.draw(index, view=0)(5)
+    assert torch.equal(method.draw(index[1:], view=0)(5), numbers[1:])
+    whole = method.draw_whole(local=3)(5)
+    method.seed_step(1)  # a later batch of the epoch
+    assert torch.equal(method.draw(index, view=0)(5), numbers)
+    others = [method.draw(index, view=1)(5), method.draw_whole(local=3)(5)]
+    method.epoch = 1
+    method.seed_step(0)
+    others += [method.draw(index, view=0)(5), whole, uniform(fold_in(fold_in(method.seed, 0), 0), index, 5)]
+    together = torch.cat([numbers, *others]).flatten()
+    assert together.unique().numel() == together.numel()
+    assert whole.shape == (3 * method.world_size, 5)
