@@ -72,6 +72,11 @@ def cosine_schedule(start: float, end: float, fraction: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
+def linear_schedule(start: float, end: float, fraction: float) -> float:
+    """Return the value at ``fraction`` in [0, 1] of a straight line from ``start`` to ``end``."""
+    return start + (end - start) * fraction
+
+
 def learning_rate_factors(
     config: OptimizerConfig, steps: int, epochs: int, optimizer: torch.optim.Optimizer
 ) -> list[Callable[[int], float]]:

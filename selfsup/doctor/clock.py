@@ -14,7 +14,7 @@ from pytorch_lightning.profilers import Profiler
 from torch import nn
 
 from selfsup.methods import Method
-from selfsup.nn import Backbone, MomentumEncoder
+from selfsup.nn import MomentumEncoder
 
 BACKWARD, OTHER = "backward", "other"
 #: In the order of a step. What no phase claims is ``other``: the trainer's own loop.
@@ -168,8 +168,9 @@ def watch(trainer: pl.Trainer, method: Method, clock: Clock) -> None:
         # the slot that nn.Module calls in place of its own forward and hooks when it is set
         call = getattr(module, "_compiled_call_impl", None) or module._call_impl
         module._compiled_call_impl = clock.timed(phase, call)
-        if isinstance(module, Backbone):
-            put(phase, module, "forward_dense")
+        for name in ("forward_dense", "forward_tokens"):
+            if hasattr(module, name):
+                put(phase, module, name)
 
 
 def networks(method: Method) -> Iterator[tuple[nn.Module, str]]:

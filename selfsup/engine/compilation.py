@@ -17,7 +17,7 @@ from selfsup.methods import Method
 from selfsup.nn import Backbone, FeatureQueue
 from selfsup.types import Batch
 
-_ENTRIES = ("forward", "forward_dense")  # the ways into a module
+_ENTRIES = ("forward", "forward_dense", "forward_tokens")  # the ways into a module
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # have no forward
 
 

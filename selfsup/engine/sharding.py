@@ -115,6 +115,7 @@ def shard(method: Method, mesh: DeviceMesh) -> None:
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         if isinstance(unit, Backbone):
             register_fsdp_forward_method(unit, "forward_dense")
+            register_fsdp_forward_method(unit, "forward_tokens")
 
 
 def _no_view(unit: nn.Module, args: Any, output: Any) -> Any:

@@ -10,6 +10,8 @@ from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import Prototypes
 from selfsup.nn.queue import FeatureQueue
 from selfsup.nn.recompute import in_chunks, unchanged_statistics
+from selfsup.nn.token_transformer import TokenTransformer
+from selfsup.nn.tokens import MaskToken, Tokens, check_tokens, fix_positions, token_grid
 from selfsup.nn.wrap import give_backbone, own_backbone, wrap_backbone
 
 __all__ = [
@@ -18,15 +20,20 @@ __all__ = [
     "DINOHead",
     "DenseEncoder",
     "FeatureQueue",
+    "MaskToken",
     "MomentumEncoder",
     "PixelPropagation",
     "Prototypes",
     "SplitBatchNorm2d",
+    "TokenTransformer",
+    "Tokens",
     "any_size",
     "batch_statistics",
     "build_backbone",
     "check_dense",
+    "check_tokens",
     "dense_head",
+    "fix_positions",
     "give_backbone",
     "idle_settings",
     "in_chunks",
@@ -35,6 +42,7 @@ __all__ = [
     "shuffle",
     "side_step",
     "split_batch_norm",
+    "token_grid",
     "unchanged_statistics",
     "unshuffle",
     "wrap_backbone",

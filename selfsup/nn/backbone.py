@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from selfsup.errors import UserError
-from selfsup.nn.recompute import in_chunks
+from selfsup.nn.recompute import Outputs, in_chunks
+from selfsup.nn.tokens import Seams, Tokens, check_tokens, sequences
 from selfsup.settings import Section, setting
 from selfsup.types import Normalization
 
@@ -118,14 +120,47 @@ class Backbone(nn.Module):
         self.chunk_size = chunk_size
         self.recomputes = activation_checkpointing or chunk_size is not None
 
-    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def _run(self, function: Callable[..., Outputs], images: Tensor, *others: Tensor | None) -> Outputs:
         if self.chunk_size is None or not self.training:
-            return function(images)
-        return in_chunks(function, images, self.chunk_size, self.network)
+            return function(images, *others)
+        return in_chunks(function, images, self.chunk_size, self.network, *others)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features: float ``[B,C,H,W]`` to ``[B,D]``."""
-        return self._run(self.network, images)
+        return self._run(cast(Callable[[Tensor], Tensor], self.network), images)
+
+    def forward_tokens(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: Sequence[int] = (),
+        normalize_layers: bool = True,
+    ) -> Tokens:
+        """Return the tokens of a vision transformer behind its final norm, prefix and patches apart.
+
+        Without mask and keep they are those of timm's ``forward_features``. Patches are exchanged before positions are
+        added, so that a mask token knows where it is, and left out after that.
+
+        Args:
+            images: float ``[N,C,H,W]``.
+            mask: bool ``[N,L]``, true where the mask token takes the place of a patch; row by row of the grid.
+            mask_token: Of ``D`` numbers, see ``MaskToken``.
+            keep: int64 ``[N,K]``, the patches that the network sees, in this order. None is all.
+            layers: Blocks whose tokens are returned too, in this order; -1 is the last.
+            normalize_layers: Whether these are behind the final norm as well.
+
+        Raises:
+            UserError: The network is no transformer whose tokens are known.
+            ValueError: Mask, keep or layers of another type, shape or range.
+        """
+        network = check_tokens(self.network)
+        seams = Seams(mask_token, layers, normalize_layers)
+        runs = self._run(partial(sequences, network, seams), images, mask, keep)
+        count = network.num_prefix_tokens
+        last, *others = (Tokens(x[:, :count], x[:, count:]) for x in runs)
+        return last._replace(layers=tuple(others))
 
     def forward_dense(self, images: Tensor) -> Tensor:
         """Return the feature map: float ``[B,C,H,W]`` to ``[B,D,S,S]``.

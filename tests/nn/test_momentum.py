@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfsup.nn import MomentumEncoder
+from selfsup.nn import BackboneConfig, MomentumEncoder, build_backbone
 
 
 def network(seed=0):
@@ -97,3 +97,42 @@ def test_the_average_is_in_the_state_dict():
     restored.load_state_dict(encoder.state_dict())
     for name, value in encoder.state_dict().items():
         assert torch.equal(restored.state_dict()[name], value)
+
+
+def transformer(**kwargs):
+    torch.manual_seed(0)
+    settings = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, **kwargs}
+    return build_backbone(BackboneConfig("vit_tiny_patch16_224", kwargs=settings), 3)
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_teacher_stays_in_evaluation_where_it_is_asked_to(evaluates):
+    online = transformer(drop_path_rate=0.9)
+    encoder = nn.ModuleDict({"teacher": MomentumEncoder(online, evaluates=evaluates)}).train()["teacher"]
+    assert encoder.training
+    assert all(module.training != evaluates for module in encoder.module.modules())
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encoder(x), encoder(x)) == evaluates
+    assert torch.equal(encoder(x), online.eval()(x)) == evaluates
+
+
+def test_tokens_of_a_teacher_are_those_of_its_network_without_gradients():
+    online = transformer()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours = MomentumEncoder(online, evaluates=True).forward_tokens(x, layers=(0,), normalize_layers=False)
+    expected = online.eval().forward_tokens(x, layers=(0,), normalize_layers=False)
+    assert torch.equal(ours.patches, expected.patches)
+    assert torch.equal(ours.layers[0].patches, expected.layers[0].patches)
+    assert not ours.patches.requires_grad
+
+
+def test_update_goes_by_name_and_leaves_out_what_the_student_has_alone():
+    kept = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    encoder = MomentumEncoder(kept)
+    student = nn.ModuleDict({"mask": nn.Linear(2, 2), "b": nn.Linear(2, 2), "a": nn.Linear(2, 2), "c": nn.Linear(3, 1)})
+    encoder.update(student, 0.0)
+    for name in ("a", "b"):
+        assert torch.equal(encoder.module[name].weight, student[name].weight)
+    del student["b"]
+    with pytest.raises(ValueError, match=r"no parameter b\.bias"):
+        encoder.update(student, 0.5)
