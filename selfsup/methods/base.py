@@ -35,7 +35,8 @@ from selfsup.random import fold_in, seed_generators, uniform
 from selfsup.settings import Section
 from selfsup.types import Batch, StepOutput, View
 
-_MASKS = 0x6D61736B  # sets random numbers of the methods apart from those of the views
+# set the random numbers of methods apart from those of the views, and those of images from those of batches
+_OF_IMAGES, _OF_BATCHES = 0x6D61736B, 0x62617463
 
 
 @dataclass
@@ -316,7 +317,7 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     @final
     def draw(self, index: Tensor, view: int) -> Draw:
         """Return the random numbers of the images in one view, keyed as the view is and independent of it."""
-        return partial(uniform, fold_in(fold_in(self._epoch_seed, view), _MASKS), index.cpu())
+        return partial(uniform, fold_in(fold_in(self._epoch_seed, view), _OF_IMAGES), index.cpu())
 
     @final
     def draw_whole(self, local: int) -> Draw:
@@ -324,7 +325,7 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
 
         Rank ``r`` has the rows from ``r * local`` on.
         """
-        return partial(uniform, fold_in(self._batch_seed, _MASKS), torch.arange(local * self.world_size))
+        return partial(uniform, fold_in(self._batch_seed, _OF_BATCHES), torch.arange(local * self.world_size))
 
     @final
     def configure_optimizers(self) -> Any:
