@@ -32,6 +32,7 @@ from selfsup.functional.masks import (
 from selfsup.functional.prediction import negative_cosine
 from selfsup.functional.redundancy import barlow_twins_loss, vicreg_loss
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
+from selfsup.functional.self_distillation import gram_loss, koleo_loss, masked_cross_entropy
 from selfsup.functional.whitening import whiten, whitening_mse
 
 __all__ = [
@@ -48,14 +49,17 @@ __all__ = [
     "effective_rank",
     "feature_std",
     "fourier_log_amplitude",
+    "gram_loss",
     "grid_mask",
     "info_nce",
     "inverse_block_mask",
     "kept_index",
+    "koleo_loss",
     "lidar",
     "linear_cka",
     "location_grid",
     "mask_of",
+    "masked_cross_entropy",
     "masking_map",
     "mixed_ratios",
     "multi_block_masks",
