@@ -86,9 +86,9 @@ def koleo_loss(features: Tensor, group: dist.ProcessGroup | None = None) -> Tens
             cosines = own @ everyone.T
             place = torch.arange(len(own), device=own.device)
             cosines[place, place + rank_of(group) * len(own)] = -2.0
-            nearest = cosines.argmax(dim=1)
+            nearest = torch.argmax(cosines, dim=1)
         distance = torch.linalg.vector_norm(own - everyone[nearest], dim=1)
-        return -(distance + _EPS).log().mean()
+        return torch.log(distance + _EPS).mean().neg()
 
 
 def gram_loss(patches: Tensor, anchor: Tensor) -> Tensor:
