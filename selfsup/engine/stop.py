@@ -16,7 +16,7 @@ from selfsup.checkpoint import run_of
 from selfsup.wording import command
 
 END = b"\0"  # no number of a signal
-GRACE = 3.0  # seconds that the second signal leaves the running operation before it ends the process
+GRACE = 3.0  # seconds that the running operation has before a signal ends the process that nothing is saved of
 
 
 class Interrupted(BaseException):
@@ -63,8 +63,9 @@ class StopSignal:
     Before the first step a signal ends the run where it is. From then on, and until the ``with`` ends, it is only noted
     down: whoever trains asks ``received``. A second signal ends the run at once.
 
-    Python looks at signals between two of its own operations, and a backward pass, of many seconds on a CPU, is one of
-    them. So a thread hears of a signal too, and answers on the screen while the operation runs.
+    Python looks at signals between two of its own operations. A backward pass, of many seconds on a CPU, is one of
+    them, and so is waiting for the other processes of a training, which may never come. So a thread hears of a signal
+    too: it answers on the screen while the operation runs, and ends the process where there is nothing to wait for.
 
     Attributes:
         received: Number of the first signal; 0 while there is none.
@@ -80,6 +81,7 @@ class StopSignal:
         self.checkpoint: Path | None = None
         self.after = "this step"
         self.silent = False
+        self._noted = threading.Event()  # the first signal
         self._acted = threading.Event()  # on the second signal
         self._before: dict[int, Any] = {}
         self._told: socket.socket | None = None
@@ -122,6 +124,7 @@ class StopSignal:
             there = self.checkpoint is not None and self.checkpoint.exists()
             raise Interrupted(number, self.checkpoint if there else None, at_once=True)
         self.received = number
+        self._noted.set()
         if not self.training:
             raise Interrupted(number, None)
 
@@ -135,6 +138,9 @@ class StopSignal:
                     if signals == 1 and self.training and not self.silent:
                         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
                         _say(f"stopping after {self.after}{again}")
+                    elif signals == 1 and not self._noted.wait(GRACE) and not self.training:
+                        _say(str(Interrupted(number, None)))
+                        os._exit(128 + number)
                     elif signals > 1 and not self._acted.wait(GRACE):
                         os._exit(128 + number)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from processes import Running, wait_for
 
 from selfsup.engine.stop import Interrupted, StopSignal
 
@@ -53,3 +57,23 @@ def test_before_the_first_step_a_signal_ends_the_run_where_it_is() -> None:
 
     with pytest.raises(Interrupted, match="before the first step"):
         interrupted()
+
+
+def wait_for_a_process_that_never_comes(words: list[str]) -> None:
+    with StopSignal():
+        Path(words[0]).touch()
+        dist.TCPStore("127.0.0.1", 0, 2, is_master=True, timeout=datetime.timedelta(seconds=120))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_waits_for_other_processes_ends_too(number: int, tmp_path: Path) -> None:
+    """Waiting is one operation, in which Python does not look at signals."""
+    waits = tmp_path / "waits"
+    running = Running(wait_for_a_process_that_never_comes, [str(waits)], tmp_path)
+    wait_for(waits.exists, running)
+    time.sleep(0.2)
+    running.signal(number)
+    done = running.wait(60)
+    assert done.returncode == 128 + number
+    assert done.stderr.startswith("Stopped before the first step")
+    assert "Traceback" not in done.stderr
