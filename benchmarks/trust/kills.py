@@ -30,34 +30,33 @@ import subprocess
 import sys
 import time
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
 import moments
 
 HERE = Path(__file__).resolve().parent
-SMALL = ["method.hidden_dim=16", "method.output_dim=8"]
-QUEUE = ["method.queue_size=48"]
-#: Methods with a state of their own, and BatchNorm in different places; each as small as it goes.
-METHODS = {
-    "moco": [*QUEUE, "method.bn_groups=4"],
-    "byol": SMALL,
-    "swav": [
-        *SMALL,
-        "augment.counts=[2,2]",
-        "method.prototypes=24",
-        "method.queue_size=40",
-        "method.queue_start_epoch=0",
-    ],
-    "dino": ["augment.counts=[2,2]", "method.output_dim=24", "method.hidden_dim=16", "method.bottleneck_dim=8"],
-    "nnclr": [*QUEUE, *SMALL, "method.predictor_dim=16"],
-    "densecl": [*QUEUE, *SMALL, "method.bn_groups=4"],
-    "pixpro": SMALL,
-    "wmse": ["method.hidden_dim=16", "method.output_dim=4", "method.subbatch_size=8", "method.iterations=2"],
-    "moco_v3": SMALL,
-    "simclr": [],
+#: The smallest values of what methods have in common: those that a method has are given to it.
+SMALL = {
+    "hidden_dim": 16,
+    "output_dim": 8,
+    "predictor_dim": 16,
+    "bottleneck_dim": 8,
+    "queue_size": 48,
+    "bn_groups": 4,
+    "prototypes": 24,
+    "queue_start_epoch": 0,
 }
-CASES = ("single", "workers", "ddp")
+#: What one method needs besides, or instead.
+OWN = {
+    "swav": {"queue_size": 40, "augment.counts": "[2,2]"},
+    "dino": {"output_dim": 24, "augment.counts": "[2,2]"},
+    "wmse": {"output_dim": 4, "subbatch_size": 8, "iterations": 2},
+}
+#: One process, with loader workers, two ranks, and two ranks that are killed as they start and around a checkpoint.
+CASES = ("single", "workers", "ddp", "twice")
+RANKS = ("ddp", "twice")
 TRAINING = [
     "data.image_size=32",
     "backbone=resnet_tiny",
@@ -73,7 +72,9 @@ TRAINING = [
     "online.stop_on_collapse=false",
 ]
 PATIENCE = 120.0  # seconds that a training has to end after a signal
-LINGER = 60.0  # seconds (a second rank may still import) after which a process of a run that has ended is a stray one
+LINGER = (
+    0.5  # part of them (a second rank may still import) after which a process of a run that has ended is a stray one
+)
 ENDED = {
     0,
     *(128 + n for n in (signal.SIGINT, signal.SIGTERM)),
@@ -94,6 +95,64 @@ class Kill:
     fired: bool = False
     code: int | None = None
     faults: list[str] = dataclasses.field(default_factory=list)
+
+
+class SecondRank:
+    """A process that is forked when the first rank begins, and becomes the second one when Lightning starts that.
+
+    It stands for Lightning's ``subprocess.Popen``, and saves the second rank the seconds of its imports.
+    """
+
+    def __init__(self) -> None:
+        told, self._tell = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._tell)
+            self._wait(told)
+        os.close(told)
+
+    @staticmethod
+    def _wait(told: int) -> None:
+        code = 1
+        try:
+            with os.fdopen(told) as pipe:
+                environment = pipe.read()
+            if not environment:  # the first rank has ended before
+                os._exit(0)
+            from lightning_utilities.core.rank_zero import rank_zero_only
+
+            os.environ.clear()
+            os.environ.update(json.loads(environment))
+            rank_zero_only.rank = 1  # which Lightning reads when it is imported
+            code = moments.main(sys.argv[1:])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+
+    def start(self, command: list[str], env: dict[str, str], cwd: str | None) -> SecondRank:
+        """Begin, as ``subprocess.Popen`` does."""
+        with os.fdopen(self._tell, "w") as pipe:
+            pipe.write(json.dumps(env))
+        return self
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, where it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
 
 
 class Process:
@@ -163,6 +222,10 @@ def _become(arguments: list[str], log: Path, environment: dict[str, str]) -> Non
         os.environ.update(environment)
         sys.argv = arguments
         sys.modules["__main__"].__spec__ = None  # Lightning starts the second rank as sys.argv says
+        if "trainer.devices=2" in arguments:
+            from pytorch_lightning.strategies.launchers import subprocess_script
+
+            subprocess_script.subprocess = types.SimpleNamespace(Popen=SecondRank().start)  # type: ignore[assignment]
         code = moments.main(arguments[1:])
     except BaseException:
         traceback.print_exc()
@@ -171,34 +234,55 @@ def _become(arguments: list[str], log: Path, environment: dict[str, str]) -> Non
         os._exit(code)
 
 
+def smallest(method: str) -> list[str]:
+    """Return the settings of a registered method that make it as small as it goes."""
+    from selfsup.registry import methods
+
+    has = {field.name for field in dataclasses.fields(methods[method].config)}
+    values = {name: value for name, value in SMALL.items() if name in has} | OWN.get(method, {})
+    return [f"{name if '.' in name else f'method.{name}'}={value}" for name, value in values.items()]
+
+
+def all_methods() -> list[str]:
+    """Return the names of all registered methods."""
+    import selfsup.methods  # noqa: F401  # they register themselves
+    from selfsup.registry import methods
+
+    return list(methods)
+
+
 class Campaign:
     """Trainings to kill, in a scratch folder.
 
     Args:
         scratch: The folder; it is made.
-        methods: Of ``METHODS``.
+        methods: Registered ones.
         cases: Of ``CASES``.
         seed: Of all that is drawn.
+        patience: Seconds that a training has to end after a signal.
     """
 
-    def __init__(self, scratch: Path, methods: list[str], cases: list[str], seed: int) -> None:
+    def __init__(
+        self, scratch: Path, methods: list[str], cases: list[str], seed: int, patience: float = PATIENCE
+    ) -> None:
         import selfsup.commands.train
         import selfsup.engine.training  # noqa: F401  # imported once, for all that are forked
 
         self.scratch, self.methods, self.cases, self.seed = scratch.resolve(), methods, cases, seed
+        self.patience = patience
         self.scratch.mkdir(parents=True, exist_ok=True)
         self._wholes: dict[tuple[str, str], tuple[Path, float, list[str]]] = {}
 
     def settings(self, method: str, case: str) -> list[str]:
         """Return the settings of a training. Every second pair saves at the last step of an epoch, too."""
-        every = 3 + (list(METHODS).index(method) + CASES.index(case)) % 2
-        words = [f"method={method}", *METHODS[method], *TRAINING, f"trainer.checkpoint_every_steps={every}"]
+        every = 3 + (len(method) + CASES.index(case)) % 2
+        words = [f"method={method}", *smallest(method), *TRAINING, f"trainer.checkpoint_every_steps={every}"]
         if case == "workers":
             words += ["data=image_folder", f"data.root={self._images()}", "data.resident_limit_mb=0", "data.workers=2"]
             words += ["data.max_undecodable=0.05"]
         else:
             words += ["data=shapes", "data.train_size=72", "data.test_size=40"]
-        return [*words, *(["trainer.devices=2", "trainer.strategy=ddp"] if case == "ddp" else ["trainer.devices=1"])]
+        return [*words, *(["trainer.devices=2", "trainer.strategy=ddp"] if case in RANKS else ["trainer.devices=1"])]
 
     def _images(self) -> Path:
         from PIL import Image
@@ -238,8 +322,11 @@ class Campaign:
         run = folder / "run"
         first = ["train", *self.settings(method, case), f"run_dir={run}", "resume=auto"]
         kills: list[Kill] = []
-        for _ in range(rng.choice([1, 1, 2, 3, 4])):
-            kill = self._draw(rng, case, seconds, passed)
+        for nth in range(2 if case == "twice" else rng.choice([1, 1, 2, 3, 4])):
+            if case == "twice":
+                kill = self._start_or_checkpoint(rng, nth, seconds, passed)
+            else:
+                kill = self._draw(rng, case, seconds, passed)
             self.kill(kill, self._command(rng, run, first), folder, rng)
             kills.append(kill)
             if kill.code == 0 or kill.faults:
@@ -271,7 +358,20 @@ class Campaign:
         counts = collections.Counter(passed)
         kill.kind = rng.choice(sorted(counts))
         kill.nth = rng.randint(1, counts[kill.kind])
-        kill.rank = int(case == "ddp" and kill.kind.startswith(("a step", "an optimiser")) and rng.random() < 0.5)
+        kill.rank = int(case in RANKS and kill.kind.startswith(("a step", "an optimiser")) and rng.random() < 0.5)
+        return kill
+
+    @staticmethod
+    def _start_or_checkpoint(rng: random.Random, nth: int, seconds: float, passed: list[str]) -> Kill:
+        """SIGKILL to one rank or to all: first while they start, then when a checkpoint is written or was just now."""
+        kill = Kill("time", signals=[int(signal.SIGKILL)], target=rng.choice(["main", "group", "other"]))
+        if nth == 0:
+            kill.seconds = rng.uniform(0, seconds / 2)
+            return kill
+        counts = collections.Counter(kind for kind in passed if "checkpoint" in kind or "last.ckpt" in kind)
+        after = {"a step begins": counts["half of a checkpoint"]}  # what comes next when a checkpoint is in its place
+        kill.kind, kill.target = rng.choice(sorted(counts | after)), rng.choice(["main", "group"])
+        kill.nth = rng.randint(1, (counts | after)[kill.kind])
         return kill
 
     def kill(self, kill: Kill, command: list[str], folder: Path, rng: random.Random) -> None:
@@ -287,9 +387,9 @@ class Campaign:
             for number in kill.signals:
                 _send(process, number, kill.target, rng)
                 time.sleep(rng.choice([0, 0.05]))
-        hung = not process.wait(PATIENCE)
+        hung = not self._ends(process, None if kill.kind == "time" else mark)
         kill.code, kill.fired = process.code, kill.fired or mark.exists()
-        limit = time.monotonic() + LINGER
+        limit = time.monotonic() + LINGER * self.patience
         while (strays := process.others()) and time.monotonic() < limit:
             time.sleep(0.05)
         for pid in [*strays, *([process.pid] if hung else [])]:
@@ -308,6 +408,15 @@ class Campaign:
         if "Traceback" in said and not by_others and signal.SIGKILL not in kill.signals:
             kill.faults.append("traceback")
         kill.faults += _unreadable(folder / "run")
+
+    def _ends(self, process: Process, mark: Path | None) -> bool:
+        """Wait for the end of a training, with patience from the moment on that leaves a mark."""
+        began = last = time.monotonic()
+        while not process.ended() and time.monotonic() - last < self.patience:
+            waits = mark is not None and not mark.exists() and time.monotonic() - began < 5 * self.patience
+            last = time.monotonic() if waits else last
+            time.sleep(0.01)
+        return process.ended()
 
     def finish(self, command: list[str], folder: Path) -> list[str]:
         log = folder / "log.txt"
@@ -458,10 +567,11 @@ def main() -> int:
     """Run the campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", help="default: all registered ones")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds that an end may take; more when busy")
     parser.add_argument("--out", type=Path, default=Path("build/trust"))
     parser.add_argument("--scratch", type=Path, help="for the runs; those that lost something stay there")
     options = parser.parse_args()
@@ -469,7 +579,8 @@ def main() -> int:
     file, began = options.out / "kills.json", time.monotonic()
     rows: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
     scratch = options.scratch or options.out / "runs"
-    campaign = Campaign(scratch, options.methods.split(","), options.cases.split(","), options.seed)
+    methods = options.methods.split(",") if options.methods else all_methods()
+    campaign = Campaign(scratch, methods, options.cases.split(","), options.seed, options.patience)
     while sum(len(row["kills"]) for row in rows) < options.kills and time.monotonic() - began < 60 * options.minutes:
         row = campaign.trial(len(rows))
         rows.append(row)

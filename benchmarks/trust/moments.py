@@ -1,9 +1,10 @@
 """A training that ends itself at a chosen moment: ``python benchmarks/trust/moments.py train SETTING…``.
 
 ``TRUST_MOMENT`` says when, as JSON: the kind of moment, the how manyth of its kind, the signals, the rank, and whether
-the whole process group gets them. ``TRUST_MOMENTS`` names a file that lists the kinds that a run passes through. They
-are whatever changes a file of the run folder (as Python's audit events tell, so that no name of the code stands here),
-the middle of a checkpoint's write, a step's beginning and end, and the beginning and end of an online evaluation.
+the whole process group gets them. With ``full`` no file grows from then on, as on a full disk. ``TRUST_MOMENTS`` names
+a file that lists the kinds that a run passes through. They are whatever changes a file of the run folder, or of
+``TRUST_FOLDER`` (as Python's audit events tell, so that no name of the code stands here), the middle of a checkpoint's
+write, a step's beginning and end, and the beginning and end of an online evaluation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import io
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,8 @@ class Moments:
             return
         if kind == chosen["kind"] and self.counts[kind] == chosen["nth"]:
             Path(chosen["mark"]).touch()
+            if chosen.get("full"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             for number in chosen["signals"]:
                 if chosen["group"]:
                     os.killpg(os.getpgrp(), number)
@@ -102,7 +106,8 @@ def main(arguments: list[str]) -> int:
     from selfsup.engine.callbacks import OnlineEvaluation
     from selfsup.methods import Method
 
-    run_dir = next(word.partition("=")[2] for word in arguments if word.startswith(("run_dir=", "resume=/")))
+    named = [word.partition("=")[2] for word in arguments if word.startswith(("run_dir=", "resume=/"))]
+    run_dir = os.environ.get("TRUST_FOLDER") or next(iter(named), "")
     chosen, listing = os.environ.get("TRUST_MOMENT"), os.environ.get("TRUST_MOMENTS")
     if chosen or listing:
         moments = Moments(Path(run_dir), json.loads(chosen) if chosen else None, Path(listing) if listing else None)
