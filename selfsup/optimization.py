@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import timm.optim
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from selfsup.errors import UserError
@@ -31,6 +32,16 @@ class OptimizerConfig(Section):
         weight_decay: Decay of the weights.
         exclude_1d: Leave biases and the scales of normalisation layers out of the decay (LARS then does not adapt
             them either).
+        no_decay: Tokens and positions that do not decay, by name, wherever they are: ``class_token``, ``registers``,
+            ``positions``, ``mask_token``. They have three dimensions, so ``exclude_1d`` leaves them in; MAE and DINOv2
+            let them decay, BEiT and SimMIM do not.
+        layer_decay: Factor on the learning rate from one layer of the backbone to the one before it, counted from the
+            heads, which keep the whole rate: with n layers the last has the factor once and the stem (patches,
+            positions, class token, registers, mask token) n + 1 times. Layers are timm's: blocks of a transformer or
+            a ResNet. 1 is one rate for all. DINOv2 has 0.9, MAE's fine-tuning 0.65.
+        patch_embed_lr: Further factor on the rate of a transformer's patch embedding; DINOv2 has 0.2.
+        clip_by: What the norm of ``trainer.gradient_clip`` is taken of: ``all`` gradients together, those of each
+            ``module`` of the method (backbone, heads) apart, as in DINOv2, or of each ``tensor``, as in DINO and iBOT.
         momentum: For optimisers that have one.
         warmup_epochs: Epochs over which the learning rate rises linearly from zero; at most half of the training.
         schedule: After the warm-up: ``cosine``, ``constant``, or ``steps``, which multiplies the rate by ``drop`` at
@@ -50,6 +61,10 @@ class OptimizerConfig(Section):
     reference_batch: int = setting(256, least=1)
     weight_decay: float = setting(1e-4, least=0)
     exclude_1d: bool = True
+    no_decay: list[str] = setting([], choices=("class_token", "registers", "positions", "mask_token"))
+    layer_decay: float = setting(1.0, above=0, most=1)
+    patch_embed_lr: float = setting(1.0, least=0)
+    clip_by: str = setting("all", choices=("all", "module", "tensor"))
     momentum: float = setting(0.9, least=0)
     warmup_epochs: float = setting(0.0, least=0)
     schedule: str = setting("cosine", choices=("cosine", "steps", "constant"))
@@ -155,6 +170,96 @@ def decay_groups(module: nn.Module, weight_decay: float, exclude_1d: bool) -> li
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def refined_groups(
+    groups: list[dict[str, Any]], module: nn.Module, backbone: nn.Module, config: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """Split parameter groups by how deep parameters lie and by what their names say, as the settings ask.
+
+    The first of what a group is split into has the highest rate. Without such settings the groups stay what they are.
+
+    Args:
+        groups: See ``Method.param_groups``; a ``lr_scale`` that is there is multiplied.
+        module: Has the parameters of all groups.
+        backbone: timm's network in it.
+        config: ``layer_decay``, ``patch_embed_lr`` and ``no_decay`` count.
+
+    Raises:
+        UserError: A network that does not say how deep its layers lie, or has no patch embedding.
+    """
+    if config.layer_decay == 1 and config.patch_embed_lr == 1 and not config.no_decay:
+        return groups
+    factors = _rate_factors(module, backbone, config)
+    exempt = {
+        parameter
+        for name, parameter in module.named_parameters()
+        if any(set(name.split(".")) & set(_TOKENS[kind]) for kind in config.no_decay)
+    }
+    refined = []
+    for group in groups:
+        split: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            decays = parameter not in exempt
+            split.setdefault((factors.get(parameter, 1.0), decays), []).append(parameter)
+        for (factor, decays), parameters in sorted(split.items(), key=lambda item: item[0], reverse=True):
+            own = {**group, "params": parameters, "lr_scale": group.get("lr_scale", 1.0) * factor}
+            refined.append(own if decays else {**own, "weight_decay": 0.0})
+    return refined
+
+
+#: Names of tokens and positions in timm's transformers and in ours, by what ``no_decay`` calls them.
+_TOKENS = {
+    "class_token": ("cls_token",),
+    "registers": ("reg_token", "register_tokens"),
+    "positions": ("pos_embed", "relative_position_bias_table"),
+    "mask_token": ("mask_token",),
+}
+
+
+def _rate_factors(module: nn.Module, backbone: nn.Module, config: OptimizerConfig) -> dict[nn.Parameter, float]:
+    """Return the factors on the learning rate of the backbone's parameters and of the mask token."""
+    parameters = dict(backbone.named_parameters())
+    factors = dict.fromkeys(parameters.values(), 1.0)
+    if config.layer_decay < 1:
+        matcher = getattr(backbone, "group_matcher", None)
+        if matcher is None:
+            raise UserError(
+                f"optimizer.layer_decay={config.layer_decay}: {type(backbone).__name__} does not say how deep its "
+                "layers lie (group_matcher); set optimizer.layer_decay=1, or take a network of timm."
+            )
+        depth = group_parameters(backbone, matcher(coarse=False), reverse=True)
+        heads = max(depth.values()) + 1
+        for name, parameter in parameters.items():
+            if name.split(".")[0] not in ("norm", "fc_norm"):  # behind the last block, as the heads are
+                factors[parameter] = config.layer_decay ** (heads - depth[name])
+        for name, parameter in module.named_parameters():
+            if name.startswith("mask_token."):  # of the method itself: it takes the place of embedded patches
+                factors[parameter] = config.layer_decay**heads
+    if config.patch_embed_lr != 1:
+        embedding = [parameter for name, parameter in parameters.items() if "patch_embed" in name.split(".")]
+        if not embedding:
+            raise UserError(
+                f"optimizer.patch_embed_lr={config.patch_embed_lr}: {type(backbone).__name__} has no patch embedding; "
+                "set it to 1."
+            )
+        for parameter in embedding:
+            factors[parameter] *= config.patch_embed_lr
+    return factors
+
+
+def clip_gradients(module: nn.Module, largest: float, apart: str) -> None:
+    """Scale gradients down to a norm of ``largest``, those of each ``module`` below this one or of each ``tensor``.
+
+    Gradients of parameters that are the module's own are taken together.
+    """
+    children = [list(child.parameters()) for child in module.children()]
+    parts = [*children, list(module.parameters(recurse=False))]
+    if apart == "tensor":
+        parts = [[parameter] for parameter in module.parameters()]
+    for part in parts:
+        if any(parameter.grad is not None for parameter in part):
+            nn.utils.clip_grad_norm_(part, largest)
 
 
 def build_optimizer(

@@ -1,18 +1,22 @@
 import math
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from selfsup.errors import UserError
+from selfsup.nn import MaskToken
 from selfsup.optimization import (
     OptimizerConfig,
     build_optimizer,
+    clip_gradients,
     cosine_schedule,
     decay_groups,
     learning_rate_factors,
+    refined_groups,
     scaled_lr,
 )
 
@@ -305,3 +309,123 @@ def test_settings_decide_before_the_default(kwargs):
 @pytest.mark.parametrize("name", ["momentum", "sgd", "lars", "lamb", "lion", "nadam"])
 def test_what_has_no_fused_form_is_built_without(name):
     assert not build(network(), name=name).defaults.get("fused")
+
+
+# rates by depth, decay by name
+
+
+class Student(nn.Module):
+    """What a method over a transformer is made of."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.head, self.mask_token = network, nn.Linear(8, 2), MaskToken(8)
+
+
+def student(**kwargs):
+    given = {"embed_dim": 8, "depth": 3, "num_heads": 2, "img_size": 8, "patch_size": 4, "num_classes": 0}
+    return Student(timm.models.vision_transformer.VisionTransformer(**given, **kwargs))
+
+
+def moved(module, **values):
+    """How far a step of plain SGD at rate 1 moves each parameter whose gradient is 1."""
+    config = OptimizerConfig(name="momentum", momentum=0, **{"weight_decay": 0, **values})
+    groups = decay_groups(module, config.weight_decay, config.exclude_1d)
+    optimizer = build_optimizer(refined_groups(groups, module, module.network, config), config, 1.0)
+    before = snapshot(module)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    after = snapshot(module)
+    return {name: before[name] - after[name] for name in before}, optimizer
+
+
+def test_without_such_settings_groups_stay_what_they_are():
+    module = student()
+    groups = decay_groups(module, 0.1, True)
+    assert refined_groups(groups, module, module.network, OptimizerConfig()) is groups
+
+
+def test_layers_of_a_transformer_move_the_less_the_deeper_they_lie():
+    """As DINOv2 has it: factor ^ (blocks + 1 - layer), where the embedding is layer 0 and block i layer i + 1."""
+    steps, optimizer = moved(student(reg_tokens=2), layer_decay=0.5, patch_embed_lr=0.2)
+    for name, step in steps.items():
+        power = 0
+        if name.startswith("network.blocks."):
+            power = 3 - int(name.split(".")[2])
+        elif name.startswith("mask_token") or name.split(".")[1] in (
+            "cls_token",
+            "reg_token",
+            "pos_embed",
+            "patch_embed",
+        ):
+            power = 4
+        expected = 0.5**power * (0.2 if "patch_embed" in name else 1)
+        torch.testing.assert_close(step, torch.full_like(step, expected), rtol=1e-5, atol=1e-6)
+    assert optimizer.param_groups[0]["lr"] == 1.0  # the rate that is logged
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(steps)
+
+
+def test_layers_of_a_resnet_too_and_a_network_that_does_not_know_them_is_refused():
+    module = Student(timm.create_model("resnet18", num_classes=0))
+    steps, _ = moved(module, layer_decay=0.5)
+    # 8 blocks below the heads, then the stem
+    for name, power in (("head.weight", 0), ("network.layer4.1.conv2.weight", 1), ("network.layer1.0.bn1.bias", 8)):
+        assert steps[name].mean().item() == pytest.approx(0.5**power, rel=1e-4)
+    assert steps["network.conv1.weight"].mean().item() == pytest.approx(0.5**9, rel=1e-3)
+    with pytest.raises(UserError, match=r"optimizer\.patch_embed_lr=0\.2: ResNet has no patch embedding; set it to 1"):
+        moved(module, patch_embed_lr=0.2)
+    with pytest.raises(UserError, match=r"optimizer\.layer_decay=0\.5: Linear does not say how deep"):
+        moved(Student(nn.Linear(2, 2)), layer_decay=0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("class_token", {"network.cls_token"}),
+        ("registers", {"network.reg_token"}),
+        ("positions", {"network.pos_embed"}),
+        ("mask_token", {"mask_token.weight"}),
+    ],
+)
+def test_tokens_are_exempt_from_decay_by_name(kind, names):
+    def still(**values):
+        """The parameters that a step moves by their gradient alone."""
+        module = student(reg_tokens=2)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(0.5)
+        steps, _ = moved(module, weight_decay=0.1, **values)
+        return {name for name, step in steps.items() if (step - 1).abs().max() < 1e-6}
+
+    plain = still()
+    assert still(no_decay=[kind]) - plain == names
+    assert {name for name in plain if "token" in name or "pos" in name} == set()
+    with pytest.raises(UserError, match=r"optimizer\.no_decay .*each of them must be one of class_token"):
+        OptimizerConfig(no_decay=["cls"])
+
+
+def test_gradients_are_clipped_together_by_module_or_by_tensor():
+    def norms(apart):
+        module = nn.ModuleDict({"backbone": nn.Linear(4, 3), "head": nn.Linear(3, 2), "frozen": nn.Linear(2, 2)})
+        for name, parameter in module.named_parameters():
+            size = 5.0 if name.startswith("backbone") else 0.1
+            parameter.grad = None if "frozen" in name else size * torch.ones_like(parameter)
+        clip_gradients(module, 1.0, apart)
+        return {
+            name: torch.cat([p.grad.flatten() for p in part.parameters()]).norm().item()
+            for name, part in module.items()
+            if name != "frozen"
+        } | {name: p.grad.norm().item() for name, p in module.named_parameters() if p.grad is not None}
+
+    by_module, by_tensor = norms("module"), norms("tensor")
+    assert by_module["backbone"] == pytest.approx(1, rel=1e-4)
+    assert by_module["head"] == pytest.approx(0.1 * 8**0.5)  # below it, and left alone
+    assert by_tensor["backbone.weight"] == by_tensor["backbone.bias"] == pytest.approx(1, rel=1e-4)
+    assert by_tensor["head.weight"] == pytest.approx(0.1 * 6**0.5)
+
+
+def test_the_square_root_rule_with_a_reference_of_1024():
+    """DINOv2: 0.004 · √(2048 / 1024)."""
+    config = OptimizerConfig(lr=0.004, scaling="sqrt", reference_batch=1024)
+    assert scaled_lr(config, 2048) == pytest.approx(0.004 * 2**0.5)

@@ -31,7 +31,9 @@ RULES = {
     "augment": Rule.LEARNS,
     "optimizer": Rule.LEARNS,
     "optimizer.name": Rule.STAYS,
-    "optimizer.exclude_1d": Rule.STAYS,  # parameters would change groups
+    **dict.fromkeys(  # parameters would change groups
+        ("optimizer.exclude_1d", "optimizer.no_decay", "optimizer.layer_decay", "optimizer.patch_embed_lr"), Rule.STAYS
+    ),
     "data.root": Rule.RUNS,
     "data.download": Rule.RUNS,
     "data.workers": Rule.RUNS,

@@ -26,9 +26,11 @@ from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
     Schedule,
     build_optimizer,
+    clip_gradients,
     cosine_schedule,
     decay_groups,
     learning_rate_factors,
+    refined_groups,
     scaled_lr,
 )
 from selfsup.random import fold_in, seed_generators, uniform
@@ -314,17 +316,13 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         generator = torch.Generator().manual_seed(self._batch_seed)
         return torch.randperm(local * self.world_size, generator=generator)
 
-    @final
     def draw(self, index: Tensor, view: int) -> Draw:
         """Return the random numbers of the images in one view, keyed as the view is and independent of it."""
         return partial(uniform, fold_in(fold_in(self._epoch_seed, view), _OF_IMAGES), index.cpu())
 
     @final
     def draw_whole(self, local: int) -> Draw:
-        """Return random numbers for the batch of all ranks, ``local`` images on each: the same on every rank.
-
-        Rank ``r`` has the rows from ``r * local`` on.
-        """
+        """Return random numbers for the images of all ranks, ``local`` on each: every rank draws all, in rank order."""
         return partial(uniform, fold_in(self._batch_seed, _OF_BATCHES), torch.arange(local * self.world_size))
 
     @final
@@ -333,11 +331,22 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         config, trainer = self.optimizer_config, self.trainer
         lr = scaled_lr(config, self.batch_size * trainer.accumulate_grad_batches)
         # Lightning cannot clip what a fused optimiser unscales by itself (trainer.precision=16-mixed)
-        optimizer = build_optimizer(self.param_groups(), config, lr, fused=trainer.gradient_clip_val is None)
+        groups = refined_groups(self.param_groups(), self, self.backbone.network, config)
+        optimizer = build_optimizer(groups, config, lr, fused=trainer.gradient_clip_val is None)
         self.total_steps = int(trainer.estimated_stepping_batches)
         self.log_every_steps = max(1, int(trainer.log_every_n_steps))  # type: ignore[attr-defined]
         factors = learning_rate_factors(config, self.total_steps, max(1, trainer.max_epochs or 1), optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": Schedule(optimizer, factors), "interval": "step"}}
+
+    @final
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip gradients together, by module or by tensor."""
+        if self.optimizer_config.clip_by == "all":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_gradients(self, gradient_clip_val, self.optimizer_config.clip_by)
 
     @final
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

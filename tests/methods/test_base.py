@@ -184,3 +184,24 @@ def test_random_numbers_of_an_image_are_keyed_as_its_views_are_and_those_of_a_ba
     together = torch.cat([numbers, *others]).flatten()
     assert together.unique().numel() == together.numel()
     assert whole.shape == (3 * method.world_size, 5)
+
+
+@pytest.mark.parametrize(("clip_by", "expected"), [("all", 1e-3), ("module", 2**0.5 * 1e-3)])
+def test_the_trainer_clips_gradients_as_the_optimizer_setting_says(
+    clip_by: str, expected: float, tiny_config: Callable[..., Any]
+) -> None:
+    method = build(OptimizerConfig(lr=0.0, clip_by=clip_by))
+    norms: list[float] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+            gradients = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+            norms.append(torch.cat(gradients).norm().item())
+
+    loader = TrainLoader(load_splits(tiny_config().data).pretrain, 16, 0)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", devices=1, gradient_clip_val=1e-3, callbacks=[Watch()], **quiet
+    )
+    trainer.fit(method, loader)
+    assert norms == pytest.approx([expected] * 2, rel=1e-2)
