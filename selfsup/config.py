@@ -271,10 +271,11 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
     schema, changes = schema_of(kind, values), list(changes)
     composed = schema.build(values, changes)
     keys = {change.key for change in changes}
-    if kind == "evaluate" and "backbone.from" in keys:
-        raise UserError("backbone.from is for training; what it names is evaluated with checkpoint=.")
+    trained = {f"backbone.{key_of(name)}" for name in BackboneConfig.of_training}
+    if kind == "evaluate" and (wrong := sorted(key for key in keys if key in trained)):
+        raise UserError(f"{wrong[0]} is for training; what it names is evaluated with checkpoint=.")
     asked = {key.removeprefix("backbone.").partition(".")[0] for key in keys if key.startswith("backbone.")}
-    asked -= {"name", "from"}
+    asked -= {"name", *(key_of(name) for name in BackboneConfig.of_training)}
     idle: list[str] = []
     with contextlib.suppress(TypeError, ValueError, AssertionError, RuntimeError):  # building it says what is wrong
         idle = [f"backbone.{name}" for name in sorted(asked & idle_settings(composed.backbone))] if asked else []
@@ -322,13 +323,15 @@ def start_network(values: dict[str, Any], changes: Sequence[Change], groups: Seq
         file = find_checkpoint(name)
         content = read_tensors(file)
         if is_checkpoint(content, file):
-            network = {**content[INFO]["config"]["backbone"], "from_": None}
+            network = content[INFO]["config"]["backbone"]
     if not network:
         raise UserError(
             f"backbone.from={name} does not say which network its weights are of; say it with backbone=… or "
             "backbone.name=…."
         )
-    return {**values, "backbone": network}
+    own = BackboneConfig.of_training
+    kept = {key: value for key, value in values.get("backbone", {}).items() if key in own and key != "from_"}
+    return {**values, "backbone": {key: value for key, value in network.items() if key not in own} | kept}
 
 
 def schema_of(kind: str, values: dict[str, Any]) -> Schema:

@@ -22,7 +22,7 @@ from selfsup.errors import UserError
 from selfsup.external import fit_weights, own_module, timm_network
 from selfsup.imports import recall
 from selfsup.methods import Parts
-from selfsup.nn import Backbone, BackboneConfig, build_backbone, own_backbone
+from selfsup.nn import Backbone, BackboneConfig, adapt, build_backbone, merge, own_backbone
 from selfsup.registry import methods
 from selfsup.settings.checkpoints import MODULE, OWN, TIMM, may_be_a_run
 from selfsup.types import ImageFacts, Normalization, Size, as_size
@@ -45,6 +45,7 @@ class Opened:
         state: The weights of the whole method.
         membership: Digest of the images that it was trained on here and of the parts of the others; None where an
             earlier version wrote the checkpoint.
+        start: What its training started from, where that were weights: ``name``, ``digest``, ``taken``, ``notes``.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Opened:
     dim: int | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     membership: str | None = None
+    start: Mapping[str, Any] | None = None
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Let a network that has statistics use these in their place; others go on using those of the data."""
@@ -171,7 +173,10 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
         config = BackboneConfig(**info["config"]["backbone"])
         sizes = info.get("image_sizes", ())  # earlier versions built all networks as timm has them
         network = build_backbone(config, info["in_channels"], normalization, sizes)
+        if config.adapter_rank is not None:
+            adapt(network, config.adapter_rank, config.adapter_alpha)
         network.load_state_dict(weights_of(state, info.get("backbone", "backbone")))
+        merge(network)
     except Exception as error:  # a damaged description can fail anywhere
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise UserError(f"{file}: the network that it describes cannot be built with its weights: {reason}") from error
@@ -186,6 +191,7 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
         config=info["config"],
         state=state,
         membership=kept.get("digest") if isinstance(kept, Mapping) else None,
+        start=start if isinstance(start := info.get("start"), Mapping) else None,
     )
 
 

@@ -13,6 +13,7 @@ from selfsup.augment import build_views
 from selfsup.config import TrainConfig
 from selfsup.engine.callbacks import BEST
 from selfsup.engine.devices import lightning
+from selfsup.engine.held import check_held, hold
 from selfsup.errors import UserError
 from selfsup.methods import Method
 from selfsup.nn import build_backbone, side_step
@@ -43,6 +44,7 @@ def check_before_data(config: TrainConfig) -> None:
             or a batch larger than ``data.limit``.
     """
     lightning(config, logger=False, enable_checkpointing=False)
+    check_held(config)
     data, backbone = config.data, config.backbone
     if data.limit is not None and config.batch_size > data.limit:
         raise UserError(
@@ -53,7 +55,7 @@ def check_before_data(config: TrainConfig) -> None:
     step = side_step(backbone, channels)
     views = build_views(config.augment, data.image_size, statistics, config.trainer.max_epochs, step)
     with torch.device("meta"):  # without memory for its weights
-        build_backbone(backbone, channels, statistics, [*views.sizes, as_size(data.image_size)])
+        hold(build_backbone(backbone, channels, statistics, [*views.sizes, as_size(data.image_size)]), backbone)
 
 
 def check_batch(config: TrainConfig, method: Method, world_size: int) -> None:
@@ -92,8 +94,9 @@ def check_disk(run_dir: Path, config: TrainConfig, method: Method, optimizer: to
     count = 2 + (settings.keep_best is not None)
     if settings.keep_every_epochs:
         count += settings.max_epochs // settings.keep_every_epochs - done // settings.keep_every_epochs
+    count += 1 if config.backbone.from_ is not None else 0  # the weights it started from
     if done:
-        count -= 1  # the last one is there
+        count -= 1 if config.backbone.from_ is None else 2  # the last one is there, and those
     folder = next(path for path in (run_dir, *run_dir.resolve().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     if count * size > free:

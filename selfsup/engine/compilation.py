@@ -117,7 +117,7 @@ def rehearse(method: Method, batch: Batch, batch_idx: int, context: AbstractCont
     with torch.random.fork_rng(devices):
         try:
             with context:
-                loss = method.step(method.draw_views(batch, batch_idx), batch).loss
+                loss = method.held_step(method.draw_views(batch, batch_idx), batch).loss
             torch.autograd.grad(loss, trained, allow_unused=True)  # not backward(): DDP waits for one of these a step
         finally:
             with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +17,13 @@ from selfsup.data import DataConfig, Splits, load_splits
 from selfsup.data.base import ImageDataset
 from selfsup.data.targets import has_targets
 from selfsup.data.workers import worker_count
+from selfsup.engine.start import START
 from selfsup.engine.trained_images import SEEN, leave_out_trained, rule_of_run
 from selfsup.errors import UserError, reason_of
-from selfsup.eval import Encoder, Record, Subject, measure
+from selfsup.eval import Encoder, Record, Subject, measure, read_results
 from selfsup.eval.encoder import input_channels
+from selfsup.eval.record import AT_START
+from selfsup.eval.results import FILE
 from selfsup.eval.runner import protocols_of
 from selfsup.opened import Opened, open_network
 from selfsup.report import Evaluated, draw_figures
@@ -168,7 +171,11 @@ def evaluate(
 def evaluate_opened(
     config: EvaluateConfig, opened: Opened, protocols: Sequence[str] | str | None = None, progress: bool = True
 ) -> list[Record]:
-    """Evaluate a network that is open, as :func:`evaluate`."""
+    """Evaluate a network that is open, as :func:`evaluate`, and the weights that its training started from.
+
+    The records of these say ``at="start"`` and go to ``start/results.json`` in the folder of the others; what is
+    there already is not measured again.
+    """
     names = protocols_of(protocols)  # before anything is read, as a name may be wrong
     run_dir = results_folder(config, opened)
     if run_dir is not None:
@@ -178,7 +185,7 @@ def evaluate_opened(
     splits = load_splits(config.data)
     if progress:
         announce_found(config.data, opened, splits)
-    facts = record_facts(opened, splits.train)
+    facts = record_facts(opened, splits.train) | start_marks(opened)
     if opened.run is not None and opened.config is not None:
         splits, left_out = leave_out_trained(splits, config.data, opened.run, opened.config, opened.membership)
         facts |= left_out
@@ -200,7 +207,41 @@ def evaluate_opened(
     records = measure(subject, names, run_dir=run_dir, facts=facts)
     if run_dir is not None and config.eval.figures:
         draw_figures(Evaluated(records, subject.shown, splits.train.classes), run_dir / "figures")
+    if opened.run is not None and opened.epochs and (opened.run / START).is_dir():
+        start = open_network(opened.run / START)
+        start.normalize(config.data.mean, config.data.std)
+        before = Subject(build_encoder(config, start.network, progress), splits, config.eval, epoch=0, seed=config.seed)
+        folder = None if run_dir is None else run_dir / START
+        records = records + measure_start(before, records, folder, facts | start_marks(start))
     return records
+
+
+def start_marks(opened: Opened) -> dict[str, Any]:
+    """Return what records say of the weights that a training started from; nothing for any others."""
+    if opened.epochs or opened.start is None:
+        return {}
+    return {"at": AT_START, "start_digest": str(opened.start.get("digest"))[:12]}
+
+
+def measure_start(
+    start: Subject, records: Sequence[Record], folder: Path | None, facts: Mapping[str, Any]
+) -> list[Record]:
+    """Measure the weights that a run started from as its own were, or take what was measured before.
+
+    Args:
+        start: They.
+        records: Of the run's own weights.
+        folder: Holds the records of the start.
+        facts: What these say beside how they were measured.
+    """
+    wanted = {replace(r, how={**r.how, "epoch": 0, **facts}).identity for r in records}
+    kept = [] if folder is None or not (folder / FILE).exists() else read_results(folder)
+    known = [record for record in kept if record.identity in wanted]
+    if len(known) == len(wanted):
+        return known
+    if start.encoder.progress:
+        print("the weights that it started from:", flush=True)
+    return measure(start, list(dict.fromkeys(r.protocol for r in records)), run_dir=folder, facts=facts)
 
 
 def results_folder(config: EvaluateConfig, opened: Opened) -> Path | None:

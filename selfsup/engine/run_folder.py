@@ -43,6 +43,7 @@ BEFORE_A_CHECKPOINT = {
     "tensorboard",
     "wandb",
     "report.html",
+    "start",
     CAPTURE,
 }
 
@@ -99,8 +100,8 @@ def make_run_dir(run_dir: Path, again: bool) -> None:
         raise UserError(f"run_dir: {run_dir} cannot be written ({error}); choose another.") from error
 
 
-def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits) -> None:
-    """Write what a run says of itself before it trains: its configuration, what it runs on, its images.
+def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits, weights: dict[str, Any]) -> None:
+    """Write what a run says of itself before it trains: its configuration, what it runs on, its images, its weights.
 
     Raises:
         UserError: It cannot be written, or another process has trained there meanwhile.
@@ -118,6 +119,7 @@ def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits) -> None:
     replace_text(run_dir / CONFIG, to_yaml(config))
     about = environment() | {"data": None if splits.found is None else splits.found.to_json()}
     about["membership"] = None if splits.membership is None else splits.membership.summary()
+    about |= weights
     about["imports"] = record(run_dir)
     replace_text(run_dir / ENVIRONMENT, json.dumps(about, indent=2) + "\n")
 

@@ -7,16 +7,23 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from selfsup.checkpoint import INFO, AtomicCheckpointIO
+from selfsup.data.membership import Membership
 from selfsup.errors import UserError
 from selfsup.external import fit_weights
+from selfsup.methods import Method
 from selfsup.nn import Backbone, BackboneConfig
 from selfsup.opened import Opened, open_network
 from selfsup.settings.checkpoints import BASELINES, TIMM
 from selfsup.types import Normalization
+
+#: In a run's folder: the weights that it started from, as a run of no epochs.
+START = "start"
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def start_from(backbone: Backbone, config: BackboneConfig) -> Start:
     name = str(config.from_)
     if name in BASELINES:
         raise UserError(f"backbone.from={name} has no weights to start from; name a run, a file or timm:NAME.")
-    opened, source = _open(name, replace(config, from_=None))
+    opened, source = _open(name, config.network)
     digest = digest_of(source.network.state_dict())
     notes = _resize(source.network, backbone.network)
     found, expected = source.network.state_dict(), backbone.network.state_dict()
@@ -80,6 +87,34 @@ def start_from(backbone: Backbone, config: BackboneConfig) -> Start:
     notes += _statistics(opened.normalization, backbone.normalization)
     backbone.network.load_state_dict(taken, strict=False)
     return Start(name, digest, len(taken), tuple(notes))
+
+
+def start_lines(start: Mapping[str, Any] | None) -> list[str]:
+    """Return what a run says of the weights that it starts from, by what its checkpoints keep of them."""
+    if start is None:
+        return []
+    first = f"starts from {start['name']}: {start['taken']} tensors (SHA-256 {start['digest'][:12]})"
+    return [first, *(f"note: backbone.from: {note}." for note in start["notes"])]
+
+
+def save_start(method: Method, run_dir: Path, membership: Membership | None) -> None:
+    """Keep the weights that a run starts from, as a run of no epochs in ``start`` in its folder.
+
+    Args:
+        method: Has not been trained yet.
+        run_dir: The run's folder.
+        membership: The images that it will be trained on: those that the evaluation of both leaves out.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    state = {f"backbone.{key}": value for key, value in method.backbone.state_dict().items()}
+    about = {**method.checkpoint_info, "epochs_done": 0, "backbone": "backbone"}
+    folder = run_dir / START
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": state, INFO: about}, folder / "checkpoints" / "last.ckpt")
+    if membership is not None:
+        membership.save(folder)
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:

@@ -75,7 +75,7 @@ def trace(method: Method, batch: Batch, batch_idx: int, context: AbstractContext
         views = method.draw_views(batch, batch_idx)
         seen += [Seen.of(f"view {number + 1}", view.image) for number, view in enumerate(views)]
         with _looking(method, seen):
-            loss = method.step(views, batch).loss
+            loss = method.held_step(views, batch).loss
     seen.append(Seen.of("the loss", loss))
     if not seen[-1].bad:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -111,7 +111,7 @@ def _looking(method: Method, seen: list[Seen]) -> Iterator[None]:
 
 def gradients_of(method: Method) -> dict[str, Tensor]:
     """Return the gradients that the present step moves parameters by, by the names of these."""
-    frozen = {id(parameter) for parameter in method.frozen_parameters()}
+    frozen = {id(parameter) for parameter in method.frozen()}
     named = method.named_parameters()
     return {name: value.grad for name, value in named if value.grad is not None and id(value) not in frozen}
 

@@ -19,6 +19,7 @@ from selfsup.data import Splits, load_splits
 from selfsup.engine.callbacks import Stopwatch
 from selfsup.engine.checks import check_batch, check_before_data, check_disk, check_settings
 from selfsup.engine.environment import device_memory_mb, keep_memory, quieten, saves_memory
+from selfsup.engine.held import attach_anchor, held_lines, hold
 from selfsup.engine.log import RunLog
 from selfsup.engine.loggers import keep_rows
 from selfsup.engine.progress import Progress
@@ -35,7 +36,7 @@ from selfsup.engine.run_folder import (
     note_imports,
 )
 from selfsup.engine.sharding import ShardedStrategy, check_shardable
-from selfsup.engine.start import start_from
+from selfsup.engine.start import save_start, start_from, start_lines
 from selfsup.engine.stop import StopSignal
 from selfsup.engine.summary import next_command, summary
 from selfsup.engine.trained_images import SEEN, go_on
@@ -185,7 +186,9 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
         if resumed is None:
             make_run_dir(run_dir, again=run_dir.exists())
             work.lock.enter_context(held(run_dir))
-            fill_run_dir(run_dir, config, splits)
+            fill_run_dir(run_dir, config, splits, {key: method.checkpoint_info[key] for key in ("start", "held")})
+            if method.checkpoint_info["start"] is not None:
+                save_start(method, run_dir, splits.membership)
         work.log.keep(run_dir)
         if resumed is not None:
             note_changes(run_dir, config, step, epochs, resumed.changed)
@@ -292,9 +295,11 @@ def assemble(
     start = start_from(backbone, config.backbone) if starts and config.backbone.from_ is not None else None
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)
+    original, held = hold(backbone, config.backbone)
     backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
     parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled)
     method: Method = methods[config.method.name].target(config.method, parts)
+    attach_anchor(method, original, config.backbone)
     method.checkpoint_info = {
         "config": dataclasses.asdict(config),
         "in_channels": data.channels,
@@ -304,6 +309,7 @@ def assemble(
         "mean": list(data.normalization.mean),
         "std": list(data.normalization.std),
         "start": None if start is None else dataclasses.asdict(start),
+        "held": held,
         "colors_left_out": colors_left_out(views, data.channels),
     }
     return method
@@ -344,10 +350,8 @@ def _announce(
     )
     for change in changed or ():
         print(change, flush=True)
-    if start := method.checkpoint_info["start"] if first else None:
-        print(f"starts from {start['name']}: {start['taken']} tensors (SHA-256 {start['digest'][:12]})", flush=True)
-        for note in start["notes"]:
-            print(f"note: backbone.from: {note}.", flush=True)
+    for line in (*start_lines(method.checkpoint_info["start"]), *held_lines(method.checkpoint_info["held"])) * first:
+        print(line, flush=True)
     if first and not len(splits.holdout):
         print(f"note: data.holdout=0: choices, and online/knn, are made on {SEEN}.", flush=True)
     if first and (names := method.checkpoint_info["colors_left_out"]):

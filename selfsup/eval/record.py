@@ -35,7 +35,11 @@ FOUND = frozenset(
     ]
 )
 #: Fields that say what was judged and not how: runs that are compared may differ in them.
-JUDGED = frozenset({"epoch", "seed", "seeds", "dim", "primary", "checkpoint", "pretrained", "mean", "std"})
+JUDGED = frozenset(
+    {"epoch", "seed", "seeds", "dim", "primary", "checkpoint", "pretrained", "mean", "std", "at", "start_digest"}
+)
+#: What ``at`` says of the weights that a run started from.
+AT_START = "start"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Pure tensor functions: losses, geometry, diagnostics. They import torch only, keep no state and log nothing."""
 
+from selfsup.functional.anchoring import gram_distance
 from selfsup.functional.assignment import dino_loss, sinkhorn, swapped_prediction
 from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
 from selfsup.functional.contrastive import cross_view_nce, info_nce, nearest_neighbor, nt_xent, supervised_contrastive
@@ -49,6 +50,7 @@ __all__ = [
     "effective_rank",
     "feature_std",
     "fourier_log_amplitude",
+    "gram_distance",
     "gram_loss",
     "grid_mask",
     "info_nce",

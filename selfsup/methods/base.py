@@ -6,12 +6,11 @@ import contextlib
 import itertools
 import warnings
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, final
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from selfsup.errors import UserError
 from selfsup.functional.arguments import trusted_values
 from selfsup.functional.collectives import size_of
 from selfsup.functional.masks import Draw
+from selfsup.methods.holding import Holding
 from selfsup.methods.parts import Parts, as_batch, parts_of
 from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
@@ -63,7 +63,7 @@ class _BuiltFromBackbone(ABCMeta):
         return super().__call__(*args, **kwargs)
 
 
-class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
+class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
     """A self-supervised method. A subclass writes ``__init__`` and ``step``.
 
     It trains under :func:`selfsup.train`, under any ``pl.Trainer`` with any loader of images, and in a loop of one's
@@ -132,10 +132,6 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
     def evaluated_backbone(self) -> Backbone:
         """The network that is judged while it trains and loaded from checkpoints: the trained one, or its average."""
         return self.backbone
-
-    def frozen_parameters(self) -> Iterable[nn.Parameter]:
-        """Return the parameters that the present step must leave as they are; their gradients are dropped."""
-        return ()
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups for the optimiser.
@@ -222,10 +218,10 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
             views = self._as_views(images)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        self._frozen = list(self.frozen_parameters())
+        self._frozen = self.frozen()
         for parameter in self._frozen:
             parameter.requires_grad_(False)
-        loss = self.step(views, batch).loss
+        loss = self.held_step(views, batch).loss
         self.on_before_backward(loss)
         return loss
 
@@ -257,7 +253,7 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         if not isinstance(batch, Batch):
             batch = self._foreign(batch, batch_idx)
         with trusted_values():  # whether the loss is finite is looked at below, without waiting for the device
-            output = self.step(self.draw_views(batch, batch_idx), batch)
+            output = self.held_step(self.draw_views(batch, batch_idx), batch)
         self.last_loss = output.loss.detach()
         self.finite &= self.last_loss.isfinite()
         # Lightning hands the loggers these steps' values and no others
@@ -283,7 +279,8 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
 
     @final
     def seed_step(self, batch_idx: int) -> int:
-        """Seed everything random in a step, and return the seed of the epoch."""
+        """Begin a step: seed everything random in it, let the backbone rest or learn. Return the seed of the epoch."""
+        self.rest(self.current_epoch)
         self._epoch_seed = epoch_seed = fold_in(self.seed, self.current_epoch)
         self._batch_seed = fold_in(epoch_seed, batch_idx)
         seed_generators(fold_in(self._batch_seed, self.global_rank), self.device)  # of dropout and the like
@@ -354,12 +351,6 @@ class Method(pl.LightningModule, ABC, metaclass=_BuiltFromBackbone):
         again = self.backbone.recomputes
         with unchanged_statistics(self.backbone) if again else contextlib.nullcontext():
             super().backward(loss, *args, **kwargs)
-
-    @final
-    def on_after_backward(self) -> None:
-        """Drop the gradients of what is frozen. (Without them no optimiser decays or moves it.)"""
-        for parameter in self.frozen_parameters():
-            parameter.grad = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know."""

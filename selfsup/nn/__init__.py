@@ -1,10 +1,12 @@
 """Parts of methods: backbones, heads, momentum encoder, queue, split BatchNorm."""
 
+from selfsup.nn.adapters import AdaptedLinear, adapt, merge
 from selfsup.nn.backbone import Backbone, BackboneConfig
 from selfsup.nn.batch_norm import SplitBatchNorm2d, batch_statistics, shuffle, split_batch_norm, unshuffle
 from selfsup.nn.building import any_size, build_backbone, idle_settings, side_step
 from selfsup.nn.dense import DenseEncoder, PixelPropagation, check_dense, dense_head
 from selfsup.nn.dino_head import DINOHead
+from selfsup.nn.freezing import freeze
 from selfsup.nn.heads import projection_head
 from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import Prototypes
@@ -15,6 +17,7 @@ from selfsup.nn.tokens import MaskToken, Tokens, check_tokens, fix_positions, to
 from selfsup.nn.wrap import give_backbone, own_backbone, wrap_backbone
 
 __all__ = [
+    "AdaptedLinear",
     "Backbone",
     "BackboneConfig",
     "DINOHead",
@@ -27,6 +30,7 @@ __all__ = [
     "SplitBatchNorm2d",
     "TokenTransformer",
     "Tokens",
+    "adapt",
     "any_size",
     "batch_statistics",
     "build_backbone",
@@ -34,9 +38,11 @@ __all__ = [
     "check_tokens",
     "dense_head",
     "fix_positions",
+    "freeze",
     "give_backbone",
     "idle_settings",
     "in_chunks",
+    "merge",
     "own_backbone",
     "projection_head",
     "shuffle",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
+from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.nn.recompute import Outputs, in_chunks
 from selfsup.nn.tokens import Seams, Tokens, check_tokens, sequences
@@ -37,12 +39,27 @@ class BackboneConfig(Section):
         from_: The setting ``backbone.from``: weights that training starts from, named as for ``checkpoint``: a run, a
             file, ``timm:NAME``, ``module:…``. The network is that of the run, or timm's, unless ``backbone.name`` is
             given. None is random weights.
+        freeze_epochs: Epochs at the start in which heads learn and the whole backbone stays as it is.
+        freeze: Layers and weights that always stay as they are, by their names in the network: ``conv1,bn1,layer1``,
+            ``patch_embed,blocks.[0-5]``. A name stands for all below it; ``*``, ``?`` and ``[0-5]`` are wildcards.
+            BatchNorm, dropout and drop path of a frozen layer run as in evaluation.
+        anchor: Hold the features to those of the weights that training starts from: ``cosine``, image by image, or
+            ``gram``, the similarities of the images of a batch.
+        anchor_weight: Factor of the anchor beside the method's loss.
+        adapter_rank: Train low-rank adapters (LoRA) of this rank in the linear layers of the network, such as a
+            transformer's, and nothing else of it. Checkpoints open with the adapters added to the weights.
+        adapter_alpha: α of the adapters, whose output is multiplied by α / rank; None is the rank.
 
     Raises:
-        UserError: ``kwargs.zero_init_last``, where it stood in earlier versions, contradicts ``zero_init_last``.
+        UserError: ``kwargs.zero_init_last``, where it stood in earlier versions, contradicts ``zero_init_last``; or
+            ``freeze`` or ``adapter_alpha`` does nothing beside the others.
     """
 
     section: ClassVar[str] = "backbone"
+    #: Settings that say how a network is trained, and not which one it is.
+    of_training: ClassVar[frozenset[str]] = frozenset(
+        ("from_", "freeze_epochs", "freeze", "anchor", "anchor_weight", "adapter_rank", "adapter_alpha")
+    )
 
     name: str = "resnet18"
     small_stem: bool = True
@@ -52,9 +69,19 @@ class BackboneConfig(Section):
     zero_init_last: bool | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     from_: str | None = None
+    freeze_epochs: int = setting(0, least=0)
+    freeze: list[str] = field(default_factory=list)
+    anchor: str | None = setting(None, choices=("cosine", "gram"))
+    anchor_weight: float = setting(1.0, above=0)
+    adapter_rank: int | None = setting(None, least=1)
+    adapter_alpha: float | None = setting(None, above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.freeze and self.adapter_rank is not None:
+            raise UserError("backbone.freeze: backbone.adapter_rank freezes all of the network already; leave it out.")
+        if self.adapter_alpha is not None and self.adapter_rank is None:
+            raise UserError("backbone.adapter_alpha does nothing without backbone.adapter_rank; set both.")
         if "zero_init_last" not in self.kwargs:
             return
         self.kwargs = dict(self.kwargs)
@@ -65,6 +92,12 @@ class BackboneConfig(Section):
                 "each other; leave the second out."
             )
         self.zero_init_last = said
+
+    @property
+    def network(self) -> BackboneConfig:
+        """Which network it is, without how it is trained."""
+        usual = {f.name: f for f in fields(self) if f.name not in self.of_training}
+        return BackboneConfig(**{name: getattr(self, name) for name in usual})
 
 
 class Backbone(nn.Module):
@@ -78,6 +111,9 @@ class Backbone(nn.Module):
         arguments: What ``timm.create_model`` was given to build it, beside the name and the channels.
         chunk_size: Most images that training holds activations of at a time, or None; see :meth:`save_memory`.
         recomputes: Whether the backward pass computes parts of the network again.
+        freeze_epochs: Epochs at the start of a training in which the backbone rests.
+        resting: Whether it stays as it is for now: see :meth:`rest`.
+        still: Names of the modules in it that always run as in evaluation, as their weights are frozen.
     """
 
     def __init__(
@@ -96,6 +132,25 @@ class Backbone(nn.Module):
         self.arguments: dict[str, Any] = {}
         self.chunk_size: int | None = None
         self.recomputes = False
+        self.freeze_epochs = 0
+        self.resting = False
+        self.still: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode as of any module; what is frozen, and all of a backbone that rests, runs as in evaluation."""
+        super().train(mode)
+        for name in ("",) if self.resting else self.still:
+            self.network.get_submodule(name).eval()
+        return self
+
+    def rest(self, resting: bool) -> None:
+        """Let the backbone stay as it is from now on, BatchNorm's running statistics too, or learn.
+
+        Its gradients are dropped by whoever trains it; a single process does not even compute them.
+        """
+        if resting != self.resting:
+            self.resting = resting
+            self.train(self.training)
 
     def save_memory(self, chunk_size: int | None = None, activation_checkpointing: bool = False) -> None:
         """Trade time for memory in training; whoever backpropagates wraps that in ``unchanged_statistics``.
@@ -121,6 +176,9 @@ class Backbone(nn.Module):
         self.recomputes = activation_checkpointing or chunk_size is not None
 
     def _run(self, function: Callable[..., Outputs], images: Tensor, *others: Tensor | None) -> Outputs:
+        if self.resting and world() is None:  # DDP waits for every gradient that it was promised
+            with torch.no_grad():
+                return function(images, *others)
         if self.chunk_size is None or not self.training:
             return function(images, *others)
         return in_chunks(function, images, self.chunk_size, self.network, *others)

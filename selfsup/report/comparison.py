@@ -126,9 +126,10 @@ def read_table(run_dirs: Sequence[str | Path]) -> Table:
     """Put the results of several runs in one table.
 
     A run is a folder with a ``config.yaml``, a ``results.json``, or both; baselines such as raw pixels have the second
-    alone. Of each protocol the primary number of the latest epoch is taken, on test images where there are some. The
-    columns ``seconds``, ``memory MB`` (the most that the process held of the host's memory) and ``images seen`` (with
-    repetition) are those of the training.
+    alone. The weights that a run started from have a row of their own, where they were evaluated. Of each protocol the
+    primary number of the latest epoch is taken, on test images where there are some. The columns ``seconds``,
+    ``memory MB`` (the most that the process held of the host's memory) and ``images seen`` (with repetition) are those
+    of the training.
 
     Args:
         run_dirs: Folders of the runs, or folders that hold some, such as a sweep's.
@@ -177,15 +178,15 @@ def _is_run(folder: Path) -> bool:
 def _runs_of(folder: Path, notes: list[str]) -> list[Path]:
     """Return the folder, or the runs in it where it is none; a note names what is left out."""
     if _is_run(folder):
-        return [folder]
+        return [folder, *([folder / "start"] if (folder / "start" / FILE).exists() else [])]
     inside = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    runs = [entry for entry in inside if _is_run(entry)]
+    runs = [run for entry in inside if _is_run(entry) for run in _runs_of(entry, notes)]
     if not runs:
         raise UserError(
             f"'{folder}' is not a run: it has neither config.yaml nor {FILE}, and holds no run; "
             "name the folder of a run."
         )
-    if others := [entry.name for entry in inside if entry not in runs]:
+    if others := [entry.name for entry in inside if not _is_run(entry)]:
         notes.append(f"{folder}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} no run and left out")
     return runs
 
@@ -263,8 +264,9 @@ def choice(config: Mapping[str, Any], group: str) -> str | None:
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Name each run by the end of its path, as long as it takes to tell them apart."""
+    """Name each run by the end of its path, as long as it takes to tell them apart; a start by its run, too."""
     parts = [folder.resolve().parts for folder in folders]
+    parts = [(*p[:-2], "/".join(p[-2:])) if p[-1] == "start" else p for p in parts]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfsup.eval.record import FRACTION, Record
+from selfsup.eval.record import AT_START, FRACTION, Record
 from selfsup.eval.registry import PROTOCOLS
 from selfsup.tables import console_table
 
 
 def result_table(records: Sequence[Record]) -> str:
-    """Return a table of the number to report for each protocol and metric: accuracies first, the highest at the top."""
+    """Return a table of the number to report for each protocol and metric: accuracies first, the highest at the top.
+
+    Where there are records of the weights that the training started from, a column has them.
+    """
+    before = {_key(record): record for record in _chosen([r for r in records if r.get("at") == AT_START])}
+    rows = _chosen([r for r in records if r.get("at") != AT_START]) or list(before.values())
+    rows = sorted(rows, key=lambda r: (r.unit != FRACTION, -r.value if r.unit == FRACTION else 0))
+    cells = [[_what(record), record.text(), record.split, _details(record)] for record in rows]
+    heads = ["measure", "value", "images", "how"]
+    if before and rows[0].get("at") != AT_START:
+        heads.insert(2, "at the start")
+        for record, line in zip(rows, cells, strict=True):
+            line.insert(2, before[_key(record)].text() if _key(record) in before else "–")
+    return console_table(heads, cells)
+
+
+def _key(record: Record) -> tuple[str, str, str]:
+    return record.protocol, record.metric, str(record.get("target", ""))
+
+
+def _chosen(records: Sequence[Record]) -> list[Record]:
+    """Return the record to report of each measure."""
     chosen: dict[tuple[str, str, str], Record] = {}
     for record in records:
-        key = record.protocol, record.metric, str(record.get("target", ""))
+        key = _key(record)
         if key not in chosen or _worth(record) > _worth(chosen[key]):
             chosen[key] = record
-    rows = sorted(chosen.values(), key=lambda r: (r.unit != FRACTION, -r.value if r.unit == FRACTION else 0))
-    cells = [[_what(record), record.text(), record.split, _details(record)] for record in rows]
-    return console_table(["measure", "value", "images", "how"], cells)
+    return list(chosen.values())
 
 
 def _worth(record: Record) -> tuple[bool, float]:
@@ -28,7 +47,8 @@ def _worth(record: Record) -> tuple[bool, float]:
 def record_line(record: Record) -> str:
     """Return one line that says a value, what it is of, and the fields that its protocol wants said."""
     details = _details(record)
-    return f"{_what(record):14s} {record.text():>9s}  on {record.split}{f' ({details})' if details else ''}"
+    when = ", the weights that it started from" if record.get("at") == AT_START else ""
+    return f"{_what(record):14s} {record.text():>9s}  on {record.split}{f' ({details})' if details else ''}{when}"
 
 
 def _what(record: Record) -> str:

@@ -120,6 +120,13 @@ def share_batch_norm(module: nn.Module) -> None:
 #: Every method of the package as in its tests' TINY, or in each of the ways that these list in RANKS.
 OWN = [name for name in methods if methods[name].target.__module__.startswith("selfsup.")]
 CASES = [(name, overrides) for name in OWN for overrides in written("RANKS").get(name, [[]])]
+CASES += [  # an anchor compares the views of all ranks
+    ("simclr", ["backbone.anchor=gram", "backbone.anchor_weight=3", "backbone.freeze=conv1,bn1"]),
+    ("byol", ["backbone.anchor=cosine"]),
+    ("dino", ["backbone.anchor=gram"]),
+    ("densecl", ["method.bn_groups=2", "backbone.anchor=gram"]),
+    ("simclr", ["backbone.freeze_epochs=1"]),
+]
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)

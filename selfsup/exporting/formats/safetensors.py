@@ -32,7 +32,7 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
             return loading(imports, run.timm_network(), read)
         usual = vars(BackboneConfig())
         settings = ", ".join(
-            f"{key}={value!r}" for key, value in vars(run.config).items() if value != usual[key] and key != "from_"
+            f"{key}={value!r}" for key, value in vars(run.config.network).items() if value != usual[key]
         )
         imports = ["from safetensors.torch import load_file", "from selfsup.nn import BackboneConfig, build_backbone"]
         network = f"network = build_backbone(BackboneConfig({settings}), {run.channels}).network"
