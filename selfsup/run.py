@@ -277,7 +277,7 @@ def evaluate(
     progress: bool = True,
     **settings: Any,
 ) -> list[Record]:
-    """Evaluate a network and return the records, which also go to the results of its run, if it has one.
+    """Return the records of a network, then of the weights it was trained on from (``at="start"``), and keep them.
 
     >>> selfsup.evaluate(run, ["knn"])
     >>> selfsup.evaluate(my_module, ["knn", "linear_probe"], data="cifar10")

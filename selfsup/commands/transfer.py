@@ -75,7 +75,8 @@ class TransferTable:
     """What a transfer found.
 
     Attributes:
-        records: By dataset and protocol, the number to report: the primary one where there are several.
+        records: By dataset and protocol, the number to report: the primary one where there are several. The weights
+            that the training started from, where there were some, follow as ``DATASET, at the start``.
         left_out: Datasets that could not be evaluated, and why.
         folder: Where the tables lie; each dataset's ``results.json`` and figures are in a folder of its name below.
     """
@@ -129,6 +130,7 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     """
     names = _datasets(overrides)
     from selfsup.engine.evaluation import evaluate_opened, open_evaluation
+    from selfsup.eval.record import AT_START
     from selfsup.registry import sources
 
     if names == [ALL_SMALL]:
@@ -151,11 +153,14 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
         except Exception as error:  # the records of the other datasets are not lost to the failure of one
             left_out[name] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             continue
-        records[name] = {
-            protocol: max(own, key=lambda record: bool(record.get("primary")))
-            for protocol in protocols
-            if (own := [record for record in found if record["protocol"] == protocol])
-        }
+        for row, at in ((name, None), (f"{name}, at the start", AT_START)):
+            chosen = {
+                protocol: max(own, key=lambda record: bool(record.get("primary")))
+                for protocol in protocols
+                if (own := [r for r in found if r["protocol"] == protocol and r.get("at") == at])
+            }
+            if chosen:
+                records[row] = chosen
         TransferTable(records, folder, left_out).save()  # what is found is kept, whatever follows
     if folder is None or not records:
         raise UserError(f"transfer: no dataset could be evaluated: {next(iter(left_out.values()))}")
