@@ -5,10 +5,13 @@ A benchmark is run as ``python benchmarks/NAME.py``, so that it finds this modul
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +50,21 @@ def synchronize() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def processor_seconds() -> float:
+    """Return the seconds that all cores together worked for this process and its workers, ended or at work.
+
+    Those at work are counted on Linux alone.
+    """
+    parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    total = sum(part.ru_utime + part.ru_stime for part in parts)
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError, IndexError):
+            # behind the name, which may hold anything: state and 10 numbers, then user and system time in ticks
+            fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def write(out: str | Path, name: str, rows: Sequence[Mapping[str, Any]], protocol: str) -> str:

@@ -32,7 +32,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from measure import fill, hardware, synchronize, write
+from measure import fill, hardware, processor_seconds, synchronize, write
 from setups import SETUPS, Setup
 from torch import nn
 
@@ -124,12 +124,6 @@ class Clock(pl.Callback):
         """Return what the last checkpoint of a run keeps, or None before the first."""
         file = folder / "checkpoints" / "last.ckpt"
         return None if not file.exists() else torch.load(file, weights_only=False)["callbacks"][cls.__name__]
-
-
-def processor_seconds() -> float:
-    """Return the seconds that all cores together worked for this process and for workers that have ended."""
-    parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(part.ru_utime + part.ru_stime for part in parts)
 
 
 def memory_mb() -> float:

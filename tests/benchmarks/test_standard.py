@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torchvision.io import write_jpeg
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
@@ -20,21 +18,16 @@ def standard(monkeypatch: pytest.MonkeyPatch) -> Any:
     import standard
 
     yield standard
-    for name in ("standard", "setups", "measure"):
+    for name in ("standard", "setups", "measure", "tiny_images"):
         sys.modules.pop(name, None)
 
 
 def test_a_run_goes_on_with_its_seconds_and_is_done_once(
     standard: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    draw = torch.Generator().manual_seed(0)
-    for split, count in (("train", 15), ("test", 3)):
-        for label in range(10):
-            folder = tmp_path / "cifar10" / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(0, 60, (3, 32, 32), generator=draw) + 19 * label
-                write_jpeg(pixels.to(torch.uint8), str(folder / f"{number}.jpeg"))
+    from tiny_images import write_images
+
+    write_images(tmp_path, "cifar10")
     out, run = tmp_path / "out", standard.Run("cores", "cifar10", "simclr", "selfsup", 0)
     once = standard.Clock.on_train_epoch_end
 
