@@ -5,11 +5,12 @@
     python benchmarks/gpu.py --list
     python benchmarks/gpu.py --rehearse --out DIR   the same programs on the CPU with tiny settings, in a minute or two
 
-It needs the checkout, the declared packages and, for the speedrun, Fashion-MNIST; no network. Each part is a command
-of its own with the tables it leaves in ``--out``. One that fails, takes longer than nine minutes or leaves no table is
-told with the end of its output, the others go on, and the next call takes it up again. Then ``--page`` is written anew:
-the tables between its marks, "not measured yet" for a part without one. lightly, solo-learn and stable-pretraining are
-measured where they are installed.
+It needs the checkout, the declared packages, for the speedrun Fashion-MNIST, and below ``--root`` the folders
+``cifar10/`` and ``imagenette/`` of ``standard.py``; no network. Each part is a command of its own with the tables it
+leaves in ``--out``. One that fails, takes longer than nine minutes or leaves no table is told with the end of its
+output, the others go on, and the next call takes it up again, rows of the standard table from their last epoch. Then
+``--page`` is written anew: the tables between its marks, "not measured yet" for a part without one. lightly, solo-learn
+and stable-pretraining are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from measure import fill, summary, write
+from tiny_images import write_images
 
 HERE = Path(__file__).parent
 SECONDS = 540.0
@@ -51,6 +53,7 @@ class Part:
         program: In this folder, with the arguments of every run.
         real, tiny: Further arguments on a GPU, and in a rehearsal.
         tables: Names of the tables that it leaves, as ``measure.write`` takes them; the first is always there.
+        photographs: Whether it reads the images below ``--root``.
     """
 
     title: str
@@ -58,6 +61,14 @@ class Part:
     real: tuple[str, ...]
     tiny: tuple[str, ...]
     tables: tuple[str, ...]
+    photographs: bool = False
+
+
+def row(data: str, method: str, title: str) -> Part:
+    """Return the part that makes a row of the table of ``standard.py``, our side of it."""
+    words = ("--budget", "gpu", "--data", data, "--methods", method, "--by", "selfsup", "--seeds", "0")
+    table = f"gpu/{data}/standard"
+    return Part(title, ("standard.py", *words), (), ("--rehearse",), (table,), photographs=True)
 
 
 PARTS = {
@@ -116,6 +127,20 @@ PARTS = {
         ),
         ("speedrun",),
     ),
+    "race": Part(
+        "CIFAR-10 to 80 and 90 % kNN",
+        ("speedrun.py", "--data", "cifar10_gpu", "--contenders", "selfsup", "--seeds", "0"),
+        (),
+        ("--rehearse", "--threads", "1"),
+        ("speedrun",),
+        photographs=True,
+    ),
+    "row-simclr": row("cifar10", "simclr", "CIFAR-10, 200 epochs: SimCLR"),
+    "row-moco": row("cifar10", "moco", "CIFAR-10, 200 epochs: MoCo v2"),
+    "row-byol": row("cifar10", "byol", "CIFAR-10, 200 epochs: BYOL"),
+    "row-barlow": row("cifar10", "barlow_twins", "CIFAR-10, 200 epochs: Barlow Twins"),
+    "row-imagenette": row("imagenette", "simclr", "Imagenette, 200 epochs: SimCLR"),
+    "row-dino": row("imagenette", "dino", "Imagenette, 200 epochs: DINO"),
 }
 
 
@@ -125,13 +150,14 @@ def tables(part: Part, rehearse: bool) -> list[str]:
     return [name.format(device=device, width=width) for name in part.tables]
 
 
-def command(name: str, out: Path, rehearse: bool) -> list[str]:
+def command(name: str, out: Path, rehearse: bool, root: Path = Path("data")) -> list[str]:
     """Return what a part runs."""
     part = PARTS[name]
     program, *more = part.program
     return [
         *(sys.executable, str(HERE / program), *more),
         *(part.tiny if rehearse else part.real),
+        *(("--root", str(out / "images" if rehearse else root)) if part.photographs else ()),
         *("--out", str(out / name)),
     ]
 
@@ -141,17 +167,29 @@ def is_there(name: str, out: Path, rehearse: bool) -> bool:
     return all((out / name / f"{table}.json").exists() for table in tables(PARTS[name], rehearse))
 
 
-def run(name: str, out: Path, rehearse: bool, seconds: float = SECONDS) -> str | None:
-    """Run a part; return None, or in a sentence why it has no result."""
+def forget(name: str, out: Path, rehearse: bool) -> None:
+    """Remove the tables of a part; what its program goes on from stays."""
     for table in tables(PARTS[name], rehearse):
         (out / name / f"{table}.json").unlink(missing_ok=True)
+
+
+def run(name: str, out: Path, rehearse: bool, seconds: float = SECONDS, root: Path = Path("data")) -> str | None:
+    """Run a part; return None, or in a sentence why it has no result."""
+    forget(name, out, rehearse)
     (out / name).mkdir(parents=True, exist_ok=True)
+    if rehearse and PARTS[name].photographs and not (out / "images").exists():
+        write_images(out / "images", "cifar10")
+        write_images(out / "images", "imagenette", size=(40, 52))
     log, start = out / name / "log.txt", time.perf_counter()
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""} if rehearse else dict(os.environ)
     with log.open("w") as file:
         # a session of its own, so that its workers end with it
         process = subprocess.Popen(
-            command(name, out, rehearse), stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command(name, out, rehearse, root),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
         try:
             code: int | None = process.wait(seconds)
@@ -164,6 +202,7 @@ def run(name: str, out: Path, rehearse: bool, seconds: float = SECONDS) -> str |
     print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     if code == 0 and is_there(name, out, rehearse):
         return None
+    forget(name, out, rehearse)  # a program that failed may have left some
     how = f"took longer than {seconds:.0f} s" if code is None else f"ended with code {code}"
     if code == 0:
         how = "left no table"
@@ -253,6 +292,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the parts with their commands and stop")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny settings")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder with cifar10/ and imagenette/")
     parser.add_argument("--page", type=Path, help="written anew; docs/gpu.md, and none in a rehearsal")
     parser.add_argument("--work", choices=["tests", "ways", *WAYS], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -268,14 +308,16 @@ def main() -> None:
     if options.list:
         for name in PARTS:
             state = "there" if is_there(name, options.out, options.rehearse) else "missing"
-            print(f"{name} ({state}): {' '.join(command(name, options.out, options.rehearse))}")
+            print(f"{name} ({state}): {' '.join(command(name, options.out, options.rehearse, options.root))}")
         return
     if not options.rehearse and not torch.cuda.is_available():
         raise SystemExit(
             "There is no GPU that torch can use; --rehearse runs every part on the CPU with tiny settings."
         )
     missing = [name for name in PARTS if not is_there(name, options.out, options.rehearse)]
-    failed = [why for name in options.parts or missing if (why := run(name, options.out, options.rehearse))]
+    failed = [
+        why for name in options.parts or missing if (why := run(name, options.out, options.rehearse, root=options.root))
+    ]
     written = options.page or (None if options.rehearse else HERE.parent / "docs" / "gpu.md")
     if written:
         page(written, options.out, options.rehearse)

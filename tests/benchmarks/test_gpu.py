@@ -20,7 +20,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     import gpu
 
     yield gpu
-    for name in ("gpu", "measure"):
+    for name in ("gpu", "measure", "tiny_images"):
         sys.modules.pop(name, None)
 
 
@@ -124,7 +124,17 @@ def test_the_arguments_of_every_part_are_taken(gpu: Any) -> None:
         "neighbours",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("tests", "views", "steps", "ways", "memory", "speedrun")
+            for name in (
+                "tests",
+                "views",
+                "steps",
+                "ways",
+                "memory",
+                "speedrun",
+                "race",
+                "row-simclr",
+                "row-imagenette",
+            )
         ),
     ],
 )
