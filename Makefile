@@ -49,6 +49,7 @@ bench: $(INSTALLED) $(RIVALS)
 	$(BENCH)/data.py --folder runs/photographs --delete
 	$(BENCH)/neighbours.py
 	$(BENCH)/neighbours.py --memory
+	$(BENCH)/neighbours.py --kmeans
 	$(BENCH)/evaluation.py probe
 	$(BENCH)/evaluation.py extraction
 	$(BENCH)/collectives.py

@@ -2,13 +2,15 @@
 
     python benchmarks/neighbours.py [--threads 2] [--repeats 5]
     python benchmarks/neighbours.py --memory
+    python benchmarks/neighbours.py --kmeans
 
 The first prints a Markdown table and saves it in ``--out``: ours, lightly's, faiss's exact search, and the matrix
 product alone, without which none can do. Each row has the seconds (median and range of alternating repeats) and the
 least processor seconds of a repeat, which other programs on the machine hardly change; the ratios are those of the
 latter on a CPU, and of the median seconds where faiss searches on a GPU. The accuracies have to agree. lightly
 is measured where it is installed. All start from the same features in memory and normalise them. The second prints the
-memory that a search of 500,000 features takes beside them.
+memory that a search of 500,000 features takes beside them. The third times spherical k-means, one start of 20
+iterations, ours beside faiss's: both begin at the same rows, and the objectives have to agree.
 """
 
 from __future__ import annotations
@@ -123,6 +125,52 @@ def compare(repeats: int, bank: int, queries: int, out: str) -> None:
     print(measure.write(out, "neighbours", rows, protocol))
 
 
+def kmeans(repeats: int, count: int, out: str) -> None:
+    """Time k-means with 10 and 100 clusters by torch and by faiss in turn, print the table and save it."""
+    import faiss
+
+    from selfsup.eval.kmeans import lloyd
+
+    iterations, rows = 20, []
+    for clusters in (10, 100):
+        features = F.normalize(made_features(min(count, 1024 * clusters), 0).features, dim=1)
+        objectives: dict[str, float] = {}
+        busy: dict[str, list[float]] = {"torch": [], "faiss": []}
+
+        def by_torch(features: torch.Tensor = features, clusters: int = clusters) -> float:
+            return lloyd(features, clusters, iterations, 1, len(features))[1]
+
+        def by_faiss(features: torch.Tensor = features, clusters: int = clusters) -> float:
+            settings = {"niter": iterations, "seed": 1, "spherical": True, "max_points_per_centroid": 1024}
+            return float(faiss.Kmeans(DIM, clusters, **settings).train(features.numpy()))
+
+        def timed(
+            name: str, call: Callable[[], float], busy: Any = busy, found: Any = objectives
+        ) -> Callable[[], None]:
+            def run() -> None:
+                start = time.process_time()
+                found[name] = call()
+                busy[name].append(time.process_time() - start)
+
+            return run
+
+        seconds = measure.alternate({"torch": timed("torch", by_torch), "faiss": timed("faiss", by_faiss)}, repeats)
+        for name, values in seconds.items():
+            median, low, high = measure.summary(values)
+            row: dict[str, Any] = {"clusters": clusters, "by": name, "features": f"{len(features):,}"}
+            row |= {
+                "seconds": f"{median:.2f} ({low:.2f} to {high:.2f})",
+                "processor seconds": round(min(busy[name]), 2),
+            }
+            row |= {"times torch": min(busy[name]) / min(busy["torch"]), "objective": f"{objectives[name]:.1f}"}
+            rows.append(row)
+    protocol = (
+        f"Spherical k-means of features of {DIM} dimensions, one start of {iterations} iterations from the same rows; "
+        f"{repeats} alternating repeats, the least processor seconds of them."
+    )
+    print(measure.write(out, "kmeans", rows, protocol))
+
+
 def memory(bank: int, queries: int) -> None:
     """Print how much the peak of the memory rises while a bank is searched."""
     features = torch.empty(bank, DIM).normal_(generator=torch.Generator().manual_seed(0))
@@ -150,6 +198,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--out", default="benchmarks/results", help="folder for the JSON and the Markdown file")
     parser.add_argument("--memory", action="store_true", help="measure memory in place of time")
+    parser.add_argument("--kmeans", action="store_true", help="measure k-means")
     arguments = parser.parse_args()
     import faiss
 
@@ -157,6 +206,8 @@ def main() -> None:
     faiss.omp_set_num_threads(arguments.threads)
     if arguments.memory:
         memory(arguments.bank or 500_000, arguments.queries)
+    elif arguments.kmeans:
+        kmeans(arguments.repeats, arguments.bank or 60_000, arguments.out)
     else:
         compare(arguments.repeats, arguments.bank or 60_000, arguments.queries, arguments.out)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 from selfsup.bars import progress_bar
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths, known_labels, unit_rows
+from selfsup.eval.kmeans import lloyd
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
@@ -98,10 +97,10 @@ def clustering(
 
 
 def spherical_kmeans(features: Tensor, clusters: int, *, seed: int = 0, progress: bool = True) -> Tensor:
-    """Return the centroids, float32 ``[K,D]`` of length 1, that faiss finds for the L2-normalised features.
+    """Return the centroids, float32 ``[K,D]`` of length 1, that k-means finds for the L2-normalised features.
 
     The best of five starts by the objective ``Σ_i max_k u_i · c_k``, 50 iterations each, on at most 1,024 features a
-    cluster.
+    cluster. Computed by torch, on the GPU where there is one; starts are those of faiss (``selfsup.eval.kmeans``).
 
     Args:
         features: float ``[N,D]``.
@@ -119,29 +118,19 @@ def spherical_kmeans(features: Tensor, clusters: int, *, seed: int = 0, progress
             f"eval.clustering.clusters: {clusters} clusters cannot be made of {len(features)} images; "
             "set it between 1 and the number of images."
         )
-    import faiss
-
-    rows = unit_rows(features).numpy()
+    rows = unit_rows(features)
     if not rows.any():
         raise ValueError("spherical_kmeans: features are all zero and have no direction.")
-    best: tuple[float, Any] | None = None
+    if torch.cuda.is_available():
+        rows = rows.cuda()
+    best: tuple[float, Tensor] | None = None
     for restart in progress_bar(range(RESTARTS), desc="k-means", unit="start", delay=2, disable=not progress):
-        kmeans: Any = faiss.Kmeans(
-            rows.shape[1],
-            clusters,
-            niter=ITERATIONS,
-            seed=1 + RESTARTS * seed + restart,
-            spherical=True,
-            gpu=faiss.get_num_gpus() > 0,
-            min_points_per_centroid=1,
-            max_points_per_centroid=POINTS_PER_CLUSTER,
-        )
-        kmeans.train(rows)
-        objective = float(kmeans.obj[-1])
+        start = 1 + RESTARTS * seed + restart
+        centroids, objective = lloyd(rows, clusters, ITERATIONS, start, POINTS_PER_CLUSTER * clusters)
         if best is None or objective > best[0]:
-            best = objective, np.array(kmeans.centroids)
+            best = objective, centroids
     assert best is not None
-    return torch.from_numpy(best[1])
+    return best[1].cpu()
 
 
 def agreement(assignment: Tensor, labels: Tensor, clusters: int) -> ClusteringResult:
