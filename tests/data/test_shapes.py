@@ -233,3 +233,35 @@ def test_growing_a_split_keeps_its_first_scenes():
 def test_impossible_settings(change):
     with pytest.raises(UserError, match=next(iter(change))):
         load_splits(ShapesConfig(**{"train_size": 20, "test_size": 20, **change}))
+
+
+def test_only_what_is_read_is_drawn_and_its_pixels_are_those_of_the_whole(monkeypatch):
+    drawn = []
+    plain = shapes.draw_scenes
+
+    def watched(index, *how):
+        drawn.append(index)
+        return plain(index, *how)
+
+    monkeypatch.setattr(shapes, "draw_scenes", watched)
+    settings = {"train_size": 90, "test_size": 20, "seed": 11}
+    splits = load_splits(ShapesConfig(limit=13, **settings))
+    whole = load_splits(ShapesConfig(**settings)).train
+    assert not drawn, "no image was read"
+    assert splits.pretrain.read_masks(torch.arange(0)).shape == (0, 32, 32)
+    assert not drawn
+    images = splits.pretrain.read(torch.tensor([3, 5]))
+    assert sorted(torch.cat(drawn).tolist()) == splits.pretrain.index.sort().values.tolist()
+    expected, labels, masks = plain(splits.pretrain.index, 11, 32)
+    assert torch.equal(images, expected[[3, 5]])
+    assert torch.equal(splits.pretrain.labels, labels)
+    everything = torch.arange(len(whole))
+    place = {number: at for at, number in enumerate(whole.index.tolist())}
+    at = torch.tensor([place[number] for number in splits.pretrain.index.tolist()])
+    assert torch.equal(whole.read(everything)[at], expected)
+    assert torch.equal(whole.read_masks(everything)[at], masks)
+    assert sum(map(len, drawn)) == len(whole), "what was there was drawn again"
+    moved = load_splits(ShapesConfig(limit=5, **{**settings, "seed": 12})).train.on(torch.device("cpu"))
+    assert torch.equal(moved.read(torch.arange(5)), plain(moved.index, 12, 32)[0])
+    unlabelled = load_splits(ShapesConfig(limit=5, labelled=False, **settings)).train
+    assert unlabelled.labels is None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from selfsup.bars import progress_bar
 from selfsup.data.base import DataConfig, SourceSplits
+from selfsup.data.drawn import Canvas, DrawnDataset
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.random import fold_in, uniform
@@ -59,8 +60,8 @@ def shapes(config: ShapesConfig) -> SourceSplits:
     """Ten drawn shapes over clutter, with masks; any size from 32 pixels, nothing to download."""
 
     def split(name: str, start: int, count: int) -> ResidentDataset:
-        images, labels, masks = _drawn(start, count, config.seed, config.image_size, config.objects)
-        return ResidentDataset(images, labels, config.facts(name, classes=CLASSES), masks=masks)
+        canvas = _canvas(start, count, config.seed, config.image_size, config.objects)
+        return DrawnDataset(canvas, config.facts(name, classes=CLASSES))
 
     if not isinstance(config.image_size, int):
         raise UserError(f"data.image_size is {config.image_size}; shapes are drawn as squares, of one side.")
@@ -73,9 +74,15 @@ def shapes(config: ShapesConfig) -> SourceSplits:
 
 
 @lru_cache(maxsize=4)
-def _drawn(start: int, count: int, seed: int, size: int, objects: int) -> tuple[Tensor, Tensor, Tensor]:
+def _canvas(start: int, count: int, seed: int, size: int, objects: int) -> Canvas:
     """Keep what was drawn last: a process that trains and then evaluates wants the same scenes again."""
-    return draw_scenes(torch.arange(start, start + count), seed, size, objects)
+    index = torch.arange(start, start + count)
+
+    def draw(rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, _, masks = draw_scenes(index[rows], seed, size, objects)
+        return images, masks
+
+    return Canvas(_labels(_Dice(index, seed)), size, draw)
 
 
 def draw_scenes(index: Tensor, seed: int, size: int, objects: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,11 +144,16 @@ def _draw(index: Tensor, seed: int, size: int, objects: int) -> tuple[Tensor, Te
     return (image.clamp(0, 1) * 255 + 0.5).to(torch.uint8), front.labels, masks.to(torch.uint8)
 
 
+def _labels(dice: _Dice) -> Tensor:
+    """Return the class of one object of each image, the first roll of its dice."""
+    return dice.uniform(0, len(CLASSES)).long()
+
+
 class _Pose:
     """Class, size, turn and place of one object of each image."""
 
     def __init__(self, dice: _Dice, objects: int) -> None:
-        self.labels = dice.uniform(0, len(CLASSES)).long()
+        self.labels = _labels(dice)
         self.radius = dice.uniform(0.24, 0.425) / math.sqrt(objects)
         self.turn = dice.uniform(0, 2 * math.pi)
         room = (0.5 - self.radius) + 0.1
