@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from selfsup.data.form import Form
 from selfsup.data.found import Found
 from selfsup.data.membership import Membership
 from selfsup.data.targets import Targets
@@ -99,6 +100,7 @@ class ImageDataset(ABC):
         index: int64 ``[N]`` on the CPU: the stable position of each image in its source split.
         keys: int64 ``[N]`` on the CPU: which image each is, whatever lies beside it (``selfsup.data.membership``); None
             for a source of fixed content, whose images are known by their index.
+        form: What files or shards are read as; None where the images come from elsewhere.
         resident: Whether the images are in memory, so that reading needs no worker processes.
         cached: Whether they are read from a cache of pixels, for which one thread is enough.
     """
@@ -108,6 +110,7 @@ class ImageDataset(ABC):
     index: Tensor
     keys: Tensor | None = None
     targets: Targets | None = None
+    form: Form | None = None
     resident: bool = True
     cached: bool = False
 

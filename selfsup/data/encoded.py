@@ -123,6 +123,7 @@ class EncodedDataset(ImageDataset):
         keys: int64 ``[N]``, which image each is (``selfsup.data.membership``), or None.
     """
 
+    form: Form
     resident = False
 
     def __init__(
@@ -298,7 +299,7 @@ class EncodedDataset(ImageDataset):
             rows=self.index[taken.sort().values],
             keys=None if self.keys is None else _spread(self.keys, self.index, total),
         )
-        part.targets = self.targets
+        part.targets, part.form = self.targets, self.form
         return part
 
     def decode_all(self) -> ImageDataset:

@@ -1,5 +1,6 @@
 """Out-of-distribution detection against loops over pairs, and closed forms."""
 
+import numpy as np
 import pytest
 import torch
 from measuring import evaluate
@@ -7,6 +8,8 @@ from PIL import Image
 from tiny import resident
 
 from selfsup.data.base import Splits
+from selfsup.data.sources.image_folder import ImageFolderConfig
+from selfsup.data.splits import load_splits
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, eval_config
 from selfsup.eval.protocols.ood import auroc, false_positives, ood_scores
@@ -74,3 +77,33 @@ def test_a_folder_of_bright_images_is_told_from_dark_ones(tmp_path):
     for name, message in ((None, "is not set"), ("svnh", "neither a source nor a folder. Did you mean 'svhn'")):
         with pytest.raises(UserError, match=message):
             evaluate(Unused(), splits, eval_config(ood={"data": name}), ["ood"])
+
+
+def test_the_other_files_are_read_as_those_of_the_run(tmp_path):
+    draw = np.random.default_rng(0)
+    for folder, count in (("own/train", 12), ("own/test", 4), ("deep", 5)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(count):
+            values = draw.uniform(0, 4095, (2, 8, 8)).astype(np.float32)
+            np.save(tmp_path / folder / f"{number}.npy", values)
+    for number in range(5):  # the other images are training images again, at no distance from them
+        np.save(tmp_path / "deep" / f"{number}.npy", np.load(tmp_path / "own" / "train" / f"{number}.npy"))
+    given = {"image_size": 8, "value_range": [0, 4095], "holdout": 0.0, "mean": [0.4, 0.5], "std": [0.2, 0.3]}
+    splits = load_splits(ImageFolderConfig(root=str(tmp_path / "own"), **given))
+    assert splits.train.form.value_range == (0, 4095)
+    records = evaluate(
+        None, splits, eval_config(ood={"data": str(tmp_path / "deep"), "k": [1]}, figures=False), ["ood"]
+    )
+    assert (records[0].metric, records[0].value) == ("auroc", 0.0)
+
+
+def test_colour_files_become_grey_beside_a_run_of_one_channel(tmp_path):
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (30, 1, 6, 6), generator=draw).to(torch.uint8)
+    data = resident(images, name="grey", image_size=6, normalization=Normalization((0.3,), (0.2,)))
+    part = torch.arange(30).split([20, 2, 8])
+    splits = Splits(data.subset(part[0]), data.subset(part[0]), data.subset(part[1]), data.subset(part[2]))
+    for number in range(3):
+        Image.effect_noise((6, 6), 60).convert("RGB").save(tmp_path / f"{number}.png")
+    records = evaluate(None, splits, eval_config(ood={"data": str(tmp_path), "k": [1]}, figures=False), ["ood"])
+    assert records[0]["other_images"] == 3

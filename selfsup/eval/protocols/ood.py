@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from selfsup.data.base import ImageDataset
+from selfsup.data.encoded import EncodedConfig
 from selfsup.data.splits import load_splits
 from selfsup.errors import UserError
 from selfsup.eval.features import FeatureSet, check_finite, check_widths
@@ -58,7 +59,11 @@ def evaluate(subject: Subject, settings: OodSettings) -> Iterator[Record]:
 
 
 def _other(subject: Subject, settings: OodSettings) -> ImageDataset:
-    """Return the images of the other source: its test images, or all of its images where it has no test images."""
+    """Return the images of the other source: its test images, or all of its images where it has no test images.
+
+    Files are read as those of the run are: their channels, depth and range of values (``data.channels``,
+    ``data.depth``, ``data.value_range``).
+    """
     if settings.data is None:
         raise UserError("eval.ood.data is not set; set it to a source (svhn) or a folder of images.")
     folder = Path(settings.data).expanduser()
@@ -74,8 +79,14 @@ def _other(subject: Subject, settings: OodSettings) -> ImageDataset:
         raise UserError(
             f"eval.ood.data: {settings.data} is neither a source nor a folder.{nearest(settings.data, list(sources))}"
         )
-    config = sources[name].config(**given)
-    if len(own.normalization.mean) == len(config.mean):
+    kind = sources[name].config
+    if issubclass(kind, EncodedConfig):  # the network sees the other files as it saw its own
+        given |= {"channels": own.channels}
+        if own.form is not None:
+            given |= {"depth": own.form.depth, "channel_axis": own.form.channel_axis}
+            given |= {"value_range": None if own.form.value_range is None else list(own.form.value_range)}
+    config = kind(**given)
+    if len(own.normalization.mean) == len(config.mean) or issubclass(kind, EncodedConfig):
         config.mean, config.std = list(own.normalization.mean), list(own.normalization.std)
     splits = load_splits(config)
     images = splits.pretrain if splits.test is None else splits.test
