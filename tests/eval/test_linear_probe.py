@@ -7,7 +7,7 @@ from torch import nn
 
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet, linear_probe
-from selfsup.eval.protocols.linear_probe import train_classifiers
+from selfsup.eval.linear import train_classifiers
 
 
 def set_of(features, labels):

@@ -33,8 +33,9 @@ from selfsup.eval import (
     ridge_probe,
 )
 from selfsup.eval.protocols import linear_probe as linear_probe_file
-from selfsup.eval.protocols.fine_tune import Classifier, layer_groups
+from selfsup.eval.protocols.fine_tune import Classifier
 from selfsup.eval.published import build_probe_optimizer, linear_layer, schedule_factor
+from selfsup.eval.tuning import layer_groups
 from selfsup.nn import BackboneConfig, build_backbone
 from selfsup.types import Normalization
 

@@ -15,7 +15,7 @@ from selfsup.errors import UserError
 from selfsup.eval.corrupting import CORRUPTIONS, STRENGTHS, corrupt
 from selfsup.eval.cropping import crop_centre
 from selfsup.eval.features import FeatureSet, known_labels
-from selfsup.eval.protocols.linear_probe import linear_probe
+from selfsup.eval.linear import linear_probe
 from selfsup.eval.record import FRACTION, Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, evenly

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,10 +23,9 @@ from selfsup.eval.published import CROP_AND_FLIP, CROP_AND_FLIP_WORDS, augmented
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject
+from selfsup.eval.tuning import layer_groups, warm_cosine
 from selfsup.ragged import Images
 from selfsup.settings import setting
-
-WARM_UP = 0.1  # share of the steps over which the learning rate rises
 
 
 @dataclass
@@ -197,7 +193,7 @@ def fine_tune(
             optimizer = torch.optim.AdamW(
                 layer_groups(network, rate, settings.layer_decay, settings.weight_decay), lr=rate
             )
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: _factor(t, steps))
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: warm_cosine(t, steps))
             for epoch in range(epochs):
                 for images, targets in _epoch(replace(inside, network=network), train, classes, seed, epoch):
                     optimizer.zero_grad()
@@ -230,49 +226,6 @@ def fine_tune(
     )
 
 
-def layer_depths(network: nn.Module) -> dict[str, int]:
-    """Number the layers of a network from the images on: the layer of each parameter, from 0, by the parameter's name.
-
-    timm networks say what their layers are (a block is one). Elsewhere a weight begins a layer, and the biases and
-    scales that follow belong to it.
-    """
-    matcher: Any = getattr(network, "group_matcher", None)
-    if matcher is not None:
-        named = dict(group_parameters(network, matcher(coarse=False), reverse=True))
-        rank = {layer: place for place, layer in enumerate(sorted(set(named.values())))}
-        return {name: rank[named[name]] for name, _ in network.named_parameters()}
-    depth, found = -1, {}
-    for name, parameter in network.named_parameters():
-        depth += parameter.ndim > 1 or depth < 0
-        found[name] = depth
-    return found
-
-
-def layer_groups(
-    network: Classifier, learning_rate: float, layer_decay: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Return the parameter groups of an optimiser: ``learning_rate · layer_decay^(L - l)`` for layer ``l`` of ``L``.
-
-    The classifier has the learning rate itself; the layer below it is ``L - 1``.
-    """
-    inner: nn.Module = getattr(network.backbone, "network", network.backbone)
-    depths = layer_depths(inner)
-    layers = 1 + max(depths.values(), default=-1)
-    inside = {id(parameter): depths[name] for name, parameter in inner.named_parameters()}
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((inside.get(id(parameter), layers), parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rate * layer_decay ** (layers - layer),
-            "weight_decay": weight_decay if decayed else 0.0,
-        }
-        for (layer, decayed), parameters in groups.items()
-    ]
-
-
 def _epoch(
     encoder: Encoder, train: ImageDataset, classes: Tensor, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -294,11 +247,6 @@ def _batches(count: int, batch_size: int) -> list[int]:
     """Return the sizes of the batches of an epoch, without a last one of a single image."""
     sizes = [min(batch_size, count - begin) for begin in range(0, count, batch_size)]
     return sizes[:-1] if sizes[-1] == 1 else sizes
-
-
-def _factor(step: int, steps: int) -> float:
-    warm = max(1, round(WARM_UP * steps))
-    return min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _width(encoder: Encoder, dataset: ImageDataset) -> int:
