@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from selfsup.eval.feature_choices import ChosenFeatures
     from selfsup.eval.features import FeatureSet
     from selfsup.eval.kernel_alignment import CkaTable, cka
+    from selfsup.eval.linear import linear_probe
     from selfsup.eval.neighbours import recall_of, search, search_others
     from selfsup.eval.patches import PatchMatches, retrieve_patches
     from selfsup.eval.pixels import segment
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from selfsup.eval.protocols.clustering import ClusteringResult, clustering
     from selfsup.eval.protocols.few_shot import FewShotResult, few_shot
     from selfsup.eval.protocols.fine_tune import FineTuneResult, FineTuneSettings, fine_tune
-    from selfsup.eval.protocols.linear_probe import linear_probe
     from selfsup.eval.protocols.logistic import logistic_probe
     from selfsup.eval.protocols.multilabel_knn import MultiLabelResult, knn_multilabel
     from selfsup.eval.protocols.multilabel_probe import MultilabelProbeResult, multilabel_probe
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from selfsup.eval.protocols.retrieval import RetrievalResult, retrieval
     from selfsup.eval.protocols.ridge import ridge_probe
     from selfsup.eval.protocols.segmentation import SegmentationResult, SegmentationSettings, segmentation_probe
+    from selfsup.eval.protocols.segmentation_fine_tune import (
+        SegmentationFineTuneResult,
+        SegmentationFineTuneSettings,
+        segmentation_fine_tune,
+    )
     from selfsup.eval.protocols.segmentation_knn import (
         CellBank,
         SegmentationKnnResult,
@@ -68,6 +73,8 @@ __all__ = [
     "Record",
     "RegressionResult",
     "RetrievalResult",
+    "SegmentationFineTuneResult",
+    "SegmentationFineTuneSettings",
     "SegmentationKnnResult",
     "SegmentationKnnSettings",
     "SegmentationResult",
@@ -108,6 +115,7 @@ __all__ = [
     "search",
     "search_others",
     "segment",
+    "segmentation_fine_tune",
     "segmentation_knn",
     "segmentation_probe",
     "with_targets",

@@ -18,7 +18,6 @@ from selfsup.errors import UserError
 from selfsup.eval.cropping import crop_centre
 from selfsup.eval.encoder import Encoder
 from selfsup.eval.shown import Panels
-from selfsup.types import size_words
 from selfsup.unit_range import shown_channels
 
 IGNORED = 255  # in a mask: no class is said of this pixel, as on the outlines of PASCAL VOC
@@ -35,7 +34,7 @@ class PixelPredictor(Protocol):
 
 @contextmanager
 def masked_maps(encoder: Encoder, dataset: ImageDataset) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Give the feature maps float32 ``[n,D,h,w]`` and masks uint8 ``[n,S,S]`` of every image, in order."""
+    """Give the feature maps float32 ``[n,D,h,w]`` and masks uint8 ``[n,h,w]`` of every image, in order."""
 
     def masks(index: Tensor) -> Tensor:
         stored = dataset.read_masks(torch.isin(dataset.index, index).nonzero().flatten())
@@ -48,7 +47,7 @@ def masked_maps(encoder: Encoder, dataset: ImageDataset) -> Iterator[Iterator[tu
 
 
 def segment(encoder: Encoder, classifier: PixelPredictor, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
-    """Return predicted and true masks, int64 ``[N,S,S]``, at the resolution of the evaluation crop.
+    """Return predicted and true masks, int64 ``[N,h,w]``, at the resolution of the evaluation crop.
 
     The true ones may hold ``IGNORED``.
     """
@@ -103,11 +102,6 @@ def intersection_over_union(matrix: Tensor) -> dict[int, float]:
 def check_dense(encoder: Encoder, dataset: ImageDataset) -> None:
     """Raise a UserError unless the images have masks and the network gives maps."""
     obstacle = None
-    if not isinstance(dataset.image_size, int):
-        raise UserError(
-            f"segmentation: data.image_size is {size_words(dataset.image_size)}, and masks are kept of central "
-            "squares; set one side."
-        )
     if dataset.read_masks(torch.arange(0)) is None:
         obstacle = f"'{dataset.name}' has no masks"
     elif encoder.network is not None and not hasattr(encoder.network, "forward_dense"):

@@ -13,6 +13,8 @@ from selfsup.config import from_values, load_config
 from selfsup.data import FileDataset, TrainLoader, eval_batches, load_splits
 from selfsup.data.decode import decode_image, shape_of
 from selfsup.data.encoded import Decoding
+from selfsup.eval.encoder import Encoder
+from selfsup.eval.pixels import masked_maps
 from selfsup.functional import location_grid
 from selfsup.ragged import Images, unpack
 from selfsup.types import ImageFacts, Normalization
@@ -166,6 +168,38 @@ def test_masks_lie_on_the_squares_of_their_images(tmp_path):
         for part, side in zip(difference, (70, 90, 120), strict=True):
             assert part.abs().max() <= 0.5 * 255 / 33 + 2
             assert part.float().mean().abs() < 0.25 * 255 / side
+
+
+def test_masks_lie_on_whole_frames_where_a_rectangle_is_evaluated(tmp_path):
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / name).mkdir(parents=True)
+    shapes = [(48, 64), (96, 128), (90, 41), (60, 131)]  # two of the aspect, a high one, a wide one
+    for number, (height, width) in enumerate(shapes):
+        both = ramp(height, width)
+        Image.fromarray(both).save(tmp_path / "JPEGImages" / f"{number}.png")
+        Image.fromarray(both[:, :, number % 2]).save(tmp_path / "SegmentationClass" / f"{number}.png")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n3\n")
+    for limit, resize in ((0, None), (10, None), (10, 30)):
+        settings = ["data=voc", f"data.root={tmp_path}", "data.test_list=null", "data.image_size=[24,32]"]
+        more = ["data.source_size=36", "data.holdout=0", f"data.resident_limit_mb={limit}"]
+        train = load_splits(load_config([*settings, *more]).data).train
+        assert train.read_masks(torch.arange(4)).shape == (4, 36, 48)
+        encoder = Encoder(None, batch_size=4, progress=False, resize=resize)
+        with masked_maps(encoder, train) as batches:
+            ((maps, masks),) = batches
+        assert (maps.shape[2:], masks.shape) == ((24, 32), (4, 24, 32))
+        share = 1.0 if resize is None else 24 / 30
+        for number, (shape, picture, mask) in enumerate(zip(shapes, maps, masks, strict=True)):
+            difference = 255 * picture[number % 2] - mask.float()
+            side, cells = shape[1 - number % 2], (32, 24)[number % 2]
+            assert difference.mean().abs() < 0.3 * 255 / side + 1
+            assert difference.abs().max() <= 255 * share / cells + 255 / side + 2
+        # nothing of a frame of the aspect is cut
+        assert mask_reach(masks[0]) == pytest.approx(255 * share, abs=14)
+
+
+def mask_reach(mask):
+    return float(mask.max()) - float(mask.min())
 
 
 def test_runs_that_saved_no_such_setting_go_on_with_central_squares(tmp_path):

@@ -23,8 +23,9 @@ from selfsup.data.location import data_root, from_torchvision, missing
 from selfsup.data.membership import name_keys
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
+from selfsup.ragged import covering
 from selfsup.registry import sources
-from selfsup.types import ImageFacts
+from selfsup.types import ImageFacts, Size, as_size, height_width
 
 CLASSES = (
     "aeroplane",
@@ -85,15 +86,17 @@ class VocDataset(FileDataset):
         self.masks = masks
 
     def read_masks(self, positions: Tensor) -> Tensor:
-        """Return masks uint8 ``[n,S,S]`` of the central squares of the images as they are stored.
+        """Return masks uint8 ``[n,h,w]`` of the central squares of the images as they are stored.
+
+        With a rectangular ``image_size`` they are of the middle in its aspect: of whole frames where that is theirs.
 
         Raises:
             UserError: A mask is missing, damaged, no image of class numbers, or not of its image's size.
         """
-        size = self.source_size
-        found = torch.zeros(len(positions), size, size, dtype=torch.uint8)
+        shape = _mask_shape(self.image_size, self.source_size)
+        found = torch.zeros(len(positions), *shape, dtype=torch.uint8)
         for slot, position in enumerate(positions.tolist()):
-            found[slot] = _read_mask(self.path(position), self.masks, size, self.max_aspect)
+            found[slot] = _read_mask(self.path(position), self.masks, shape, self.max_aspect)
         return found
 
     def decode_all(self) -> ResidentDataset:
@@ -129,7 +132,8 @@ def voc(config: VocConfig) -> SourceSplits:
     }
     aspect = mean_aspect(typical_shapes(list(parts.values())), config.max_aspect)
     source_size = side_of_source(config.source_size, config.image_size)
-    needed = sum(map(len, parts.values())) * (3 * aspect + 1) * source_size**2  # three channels, and the mask's square
+    height, width = _mask_shape(as_size(config.image_size), source_size)
+    needed = sum(map(len, parts.values())) * (3 * aspect * source_size**2 + height * width)  # three channels, and masks
 
     def split(name: str) -> ImageDataset:
         images = parts[name]
@@ -194,8 +198,15 @@ def _names(folder: Path, which: str, files: dict[str, str]) -> list[str]:
     return [files[stem] for stem in stems]
 
 
-def _read_mask(image: Path, masks: Path, size: int, max_aspect: float) -> Tensor:
-    """Return the mask of the middle ``size`` × ``size`` pixels that are stored of an image."""
+def _mask_shape(size: Size, source_size: int) -> tuple[int, int]:
+    """Return height and width of masks: those of the images that evaluation sees, the shorter side ``source_size``."""
+    height, width = height_width(size)
+    short = min(height, width)
+    return round(height * source_size / short), round(width * source_size / short)
+
+
+def _read_mask(image: Path, masks: Path, shape: tuple[int, int], max_aspect: float) -> Tensor:
+    """Return the mask of the middle of what is stored of an image, brought to cover a shape."""
     path = masks / f"{image.stem}.png"
     try:
         with Image.open(path) as file:
@@ -213,9 +224,13 @@ def _read_mask(image: Path, masks: Path, size: int, max_aspect: float) -> Tensor
             f"{path} has {mask.width} × {mask.height} pixels and its image {width} × {height}; they must agree."
         )
     top, left, height, width = middle(mask.height, mask.width, max_aspect)
-    stored_height, stored_width = shape_for(mask.height, mask.width, size, max_aspect)
-    scale_x, scale_y = width / stored_width, height / stored_height
-    left_most, upper = left + (stored_width - size) // 2 * scale_x, top + (stored_height - size) // 2 * scale_y
-    box = (left_most, upper, left_most + size * scale_x, upper + size * scale_y)
-    square = mask.resize((size, size), Image.Resampling.NEAREST, box=box)
-    return torch.from_numpy(np.array(square, dtype=np.uint8))
+    stored = covering(shape_for(mask.height, mask.width, min(shape), max_aspect), shape)
+    scale_y, scale_x = height / stored[0], width / stored[1]
+    if shape[0] == shape[1]:  # a central square leaves the odd pixel on the right, a central part as torchvision does
+        rows, columns = ((side - part) // 2 for side, part in zip(stored, shape, strict=True))
+    else:
+        rows, columns = (round((side - part) / 2) for side, part in zip(stored, shape, strict=True))
+    left_most, upper = left + columns * scale_x, top + rows * scale_y
+    box = (left_most, upper, left_most + shape[1] * scale_x, upper + shape[0] * scale_y)
+    part = mask.resize((shape[1], shape[0]), Image.Resampling.NEAREST, box=box)
+    return torch.from_numpy(np.array(part, dtype=np.uint8))
