@@ -67,7 +67,7 @@ TRAINING = (
     *("optimizer.lr=0.002", "optimizer.scaling=none", "optimizer.weight_decay=0.05", "optimizer.warmup_epochs=1"),
     *("trainer.accelerator=cpu", "trainer.devices=1", "trainer.progress=false", "online.every_epochs=0"),
 )
-TINY = ("backbone=convnet", "backbone.width=4", "backbone.blocks=[1,1,1]", "batch_size=8")
+TINY = ("backbone=convnet", "backbone.width=4", "backbone.blocks=[1,1,1]", "batch_size=16")
 FRAME = (120, 160)  # of the scenes' 240 × 320, whole
 SHOWN = 4
 

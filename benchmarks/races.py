@@ -40,7 +40,7 @@ class Race:
         return [*self.preset, *place]
 
 
-_CIFAR = {"every_images": 25_000, "bank": 50_000, "queries": 5000, "k": 200, "temperature": 0.1, "folder": "cifar10"}
+_CIFAR = {"every_images": 45_000, "bank": 20_000, "queries": 5000, "k": 200, "temperature": 0.1, "folder": "cifar10"}
 _COPY = "CIFAR-10, JPEG copy, nine tenths of the 50,000 training images"
 RACES = {
     "fashion_mnist": Race(

@@ -19,7 +19,7 @@ NEXT_SEED = 1  # faiss draws the start by the seed after the one that it draws t
 def lloyd(rows: Tensor, clusters: int, iterations: int, seed: int, most_rows: int) -> tuple[Tensor, float]:
     """Return centroids ``[K,D]`` of length 1 after some iterations from a start drawn among the rows, and an objective.
 
-    An iteration puts each row into the cluster of largest inner product, and each centroid at the normalised mean of
+    An iteration puts each row into the cluster of largest inner product, and each centroid at the normalised sum of
     its rows. The objective ``Σ_i max_k u_i · c_k`` is that of the centroids before the last move.
 
     Args:
@@ -42,8 +42,7 @@ def lloyd(rows: Tensor, clusters: int, iterations: int, seed: int, most_rows: in
             break  # nothing moves any more
         before = nearest
         sizes = torch.bincount(nearest, minlength=clusters)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, rows)
-        centroids = sums / sizes.clamp_min(1)[:, None]
+        centroids = torch.zeros_like(centroids).index_add_(0, nearest, rows)
         if not sizes.all():
             split_largest(centroids, sizes, len(rows))
         centroids = F.normalize(centroids, dim=1)
