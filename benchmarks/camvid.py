@@ -253,6 +253,11 @@ def picture(runs: Sequence[Run], options: argparse.Namespace) -> Path | None:
     return path
 
 
+def launch(words: Sequence[str]) -> int:
+    """Run this program with arguments in a process of its own, and return its code."""
+    return subprocess.run([sys.executable, __file__, *words], check=False).returncode
+
+
 def run_all(runs: Sequence[Run], options: argparse.Namespace) -> list[str]:
     """Do what is missing, each in a process of its own; return what failed."""
     failed = []
@@ -263,9 +268,8 @@ def run_all(runs: Sequence[Run], options: argparse.Namespace) -> list[str]:
         print(f"{number} of {len(runs)}: {name}", flush=True)
         words = [f"--{key}={getattr(options, key)}" for key in ("root", "out", "threads", "epochs")]
         words += [f"--work={json.dumps(dataclasses.asdict(run))}", *["--rehearse"] * options.rehearse]
-        done = subprocess.run([sys.executable, __file__, *words], check=False)
-        if done.returncode:
-            failed.append(f"{name} ended with code {done.returncode}")
+        if code := launch(words):
+            failed.append(f"{name} ended with code {code}")
     return failed
 
 

@@ -36,15 +36,15 @@ def test_a_rehearsal_runs_whole_and_goes_on_where_it_stopped(
     monkeypatch.setattr(sys, "argv", ["camvid.py", *words, "--out", str(out), "--rehearse", "--threads", "1"])
     ran: list[list[str]] = []
 
-    def here(command: list[str], check: bool) -> Any:
+    def here(words: list[str]) -> int:
         """Run what would be a process of its own in this one."""
-        ran.append(command)
+        ran.append(words)
         with monkeypatch.context() as inner:
-            inner.setattr(sys, "argv", command[1:])
+            inner.setattr(sys, "argv", ["camvid.py", *words])
             camvid.main()
-        return type("Done", (), {"returncode": 0})
+        return 0
 
-    monkeypatch.setattr(camvid.subprocess, "run", here)
+    monkeypatch.setattr(camvid, "launch", here)
     judged = camvid.judged
 
     def stopped(judge: str, *rest: Any) -> Any:
