@@ -31,7 +31,7 @@ class Canvas:
     def draw(self, rows: Tensor) -> None:
         """Draw those of the rows, int64 ``[n]``, that are not there yet."""
         with self._lock:
-            new = rows[~self._drawn[rows]].unique()
+            new = torch.unique(rows[~self._drawn[rows]])
             if len(new):
                 self.images[new], self.masks[new] = self._new(new)
                 self._drawn[new] = True

@@ -6,6 +6,8 @@ that faiss gives, up to rounding (facebookresearch/faiss, ``Clustering.cpp``).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,7 +53,7 @@ def lloyd(rows: Tensor, clusters: int, iterations: int, seed: int, most_rows: in
 
 def assigned(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each row the largest inner product with a centroid ``[N]``, and which centroid, int64 ``[N]``."""
-    found = [(some @ centroids.T).max(1) for some in rows.split(ROWS_AT_ONCE)]
+    found = [(some @ centroids.T).max(1) for some in torch.split(rows, ROWS_AT_ONCE)]
     return torch.cat([value for value, _ in found]), torch.cat([which for _, which in found])
 
 
@@ -83,5 +85,6 @@ def _permutation(count: int, seed: int) -> Tensor:
     import faiss
 
     order = np.empty(count, dtype=np.int32)
-    faiss.rand_perm(faiss.swig_ptr(order), count, seed)
+    library: Any = faiss  # its stubs have no rand_perm
+    library.rand_perm(library.swig_ptr(order), count, seed)
     return torch.from_numpy(order).long()

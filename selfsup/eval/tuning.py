@@ -42,7 +42,8 @@ def layer_groups(
 
     What ``network`` has beside its ``backbone`` has the learning rate itself; the layer below it is ``L - 1``.
     """
-    inner: nn.Module = getattr(network.backbone, "network", network.backbone)
+    backbone: Any = network.backbone
+    inner: nn.Module = getattr(backbone, "network", backbone)
     depths = layer_depths(inner)
     layers = 1 + max(depths.values(), default=-1)
     inside = {id(parameter): depths[name] for name, parameter in inner.named_parameters()}

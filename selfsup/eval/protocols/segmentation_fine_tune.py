@@ -277,7 +277,8 @@ def epoch_of(
     views = ViewGenerator([recipe], [train.image_size], network.normalization or train.normalization)
     channels, (where, dtype) = input_channels(network, train), home_of(network)
     order = epoch_order(len(train), seed, 0)
-    for positions in order[: len(order) // settings.batch_size * settings.batch_size].split(settings.batch_size):
+    whole = len(order) // settings.batch_size * settings.batch_size
+    for positions in torch.split(order[:whole], settings.batch_size):
         images = for_channels(train.read(positions).to(where), channels)
         (view,) = views(images, seed, train.index[positions])
         masks = cut_masks(truth[positions], view.to_source.cpu(), (height, width))
