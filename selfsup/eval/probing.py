@@ -180,14 +180,14 @@ def labelled_positions(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
     Args:
         labels: int64 ``[N]``; images without a label (-1) are never drawn.
-        fraction: Above 0, at most 1; 1 is every image.
+        fraction: Above 0, at most 1; 1 is every image that has a label.
         seed: Of the draw.
 
     Returns:
         int64 ``[n]``, positions in increasing order.
 
     Raises:
-        UserError: A fraction out of range.
+        UserError: A fraction out of range, or no image has a label.
     """
     integers("labelled_positions", "[N]", labels=labels)
     count("labelled_positions", least=0, seed=seed)
@@ -195,11 +195,11 @@ def labelled_positions(labels: Tensor, fraction: float, seed: int) -> Tensor:
     number("labelled_positions", fraction=fraction)
     if not 0 < fraction <= 1:
         raise UserError(f"eval.label_fraction is {fraction}; set a fraction above 0, and 1 for all labels.")
-    if fraction == 1:
-        return torch.arange(len(labels))
     classes = torch.unique(labels[labels >= 0])
     if not len(classes):
         raise UserError("eval.label_fraction: none of the images has a label.")
+    if fraction == 1:
+        return (labels >= 0).nonzero().flatten()
     each = max(1, round(fraction * int((labels >= 0).sum()) / len(classes)))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return torch.cat([order[labels[order] == c][:each] for c in classes]).sort().values

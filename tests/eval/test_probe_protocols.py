@@ -101,6 +101,10 @@ def test_a_balanced_subset_has_the_same_number_of_every_class():
     assert set(chosen.tolist()) <= set(labelled_positions(labels, 0.3, seed=0).tolist())
     assert torch.equal(labelled_positions(labels, 1.0, seed=0), torch.arange(1000))
     assert len(labelled_positions(labels, 1e-6, seed=0)) == 4, "at least one of each"
+    some = torch.tensor([-1, 5, -1, 7])
+    assert labelled_positions(some, 1.0, seed=0).tolist() == labelled_positions(some, 0.9, seed=0).tolist() == [1, 3]
+    with pytest.raises(UserError, match="none of the images has a label"):
+        labelled_positions(torch.tensor([-1, -1]), 1.0, seed=0)
     for fraction in (0.0, 1.5):
         with pytest.raises(UserError, match=r"eval\.label_fraction"):
             labelled_positions(labels, fraction, seed=0)
