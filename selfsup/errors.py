@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import Any
 
 
@@ -17,6 +18,18 @@ class UserError(Exception):
 def reason_of(error: BaseException) -> str:
     """Return the first line of what an error says, without its full stop, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return what JSON holds.
+
+    Raises:
+        ValueError: It is none, or its lists and objects lie more than some hundred levels deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it has too many levels") from error
 
 
 def packages(what: str, extra: str, *names: str) -> list[Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shlex
 import sys
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 
 FOLDER = "imports"
 ENVIRONMENT = "environment.json"
@@ -123,7 +122,7 @@ def recall(run_dir: Path) -> None:
 def recorded(run_dir: Path) -> list[dict[str, str]]:
     """Return name, first place and digest of the files of a run; nothing where its ``environment.json`` has none."""
     try:
-        entries = json.loads((run_dir / ENVIRONMENT).read_text("utf-8"))["imports"]
+        entries = from_json((run_dir / ENVIRONMENT).read_text("utf-8"))["imports"]
         found = [{key: str(entry[key]) for key in ("file", "path", "sha256")} for entry in entries]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import os
 import tempfile
 import warnings
@@ -13,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +136,7 @@ class Run(os.PathLike[str]):
         if not path.is_file():
             return {}
         try:
-            values = json.loads(path.read_text("utf-8"))
+            values = from_json(path.read_text("utf-8"))
         except ValueError as error:
             raise UserError(f"'{path}' is broken; delete it and evaluate the run again.") from error
         return values if isinstance(values, dict) else {}

@@ -34,7 +34,7 @@ from selfsup.data.base import Read
 from selfsup.data.decode import VERSION
 from selfsup.data.form import PHOTOGRAPHS, Form, UndecodableError
 from selfsup.data.workers import usable_cores
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 from selfsup.ragged import pack
 
 IMAGES, SHAPES, ABOUT, JOURNAL = "images.u8", "shapes.i32", "about.json", "journal.u8"
@@ -51,7 +51,7 @@ class Pixels:
     """The images of a complete cache, mapped into memory."""
 
     def __init__(self, folder: Path, form: Form = PHOTOGRAPHS) -> None:
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        about = from_json((folder / ABOUT).read_text("utf-8"))
         reasons = about.get("reasons", ["it could not be decoded when the cache was built"] * len(about["undecodable"]))
         self.undecodable: dict[int, str] = dict(zip(about["undecodable"], reasons, strict=True))
         count, side = about["images"], about["side"]
@@ -140,7 +140,7 @@ def open_cache(
 
 def _lacked_a_package(folder: Path) -> bool:
     """Whether images are left out of a cache for want of a package, and other packages were there than now."""
-    about = json.loads((folder / ABOUT).read_text("utf-8"))
+    about = from_json((folder / ABOUT).read_text("utf-8"))
     return any(INSTALL in reason for reason in about.get("reasons", ())) and about.get("packages") != _packages()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 from selfsup.random import fold_in, uniform
 from selfsup.writing import replacing
 
@@ -136,7 +136,7 @@ def read_membership(run_dir: Path) -> Membership | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as kept:
-            about = json.loads(str(kept["about"]))
+            about = from_json(str(kept["about"]))
             return Membership(**about, keys=torch.from_numpy(kept["keys"]), parts=torch.from_numpy(kept["parts"]))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(

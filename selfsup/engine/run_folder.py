@@ -21,7 +21,7 @@ from selfsup.data.membership import FILE as MEMBERSHIP
 from selfsup.engine.capture import FILE as CAPTURE
 from selfsup.engine.environment import environment, now
 from selfsup.engine.resuming import Change, Rule
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 from selfsup.imports import record, recorded
 from selfsup.wording import command, counted
 from selfsup.writing import replace_text
@@ -162,7 +162,7 @@ def note_imports(run_dir: Path) -> None:
     path = run_dir / ENVIRONMENT
     if files != before:
         try:
-            about = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            about = from_json(path.read_text("utf-8")) if path.exists() else {}
         except ValueError as error:
             raise UserError(f"{path} is broken; put it right, or delete it.") from error
         replace_text(path, json.dumps(about | {"imports": files}, indent=2) + "\n")
@@ -178,7 +178,7 @@ def read_changes(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        entries = json.loads(path.read_text("utf-8"))["changes"]
+        entries = from_json(path.read_text("utf-8"))["changes"]
         return [
             {"step": int(e["step"]), "epoch": int(e["epoch"]), "time": str(e["time"]), "settings": dict(e["settings"])}
             for e in entries

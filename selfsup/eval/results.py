@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 from selfsup.eval.record import Record
 from selfsup.wording import command, word
 from selfsup.writing import replacing
@@ -52,7 +52,7 @@ def read_results(run_dir: str | Path) -> list[Record]:
     if not path.exists():
         raise UserError(f"'{run_dir}' has no {FILE}; evaluate the run first ({command('evaluate', word(run_dir))}).")
     try:
-        return [Record.from_flat(dict(record)) for record in json.loads(path.read_text("utf-8"))["results"]]
+        return [Record.from_flat(dict(record)) for record in from_json(path.read_text("utf-8"))["results"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is broken; delete it and evaluate the run again.") from error
 

@@ -26,7 +26,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.data.files import FileDataset
 from selfsup.data.workers import worker_count
 from selfsup.engine.evaluation import announce, announce_found, choose_device, opened_evaluation
-from selfsup.errors import UserError, packages, reason_of
+from selfsup.errors import UserError, from_json, packages, reason_of
 from selfsup.eval import FeatureSet, extract_features
 from selfsup.eval.subject import crop_words
 from selfsup.types import as_size
@@ -228,7 +228,7 @@ def _read_npz(path: Path) -> Embeddings:
             archive["split"].tolist(),
             archive["paths"].tolist() if "paths" in archive else None,
             archive["classes"].tolist() if "classes" in archive else None,
-            json.loads(str(archive["about"])),
+            from_json(str(archive["about"])),
         )
 
 
@@ -264,7 +264,7 @@ def _read_parquet(path: Path) -> Embeddings:
         table = parquet.read_table(path)
     except arrow.ArrowException as error:
         raise UserError(f"{path} is not a Parquet file, or is truncated.") from error
-    stored = json.loads(table.schema.metadata[b"selfsup"])
+    stored = from_json(table.schema.metadata[b"selfsup"])
 
     def column(name: str) -> Any:
         return table[name].combine_chunks() if name in table.column_names else None

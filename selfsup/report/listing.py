@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 from selfsup.report.comparison import choice
 from selfsup.report.estimates import read_numbers
 from selfsup.settings.values import read_yaml
@@ -137,5 +136,5 @@ def _date(seconds: float) -> str:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    values = json.loads(path.read_text("utf-8"))
+    values = from_json(path.read_text("utf-8"))
     return values if isinstance(values, dict) else {}

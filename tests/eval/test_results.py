@@ -61,7 +61,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert [r["value"] for r in read_results(tmp_path)] == [0.1]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"results": 3}', '{"results": [{"value": 1}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"results": 3}', '{"results": [{"value": 1}]}', "[" * 100_000], ids=range(7)
+)
 def test_a_broken_file_is_named(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     for use in (read_results, lambda run: add_results(run, [record()])):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -35,7 +34,7 @@ from selfsup.data.shards import (
 )
 from selfsup.data.targets import CLASSES, KINDS, Asked, Targets, decide
 from selfsup.data.workers import usable_cores
-from selfsup.errors import UserError, packages, reason_of
+from selfsup.errors import UserError, from_json, packages, reason_of
 from selfsup.registry import sources
 from selfsup.settings import TextOrList, setting
 from selfsup.types import ImageFacts
@@ -327,7 +326,7 @@ def _check_filled(root: Path, filled: np.ndarray[Any, Any], column: str, allowed
 def _class_names(schema: Any, label: str | None) -> list[str] | None:
     """Return the names that the Hub's metadata gives the class numbers, of which a row may have one or a list."""
     try:
-        feature = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]
+        feature = from_json(schema.metadata[b"huggingface"])["info"]["features"][label]
         names = feature.get("feature", feature)["names"]
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

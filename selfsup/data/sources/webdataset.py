@@ -6,7 +6,6 @@ folder: any order, and resuming at any batch. The index is built once, by readin
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ from selfsup.data.shards import (
     split_of_shard,
 )
 from selfsup.data.workers import usable_cores
-from selfsup.errors import UserError
+from selfsup.errors import UserError, from_json
 from selfsup.registry import sources
 from selfsup.types import ImageFacts
 
@@ -251,7 +250,7 @@ def _label(tar: tarfile.TarFile, sample: _Sample, label_field: str) -> str:
             if ending == "cls":
                 return text
             try:
-                value = json.loads(text).get(label_field)
+                value = from_json(text).get(label_field)
             except (ValueError, AttributeError):
                 return ""
             return "" if value is None else str(value)
