@@ -272,7 +272,7 @@ def classes_of(values: Sequence[Any], names: Sequence[str] | None) -> tuple[Tens
         return None, None
     try:
         numbers = [-1 if value is None else max(-1, int(value)) for value in values]
-    except ValueError:
+    except (ValueError, TypeError):  # names, or what has one, such as a day
         found = tuple(sorted({str(value) for value in known}))
         place = {name: number for number, name in enumerate(found)}
         return torch.tensor([-1 if value is None else place[str(value)] for value in values]), found

@@ -1,3 +1,4 @@
+import datetime
 import itertools
 import json
 import pickle
@@ -323,6 +324,14 @@ def test_labels_that_are_no_classes_are_left_out_with_a_note_or_refused_where_th
     assert [note for note in splits.found.notes if note.startswith("label holds no classes and is left out: ")]
     with pytest.raises(UserError, match=r"^data.label_\w+: own holds no classes"):
         _load("webdataset", tmp_path, label_field="own")
+
+
+def test_days_and_other_values_of_parquet_are_classes_by_their_names(tmp_path):
+    days = [datetime.date(2026, 1, 1 + number % 2) for number in range(6)]
+    _write_parquet(tmp_path / "a.parquet", range(6), label=days)
+    splits = _load("parquet", tmp_path)
+    assert splits.train.classes == ("2026-01-01", "2026-01-02")
+    assert [splits.train.labels[at] for at in range(6)] == [0, 1] * 3
 
 
 def test_a_parquet_column_of_lists_or_real_numbers_holds_targets(tmp_path):
