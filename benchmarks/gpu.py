@@ -34,10 +34,11 @@ HERE = Path(__file__).parent
 SECONDS = 540.0
 NOT_YET = "Not measured yet."
 SHAPES = ("method=simclr", "data=shapes", "trainer.progress=false", "trainer.devices=1", "online.every_epochs=0")
-#: Ways to train on one device: what messages, shared statistics, sharding and CUDA graphs cost beside the plain way.
+#: Ways to train on one device: what messages, shared statistics, sharding, CUDA graphs and determinism cost.
 WAYS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "compiled, with CUDA graphs": ("trainer.compile=true",),
+    "deterministic operations": ("trainer.deterministic=error",),
     "DistributedDataParallel (NCCL)": ("trainer.strategy=ddp",),
     "the same, SyncBatchNorm": ("trainer.strategy=ddp", "trainer.sync_batchnorm=true"),
     "fully sharded": ("trainer.strategy=fsdp",),

@@ -7,7 +7,8 @@ its loader has prepared while it stood still, and then the steps that are timed.
 with a small stem, a projection head of two layers, 32 pixels, SGD, and views of one strength (crop 0.2 to 1, flip,
 jitter 0.4 0.4 0.4 0.1 with probability 0.8, grey 0.2, no blur).
 
-- ours: ``selfsup train`` as it is, online evaluation apart; compiled: with trainer.compile
+- ours: ``selfsup train`` as it is, online evaluation apart; compiled: with trainer.compile; deterministic: with
+  trainer.deterministic=error
 - limit: the same forward, backward and optimiser on views made beforehand; no Lightning, no loader
 - lightly: its SimCLR example: SimCLRTransform in a DataLoader with 2 workers, its head and loss, Lightning's Trainer
 - kornia: its AugmentationSequential on the batch in a plain loop
@@ -124,6 +125,11 @@ def ours(options: argparse.Namespace, pace: Pace, *more: str) -> None:
 def compiled(options: argparse.Namespace, pace: Pace) -> None:
     """The same with compiled networks."""
     ours(options, pace, "trainer.compile=true")
+
+
+def deterministic(options: argparse.Namespace, pace: Pace) -> None:
+    """The same with deterministic operations."""
+    ours(options, pace, "trainer.deterministic=error")
 
 
 def limit(options: argparse.Namespace, pace: Pace) -> None:
@@ -281,6 +287,7 @@ def solo_learn(options: argparse.Namespace, pace: Pace) -> None:
 CONTENDERS: dict[str, Callable[[argparse.Namespace, Pace], None]] = {
     "ours": ours,
     "compiled": compiled,
+    "deterministic": deterministic,
     "limit": limit,
     "lightly": lightly,
     "kornia": kornia,

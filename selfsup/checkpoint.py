@@ -15,13 +15,19 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
+from selfsup import __version__
 from selfsup.errors import UserError, reason_of
 from selfsup.imports import recall
 from selfsup.settings.checkpoints import no_checkpoint
+from selfsup.shortage import machine_lacks_memory
 from selfsup.writing import replacing
 
 #: Key of a checkpoint under which everything stands that Lightning does not know: how to build the network again.
 INFO = "selfsup"
+
+#: Of what a checkpoint holds and what it means; raised when earlier versions would read a later one wrongly. What has
+#: no number was written before there was one, and is format 0. All formats up to this one are read.
+FORMAT = 1
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -111,18 +117,31 @@ def is_checkpoint(content: Any, file: Path) -> bool:
     """Return whether the content of a file is a checkpoint of this toolkit.
 
     Raises:
-        UserError: It is one, and something that the network is built from is missing or is not what it must be.
+        UserError: It is one, and of a later format, or something that the network is built from is missing or is not
+            what it must be.
     """
     if not isinstance(content, Mapping) or INFO not in content:
         return False
+    info = content[INFO]
+    found: Any = info.get("format", 0) if isinstance(info, Mapping) else 0
+    if not _is_count(found) or found > FORMAT:
+        raise UserError(
+            f"{file} is of the checkpoint format {found}, written by selfsup {info.get('version', 'of a later day')}, "
+            f"and selfsup {__version__} reads formats up to {FORMAT}; open it with that version or a later one."
+        )
     for *path, right in _NEEDED:
-        found: Any = content
+        found = content
         for key in path:
             found = found.get(key) if isinstance(found, Mapping) else None
         if not right(found):
             what = "lacks" if found is None else "holds something else as"
             raise UserError(f"{file} is an incomplete checkpoint of selfsup: it {what} {'.'.join(path)}.")
     return True
+
+
+def stamp() -> dict[str, Any]:
+    """Return what a checkpoint says of its own format, and of the version that wrote it."""
+    return {"format": FORMAT, "version": __version__}
 
 
 def start_facts(info: Mapping[str, Any]) -> dict[str, str]:
@@ -201,6 +220,8 @@ def read_tensors(file: Path) -> Any:
             ) from error
         raise UserError(f"{file} is not a checkpoint, or a damaged one.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        if machine_lacks_memory(error, file.stat().st_size):
+            raise
         raise UserError(f"{file} is not a checkpoint, or is truncated ({reason_of(error)}).") from error
     damaged = _damaged_part(file)
     if damaged is not None:

@@ -64,6 +64,9 @@ class TrainerConfig(Section):
         keep_best: Also keep the checkpoint of the epoch that was best by ``online/knn`` or ``health/rank``, as
             ``checkpoints/best.ckpt``; looked at as often as ``online.every_epochs`` says.
         progress: Show a bar of the whole run and a line an epoch; ``train.log`` has the lines in any case.
+        deterministic: ``error`` takes torch's deterministic operations, which are slower, so that a run on the same
+            kind of GPU with the same libraries repeats to the bit; one that has no such form ends the run. ``warn``
+            goes on with that one, and names it. On a CPU a run repeats with ``off`` as well.
         compile: Compile backbone and heads with ``torch.compile`` when training starts. Values stay the same up to
             rounding. It takes from seconds to minutes, and pays on a GPU, and on a CPU for narrow networks.
     """
@@ -88,6 +91,7 @@ class TrainerConfig(Section):
     keep_every_epochs: int | None = setting(None, least=1)
     keep_best: str | None = None
     progress: bool = True
+    deterministic: str = setting("off", choices=("off", "warn", "error"))
     compile: bool = False
 
 

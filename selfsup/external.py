@@ -17,6 +17,7 @@ from selfsup.errors import UserError, reason_of
 from selfsup.nn import Backbone, BackboneConfig, any_size, build_backbone
 from selfsup.registry import nearest
 from selfsup.settings.checkpoints import MODULE, TIMM
+from selfsup.shortage import lacks_memory
 from selfsup.types import Normalization
 
 #: Where published files keep the weights, the one to be used first: DINO publishes its teacher.
@@ -69,6 +70,8 @@ def timm_network(name: str, pretrained: bool, channels: int | None = None) -> Ba
     try:
         network = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size(name), **given)
     except Exception as error:  # the hub, its cache and the network each raise their own
+        if lacks_memory(error):
+            raise
         if not pretrained:
             raise UserError(f"checkpoint: timm cannot build '{name}': {reason_of(error)}") from error
         raise UserError(
@@ -102,6 +105,8 @@ def own_module(checkpoint: str) -> nn.Module:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
+            if lacks_memory(error):
+                raise
             raise UserError(f"checkpoint: {path} cannot be executed: {type(error).__name__}: {error}") from error
     else:
         package, _, name = place.replace(":", ".").rpartition(".")
@@ -119,6 +124,8 @@ def own_module(checkpoint: str) -> nn.Module:
         try:
             made = made()
         except Exception as error:
+            if lacks_memory(error):
+                raise
             raise UserError(f"checkpoint: calling {place} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"checkpoint: {place} gives a {type(made).__name__}; it must give a torch.nn.Module.")

@@ -25,6 +25,7 @@ from selfsup.methods import Parts
 from selfsup.nn import Backbone, BackboneConfig, adapt, build_backbone, merge, own_backbone
 from selfsup.registry import methods
 from selfsup.settings.checkpoints import MODULE, OWN, TIMM, may_be_a_run
+from selfsup.shortage import lacks_memory
 from selfsup.types import ImageFacts, Normalization, Size, as_size
 
 
@@ -89,6 +90,8 @@ class Opened:
                 raise UserError(f"{type(method).__name__} has no head.")
             head.load_state_dict(weights_of(self.state, "head"))
         except Exception as error:  # the description comes from a file
+            if lacks_memory(error):
+                raise
             warnings.warn(f"The head cannot be built again, so its layers are left out: {error}", stacklevel=2)
             return None
         return head.eval()
@@ -178,6 +181,8 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
         network.load_state_dict(weights_of(state, info.get("backbone", "backbone")))
         merge(network)
     except Exception as error:  # a damaged description can fail anywhere
+        if lacks_memory(error):
+            raise
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise UserError(f"{file}: the network that it describes cannot be built with its weights: {reason}") from error
     kept = info.get("membership")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selfsup.errors import UserError, reason_of
+from selfsup.shortage import lacks_memory
 
 
 def check_output(path: str | Path, setting: str, size: int = 0) -> None:
@@ -67,6 +68,8 @@ def replacing(path: str | os.PathLike[str], advice: str = "make room, or choose 
         finally:
             os.close(handle)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        if lacks_memory(error):
+            raise
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise UserError(f"{target} could not be written ({reason}); {advice}.") from error
 

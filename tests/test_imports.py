@@ -17,7 +17,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 NEUTRAL = {"types", "errors", "registry", "imports", "settings", "distributed", "random", "tables", "writing"}
-NEUTRAL |= {"bars", "offered", "ragged", "unit_range", "wording"}
+NEUTRAL |= {"bars", "offered", "ragged", "shortage", "unit_range", "wording"}
 
 #: Parts of selfsup, and other packages, that a part may import. The standard library and itself always.
 RULES = {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from selfsup.augment.base import Drawn, Operation, Planes
+from selfsup.shortage import lacks_memory
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def _function(steps: Steps, shape: torch.Size, device: str) -> Callable[..., Ten
         try:
             result: Tensor = function(*arguments)
         except Exception as error:  # of the compiler, in any of its many types
-            if state["works"]:
+            if state["works"] or lacks_memory(error):
                 raise
             state["failed"] = True
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

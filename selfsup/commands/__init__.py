@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from selfsup import shortage
 from selfsup.errors import UserError
 from selfsup.eval.registry import PROTOCOLS
 from selfsup.registry import REGISTRIES, find, nearest
@@ -112,7 +113,9 @@ def run(command: ModuleType, given: Sequence[str]) -> int:
             print(parser.format_help().strip())
             _print_choices(parser.groups)
         return 0
-    result: int = command.run(arguments)
+    less = {TRAINING: shortage.TRAINING, EVALUATION: shortage.EVALUATION}.get(parser.groups, shortage.OTHERWISE)
+    with shortage.enough_memory("this command", less):
+        result: int = command.run(arguments)
     return result
 
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from selfsup.commands import EVALUATION, Parser, checkpoint_settings, chosen_protocols
 from selfsup.errors import UserError
+from selfsup.shortage import EVALUATION as LESS
+from selfsup.shortage import lacks_memory, sentence
 from selfsup.tables import console_table, csv_table, markdown_table
 from selfsup.writing import check_output
 
@@ -57,7 +59,7 @@ def run(arguments: Namespace) -> int:
     table = transfer(checkpoint_settings(arguments), protocols or PROTOCOLS)
     print(table)
     print(f"\nsaved: {table.folder}/transfer.md, .csv")
-    return 0
+    return 2 if table.short else 0
 
 
 def _datasets(overrides: Sequence[str]) -> list[str]:
@@ -79,11 +81,13 @@ class TransferTable:
             that the training started from, where there were some, follow as ``DATASET, at the start``.
         left_out: Datasets that could not be evaluated, and why.
         folder: Where the tables lie; each dataset's ``results.json`` and figures are in a folder of its name below.
+        short: Whether there was too little memory for one of those that are left out.
     """
 
     records: dict[str, dict[str, Record]]
     folder: Path
     left_out: dict[str, str] = field(default_factory=dict)
+    short: bool = False
 
     def __str__(self) -> str:
         return "\n".join([console_table(*self._cells()), *(f"left out: {note}" for note in self._notes())])
@@ -140,6 +144,7 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
     others = [override for override in overrides if not override.startswith("data=")]
     records: dict[str, dict[str, Record]] = {}
     left_out: dict[str, str] = {}
+    short = False
     folder: Path | None = None
     opened: Opened | None = None
     for name in names:
@@ -151,7 +156,8 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
             config.run_dir = str(folder / name)
             found = evaluate_opened(config, opened, protocols, progress=progress)
         except Exception as error:  # the records of the other datasets are not lost to the failure of one
-            left_out[name] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            short = short or lacks_memory(error)
+            left_out[name] = _why(error)
             continue
         for row, at in ((name, None), (f"{name}, at the start", AT_START)):
             chosen = {
@@ -164,6 +170,12 @@ def transfer(overrides: Sequence[str], protocols: Sequence[str] = PROTOCOLS, *, 
         TransferTable(records, folder, left_out).save()  # what is found is kept, whatever follows
     if folder is None or not records:
         raise UserError(f"transfer: no dataset could be evaluated: {next(iter(left_out.values()))}")
-    table = TransferTable(records, folder, left_out)
+    table = TransferTable(records, folder, left_out, short)
     table.save()
     return table
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return sentence("the evaluation", error, LESS) if lacks_memory(error) else f"{type(error).__name__}: {error}"

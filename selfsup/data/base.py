@@ -103,6 +103,7 @@ class ImageDataset(ABC):
         form: What files or shards are read as; None where the images come from elsewhere.
         resident: Whether the images are in memory, so that reading needs no worker processes.
         cached: Whether they are read from a cache of pixels, for which one thread is enough.
+        reading: int64 ``[1]``, where a worker says which image of its source split it decodes, should it crash.
     """
 
     facts: ImageFacts
@@ -113,6 +114,7 @@ class ImageDataset(ABC):
     form: Form | None = None
     resident: bool = True
     cached: bool = False
+    reading: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -159,6 +161,11 @@ class ImageDataset(ABC):
     def read_decodable(self, positions: Tensor) -> Read:
         """Return the whole images at ``positions``, and which of them could be decoded."""
         return Read(self.read(positions), torch.ones(len(positions), dtype=torch.bool))
+
+    def note(self, row: int) -> None:
+        """Say which image of the source split is decoded now."""
+        if self.reading is not None:
+            self.reading[0] = row
 
     def report_undecodable(self, positions: Tensor) -> None:  # noqa: B027 most sources have nothing to report
         """Log and count the images that a reader, perhaps in another process, could not decode.

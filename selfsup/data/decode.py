@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 import selfsup.data.readers  # noqa: F401 each file registers itself
 from selfsup.data.form import ON_ITS_SIDE, PHOTOGRAPHS, WHITE, Form, Kind, UndecodableError, bring
 from selfsup.data.reader import HEAD, READERS, reader_of, too_many
+from selfsup.shortage import machine_lacks_memory
 
 #: Raised when the pixels that come out of the same file change, so that no cache of older pixels is read.
 VERSION = 2
@@ -95,6 +96,7 @@ def decode_image(
             raise UndecodableError("empty")
         upright, full = _upright(content, size, max_pixels, form)
     except Exception as error:  # damaged files make the decoders raise nearly anything
+        _refuse_shortage(error, max_pixels)
         raise UndecodableError(f"{name} cannot be decoded: {error}", _reason(error, max_pixels)) from error
     top, left, height, width = middle(upright.shape[-2], upright.shape[-1], max_aspect)
     return resize(upright[:, top : top + height, left : left + width], shape_for(*full, size, max_aspect))
@@ -129,6 +131,7 @@ def shape_of(
     try:
         return shape_for(*full_shape(source, max_pixels, channel_axis), size, max_aspect)
     except Exception as error:
+        _refuse_shortage(error, max_pixels)
         raise UndecodableError(f"the shape cannot be read: {error}", _reason(error, max_pixels)) from error
 
 
@@ -154,6 +157,12 @@ def resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
     if image.dtype != torch.uint16:
         return interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
     return interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0].round().to(torch.uint16)
+
+
+def _refuse_shortage(error: Exception, max_pixels: int) -> None:
+    """Raise where the machine lacks memory, which says nothing about the image."""
+    if machine_lacks_memory(error, 3 * min(max_pixels, MAX_PIXELS)):
+        raise MemoryError(f"for the pixels of an image: {error}") from error
 
 
 def _reason(error: Exception, max_pixels: int) -> str:

@@ -28,6 +28,7 @@ from selfsup.data.undecodable import Undecodable
 from selfsup.errors import UserError
 from selfsup.ragged import Images, central_parts, pack
 from selfsup.settings import Sides, setting
+from selfsup.shortage import machine_lacks_memory
 from selfsup.types import ImageFacts, height_width
 from selfsup.wording import counted
 
@@ -229,15 +230,14 @@ class EncodedDataset(ImageDataset):
         black = torch.zeros(self.form.channels, self.source_size, self.source_size, dtype=self.form.dtype)
         decoded = torch.zeros(len(rows), dtype=torch.bool)
         for slot, row in enumerate(rows.tolist()):
-            image = None
+            image = black
             if row not in self._undecodable.reasons:
+                self.note(row)
                 try:
                     image = self._decode(row)
                     decoded[slot] = True
                 except UndecodableError as error:
                     self._undecodable.reasons[row] = error.reason
-            if image is None:
-                image = black
             images.append(image)
         if not images:
             return Read(black[None][:0], decoded)
@@ -377,8 +377,9 @@ def typical_shapes(parts: Sequence[EncodedDataset]) -> list[tuple[int, int]]:
         for row in rows[:: -(-len(rows) // LOOKED_AT)].tolist():
             try:
                 found.append(full_shape(part.encoded(row), part.max_pixels, part.form.channel_axis))
-            except Exception:  # noqa: S112 it is counted when it is decoded
-                continue
+            except Exception as error:  # it is counted when it is decoded
+                if machine_lacks_memory(error):
+                    raise
     return found
 
 

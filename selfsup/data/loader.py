@@ -9,6 +9,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from selfsup.data.base import ImageDataset
+from selfsup.data.crashes import Reading, crash_of, started_since
 from selfsup.errors import UserError
 from selfsup.ragged import Images, pack, unpack
 from selfsup.types import Batch
@@ -176,7 +178,8 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
     elif dataset.cached:
         reads = _read_ahead(dataset, requests, replace)
     else:
-        before = set(multiprocessing.active_children())
+        before = set[Any](multiprocessing.active_children())
+        reading = Reading(dataset, workers)
         reads = iter(
             DataLoader(
                 _Reader(dataset, replace),
@@ -185,13 +188,15 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
                 # this process would share a tensor, under a lock that workers forked meanwhile would wait for forever.
                 sampler=(positions.numpy() for positions in requests),
                 num_workers=workers,
-                worker_init_fn=_outlive_a_signal,
+                worker_init_fn=partial(_begin, reading),
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # else starting the workers would draw from the global generator
             )
         )
-        _at_work.update(set(multiprocessing.active_children()) - before)
-    for read in reads:
+        started = started_since(before)
+        _at_work.update(started)
+        reading.watch(started)
+    for read in _told(reads):
         if isinstance(read, UserError):
             raise read
         positions, images, undecodable = read
@@ -217,7 +222,22 @@ class _Reader(Dataset[_Read | UserError]):
             return error  # raised in a worker it would arrive wrapped in a traceback
 
 
-def _outlive_a_signal(worker: int) -> None:
+def _told(reads: Iterator[_Read | UserError]) -> Iterator[_Read | UserError]:
+    try:
+        yield from reads
+    except RuntimeError as error:
+        told = crash_of(error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _begin(reading: Reading, worker: int) -> None:
+    reading.begin(worker)
+    _outlive_a_signal()
+
+
+def _outlive_a_signal() -> None:
     """Let a worker read on when its whole process group is asked to stop: the training still takes its step and saves.
 
     Whoever trains ends its workers. The second SIGTERM ends a worker by itself.

@@ -17,6 +17,7 @@ from selfsup.data.decode import look
 from selfsup.data.form import DEPTHS, Form, Kind
 from selfsup.data.workers import usable_cores
 from selfsup.errors import UserError
+from selfsup.shortage import machine_lacks_memory
 
 AS_FILES = 0  # of data.channels: grey photographs, too, keep their one channel
 
@@ -102,7 +103,9 @@ def _bits(part: Part, row: int) -> int:
             return bits_of(content[:HEAD])
         with content.open("rb") as file:
             return bits_of(file.read(HEAD))
-    except Exception:  # as of _kind
+    except Exception as error:  # as of _kind
+        if machine_lacks_memory(error):
+            raise
         return 8
 
 
@@ -110,7 +113,9 @@ def _kind(part: Part, row: int, channel_axis: str | None) -> Kind | None:
     """Return what a file holds; None where it cannot be read, which is counted when it is decoded."""
     try:
         return look(part.encoded(row), channel_axis)
-    except Exception:  # damaged files make the decoders raise nearly anything
+    except Exception as error:  # damaged files make the decoders raise nearly anything
+        if machine_lacks_memory(error):
+            raise
         return None
 
 

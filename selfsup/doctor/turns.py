@@ -156,7 +156,11 @@ def take_turns(bench: Bench, variants: Sequence[Variant], steps: int, bar: Any) 
                 continue
             try:
                 _time(bench, variant, steps)
-            except (UserError, RuntimeError) as error:  # out of memory and what does not compile are RuntimeErrors
+            except (
+                UserError,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # what does not fit or compile
                 variant.ready, variant.note = False, " ".join(str(error).split())[:200]
                 variant.seconds.clear()
 

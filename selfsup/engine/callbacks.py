@@ -37,6 +37,7 @@ from selfsup.methods import Method
 from selfsup.nn import batch_statistics
 from selfsup.ragged import Images, central_parts, unpack
 from selfsup.random import fold_in
+from selfsup.shortage import enough_memory
 from selfsup.types import Batch
 from selfsup.unit_range import unit_range
 from selfsup.writing import replace_text
@@ -240,6 +241,9 @@ def first_images(dataset: ImageDataset, count: int, device: torch.device) -> Bat
 #: below these.
 COLLAPSED_STD, COLLAPSED_RANK = 0.02, 1.5
 
+#: What the online evaluation needs less memory with.
+LESS = "set online.bank to 64 or less, or online.every_epochs=0"
+
 #: Images hardly differ whose pixels have a smaller standard deviation from image to image, as a part of their range.
 SAME_IMAGES = 0.01
 
@@ -283,7 +287,10 @@ class OnlineEvaluation(pl.Callback):
         collapse, values = "", dict[str, float]()
         # where each rank holds a part of the network, it takes all of them to run it
         if trainer.is_global_zero or isinstance(trainer.strategy, ShardedStrategy):
-            with evaluating():
+            with (
+                evaluating(),
+                enough_memory("the online evaluation", LESS),
+            ):
                 values = self.look(module)
                 if values["health/std"] < COLLAPSED_STD or values["health/rank"] < COLLAPSED_RANK:
                     collapse = self.find_collapse(module)

@@ -15,6 +15,7 @@ from selfsup.augment import ViewGenerator
 from selfsup.engine.fusible import make_fusible, undo_fusible
 from selfsup.methods import Method
 from selfsup.nn import Backbone, FeatureQueue
+from selfsup.shortage import TRAINING, ShortageError, lacks_memory, sentence
 from selfsup.types import Batch
 
 _ENTRIES = ("forward", "forward_dense", "forward_tokens")  # the ways into a module
@@ -55,6 +56,9 @@ class Compile(pl.Callback):
                 rehearse(method, batch, batch_idx, trainer.precision_plugin.forward_context())
         except Exception as error:  # whatever the compiler raises; a fault of the step itself comes again without it
             self._undo()
+            if lacks_memory(error):
+                less = f"{TRAINING}, or trainer.compile=false"
+                raise ShortageError(sentence("trainer.compile", error, less)) from error
             reason = " ".join((str(error) or type(error).__name__).split())[:200]
             message = f"trainer.compile: the networks could not be compiled and train as they are ({reason})."
         else:

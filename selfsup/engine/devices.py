@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -17,6 +19,32 @@ from selfsup.config import TrainConfig
 from selfsup.engine.sharding import ShardedStrategy
 from selfsup.errors import UserError
 from selfsup.registry import methods
+from selfsup.shortage import lacks_memory
+
+#: ``trainer.deterministic`` as Lightning takes it.
+DETERMINISTIC: dict[str, bool | str] = {"off": False, "warn": "warn", "error": True}
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Train inside; afterwards torch chooses its operations as before.
+
+    Raises:
+        UserError: An operation has no deterministic form where ``trainer.deterministic=error`` asks for one.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise UserError(
+            f"trainer.deterministic=error: {str(error).partition(' does not')[0]} has no deterministic form on this "
+            "device; use trainer.deterministic=warn, which goes on with it and is not the same to the bit, or off."
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
 
 
 def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
@@ -50,6 +78,7 @@ def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.gradient_clip,
             log_every_n_steps=settings.log_every_steps,
+            deterministic=cast(Any, DETERMINISTIC[settings.deterministic]),
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -57,6 +86,8 @@ def lightning(config: TrainConfig, **more: Any) -> pl.Trainer:
             **more,
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        if lacks_memory(error):
+            raise
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     if trainer.precision.split("-")[0] != settings.precision.split("-")[0]:  # Lightning does it where a device cannot
         raise UserError(

@@ -24,12 +24,13 @@ from selfsup.eval import Encoder, Record, Subject, measure, read_results
 from selfsup.eval.encoder import input_channels
 from selfsup.eval.record import AT_START
 from selfsup.eval.results import FILE
-from selfsup.eval.runner import protocols_of
+from selfsup.eval.runner import PartlyError, protocols_of
 from selfsup.opened import Opened, open_network
 from selfsup.report import Evaluated, draw_figures
 from selfsup.settings.checkpoints import check_named, which_data
 from selfsup.settings.moved import renamed
 from selfsup.settings.overrides import read_change
+from selfsup.shortage import lacks_memory
 from selfsup.types import ImageFacts, as_size, height_width, size_words
 from selfsup.writing import check_output
 
@@ -123,6 +124,8 @@ def check_network(opened: Opened, images: ImageFacts) -> None:
         with torch.inference_mode():
             output = opened.network(torch.zeros(2, channels, *height_width(size), dtype=kind))
     except Exception as error:  # networks from elsewhere raise whatever they like
+        if lacks_memory(error):
+            raise
         own = opened.image_size
         advice = "a size that it takes" if own in (None, size) else str(own).replace("(", "[").replace(")", "]")
         raise UserError(
@@ -204,7 +207,11 @@ def evaluate_opened(
         seed=config.seed,
         cache_dir=run_dir / "features" if run_dir is not None and config.eval.cache else None,
     )
-    records = measure(subject, names, run_dir=run_dir, facts=facts)
+    short: PartlyError | None = None
+    try:
+        records = measure(subject, names, run_dir=run_dir, facts=facts)
+    except PartlyError as error:
+        records, short = error.records, error
     if run_dir is not None and config.eval.figures:
         draw_figures(Evaluated(records, subject.shown, splits.train.classes), run_dir / "figures")
     if opened.run is not None and opened.epochs and (opened.run / START).is_dir():
@@ -213,6 +220,8 @@ def evaluate_opened(
         before = Subject(build_encoder(config, start.network, progress), splits, config.eval, epoch=0, seed=config.seed)
         folder = None if run_dir is None else run_dir / START
         records = records + measure_start(before, records, folder, facts | start_marks(start))
+    if short is not None:
+        raise short
     return records
 
 

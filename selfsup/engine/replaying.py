@@ -18,6 +18,7 @@ from selfsup.engine.tracing import Trace, trace
 from selfsup.engine.training import assemble
 from selfsup.errors import UserError, reason_of
 from selfsup.methods import Method
+from selfsup.shortage import lacks_memory
 from selfsup.tables import console_table
 from selfsup.types import ImageFacts, Normalization
 
@@ -82,6 +83,8 @@ def replay(path: str | Path) -> Replay:
     try:
         method, context = _build(captured)
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        if lacks_memory(error):
+            raise
         raise UserError(f"{file}: the step cannot be built again ({reason_of(error)}).") from error
     try:
         return Replay(captured, trace(method, captured.batch, captured.batch_idx, context))

@@ -18,7 +18,9 @@ from selfsup.config import TrainConfig, from_values
 from selfsup.data import Splits, load_splits
 from selfsup.engine.callbacks import Stopwatch
 from selfsup.engine.checks import check_batch, check_before_data, check_disk, check_settings
+from selfsup.engine.devices import deterministic
 from selfsup.engine.environment import device_memory_mb, keep_memory, quieten, saves_memory
+from selfsup.engine.fitting import fitting
 from selfsup.engine.held import attach_anchor, held_lines, hold
 from selfsup.engine.log import RunLog
 from selfsup.engine.loggers import keep_rows
@@ -77,7 +79,7 @@ def train(config: TrainConfig, callbacks: Sequence[pl.Callback] = ()) -> Path:
     """
     check_settings(config)
     checkpoint = _checkpoint_to_resume(config)
-    with RunLog() as log, StopSignal() as stop, contextlib.ExitStack() as lock:
+    with RunLog() as log, StopSignal() as stop, deterministic(), contextlib.ExitStack() as lock:
         work = _Work(log, stop, lock, callbacks)
         if checkpoint is None:
             return _train(dataclasses.replace(config, resume=None), _new_run_dir(config), None, work)
@@ -202,7 +204,7 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
         work.log.keep(run_dir, trainer.global_rank)
     checkpoint = None if resumed is None else resumed.checkpoint
     ranks = trainer.global_rank, trainer.world_size
-    with together(*ranks), progress.watching(*ranks):
+    with together(*ranks), progress.watching(*ranks), fitting(config, run_dir):
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         seconds = stopwatch.seconds

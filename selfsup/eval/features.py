@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.functional.arguments import LARGE, kind
+from selfsup.shortage import machine_lacks_memory
 from selfsup.writing import replacing
 
 
@@ -198,6 +199,8 @@ def read_content(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, weights_only=True)
     except Exception as error:
+        if path.exists() and machine_lacks_memory(error, path.stat().st_size):
+            raise
         raise UserError(f"'{path}' cannot be read as a file of features; delete it and extract again.") from error
     if not isinstance(content, dict) or "features" not in content:
         raise UserError(f"'{path}' holds no features; delete it and extract again.")

@@ -23,6 +23,19 @@ from selfsup.eval.results import add_results, peak_memory_mb
 from selfsup.eval.subject import Subject
 from selfsup.eval.targets import check_kind
 from selfsup.registry import nearest
+from selfsup.shortage import EVALUATION, ShortageError, lacks_memory, sentence
+
+
+class PartlyError(ShortageError):
+    """There was too little memory for some protocols; the others ran.
+
+    Attributes:
+        records: What the others found.
+    """
+
+    def __init__(self, message: str, records: list[Record]) -> None:
+        super().__init__(message)
+        self.records = records
 
 
 def measure(
@@ -45,24 +58,30 @@ def measure(
 
     Raises:
         UserError: There is no such protocol, or none of them can run.
+        PartlyError: There was too little memory for some.
     """
     names = protocols_of(protocols, subject.splits.train)
     records: list[Record] = []
     left_out: dict[str, list[str]] = {}  # protocols by the reason
+    short = False
     for name in names:
         found: list[Record] = []
         try:
             _run(PROTOCOLS[name], subject, found, dict(facts or {}))
         except Exception as error:
+            short = short or lacks_memory(error)
             left_out.setdefault(_reason(error), []).append(name)
         records += found
         if run_dir is not None and found:
             add_results(run_dir, found)
     if left_out and not records:
-        raise UserError(" ".join(left_out))
+        raise (ShortageError if short else UserError)(" ".join(left_out))
     if left_out:
         reasons = (f"{', '.join(names)} ({reason.rstrip('.')})" for reason, names in left_out.items())
-        warnings.warn(f"Left out: {'; '.join(reasons)}.", stacklevel=2)
+        note = f"Left out: {'; '.join(reasons)}."
+        if short:
+            raise PartlyError(note, records)
+        warnings.warn(note, stacklevel=2)
     return records
 
 
@@ -126,6 +145,8 @@ def _check_needs(entry: Protocol, subject: Subject) -> None:
 
 def _reason(error: Exception) -> str:
     """Say why a protocol could not go on; of what nobody foresaw also where."""
+    if lacks_memory(error) and not isinstance(error, UserError):
+        return sentence("the evaluation", error, EVALUATION)
     if isinstance(error, UserError | torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from selfsup.checkpoint import INFO
+from selfsup.checkpoint import INFO, stamp
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional.arguments import trusted_values
@@ -356,7 +356,7 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
         """Add what Lightning does not know."""
         done = self.trainer.current_epoch + int(self.trainer.is_last_batch)
         evaluated = next(name for name, module in self.named_modules() if module is self.evaluated_backbone)
-        checkpoint[INFO] = {**self.checkpoint_info, "epochs_done": done, "backbone": evaluated}
+        checkpoint[INFO] = {**stamp(), **self.checkpoint_info, "epochs_done": done, "backbone": evaluated}
 
     @final
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from selfsup.errors import UserError, reason_of
 from selfsup.nn.backbone import Backbone
+from selfsup.shortage import lacks_memory
 from selfsup.types import Normalization, Size, height_width
 
 
@@ -111,6 +112,8 @@ def _probe(network: nn.Module, channels: int, image_size: Size) -> Tensor:
         with torch.no_grad():
             features = network.eval()(images)
     except Exception as error:  # a module of anybody's may raise anything
+        if lacks_memory(error):
+            raise
         raise UserError(
             f"backbone: {name} fails on images {list(images.shape)} ({reason_of(error)}); give a module that takes "
             "float [B,C,H,W], or set image_size to a side that it takes."

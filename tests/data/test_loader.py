@@ -1,6 +1,9 @@
 import itertools
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from selfsup.data import FileDataset, TrainLoader, eval_batches
 from selfsup.data.encoded import Decoding
 from selfsup.data.loader import Share
 from selfsup.errors import UserError
+from selfsup.shortage import lacks_memory
 from selfsup.types import ImageFacts, Normalization
 
 _STATISTICS = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -213,3 +217,39 @@ kept = kept, lambda: kept
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            signal.SIGSEGV,
+            r"A worker that reads images crashed while it read \S+/007\.png \(signal 11\): take",
+        ),
+        (signal.SIGKILL, r"was killed while it read \S+/007\.png, .*lower data\.workers \(1\)"),
+    ],
+)
+def test_a_worker_that_ends_is_told_with_its_file(tmp_path, monkeypatch, number, message):
+    """A decoder that crashes on one file takes its worker with it; the kernel kills one that takes too much memory."""
+    decode = FileDataset._decode
+
+    def crashing(self, row):
+        if row == 7:
+            os.kill(os.getpid(), number)
+        return decode(self, row)
+
+    dataset = _files(tmp_path, 16)
+    monkeypatch.setattr(FileDataset, "_decode", crashing)
+    heard = signal.getsignal(signal.SIGCHLD)
+
+    def read():
+        for _ in eval_batches(dataset, 4, workers=1):
+            time.sleep(0.2)  # as a step does, in which torch hears of it
+
+    try:
+        with pytest.raises(UserError, match=message) as told:
+            read()
+    finally:
+        signal.signal(signal.SIGCHLD, heard)
+    assert "\n" not in str(told.value)
+    assert lacks_memory(told.value) == (number == signal.SIGKILL)
