@@ -14,7 +14,7 @@ BENCH := PYTHONPATH=$(RIVALS) $(BIN)/python benchmarks
 KEY := $(shell cat setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(KEY)
 
-.PHONY: demo test test-all test-lowest lint docs bench gpu install clean
+.PHONY: demo test test-all test-lowest lint audit docs bench gpu install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test    lint, types, the site of the documentation, and tests"
 	@echo "make test-all  the same, and what takes minutes: all notebooks"
 	@echo "make test-lowest  the heart of the tests with the lowest versions that setup.cfg allows, in an environment of its own"
+	@echo "make audit   ask what is known against the installed versions of what it stands on; needs a network"
 	@echo "make docs    the site of the documentation, to be opened as build/docs/index.html"
 	@echo "make gpu     everything that needs a GPU, in parts of at most nine minutes; goes on where it stopped"
 	@echo "make bench   every measured figure of the README and the docs, about three hours on two cores"
@@ -87,11 +88,12 @@ test-all: $(INSTALLED)
 	$(PYTEST) -m ""
 
 # what setup.cfg allows at the least, and tests of training, evaluation, reading images and drawing; needs a network
-test-lowest: $(INSTALLED)
+test-lowest:
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
-	$(BIN)/python tests/lowest.py > $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/pip install --quiet --requirement $(LOWEST)/lowest.txt 'pytest>=8' 'hypothesis>=6.100'
+	$(LOWEST)/bin/pip install --quiet 'pytest>=8' 'hypothesis>=6.100' packaging
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --requirement $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pytest tests/test_run.py tests/test_config.py tests/test_checkpoint.py tests/methods/test_contract.py \
 	    tests/training/test_checkpoints.py tests/eval/test_knn.py tests/eval/test_neighbours.py \
 	    tests/eval/test_linear_probe.py tests/data/test_image_folder.py tests/report
@@ -100,6 +102,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# pip-audit asks pypi.org about each package; where it cannot be reached, a sentence says so
+audit: $(INSTALLED)
+	$(BIN)/python tests/audit.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
