@@ -143,6 +143,7 @@ def words(root: Path, *more: str) -> list[str]:
         f"data.root={root}",
         "data.image_size=12",
         "data.holdout=0",
+        "data.test_fraction=0",
         "data.max_aspect=1",
         *more,
     ]
