@@ -30,7 +30,8 @@ class Canvas:
 
     def draw(self, rows: Tensor) -> None:
         """Draw those of the rows, int64 ``[n]``, that are not there yet."""
-        with self._lock:
+        # what is first read for an evaluation is trained on later, and threads that draw are in no mode of this one
+        with self._lock, torch.inference_mode(False):
             new = torch.unique(rows[~self._drawn[rows]])
             if len(new):
                 self.images[new], self.masks[new] = self._new(new)

@@ -265,3 +265,13 @@ def test_only_what_is_read_is_drawn_and_its_pixels_are_those_of_the_whole(monkey
     assert torch.equal(moved.read(torch.arange(5)), plain(moved.index, 12, 32)[0])
     unlabelled = load_splits(ShapesConfig(limit=5, labelled=False, **settings)).train
     assert unlabelled.labels is None
+
+
+def test_what_is_first_read_in_inference_mode_is_drawn_and_stays_a_plain_tensor():
+    """As the online evaluation does with the hold-out, before anything else has read it."""
+    settings = {"train_size": 12, "test_size": 9, "seed": 77, "image_size": 32}
+    part = load_splits(ShapesConfig(**settings)).test
+    with torch.inference_mode():
+        first = part.read(torch.arange(9))
+    assert torch.equal(first, draw_scenes(torch.arange(TEST_START, TEST_START + 9), 77, 32)[0])
+    assert not part.read(torch.arange(9)).is_inference()
