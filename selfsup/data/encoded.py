@@ -241,8 +241,7 @@ class EncodedDataset(ImageDataset):
             images.append(image)
         if not images:
             return Read(black[None][:0], decoded)
-        image, size = pack(images)
-        return Read(image, decoded, size)
+        return Read((packed := pack(images)).pixels, decoded, packed.size)
 
     def report_undecodable(self, positions: Tensor) -> None:
         self._report(self.index[positions].tolist())
