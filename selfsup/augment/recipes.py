@@ -128,6 +128,8 @@ _SIMCLR = ViewRecipe(
 _MOCO_V1 = ViewRecipe(("flip", "gray", "jitter", "blur", "solarize"), scale=(0.2, 1.0), jitter_p=1.0, hue=0.4)
 _MOCO_V2 = ViewRecipe(scale=(0.2, 1.0), blur_p=0.5)
 _BYOL = ViewRecipe(interpolation="bicubic", saturation=0.2, blur_p=1.0)
+# ReSSL's key sees a crop and a flip alone.
+_WEAK = ViewRecipe(scale=(0.2, 1.0), jitter_p=0.0, gray_p=0.0)
 # Global crops as BYOL's; the local ones are smaller and half of them blurred.
 _DINO = _like(_BYOL, scale=(0.4, 1.0))
 _SWAV = ViewRecipe(scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=0.5)
@@ -157,10 +159,12 @@ RECIPES: dict[str, Recipe] = {
         (_like(_DINO, scale=(0.05, 0.4), blur_p=0.5),),
     ),
     "wmse": ((_SIMCLR,),),  # on ImageNet-100
+    "ressl": ((_MOCO_V2, _WEAK),),
     "simclr_small": ((_SIMCLR_SMALL,),),
     "moco_v1_small": ((_MOCO_V1,),),  # has no blur, and the paper's crop suits any size
     "moco_v2_small": ((_MOCO_V2_SMALL,),),
     "wmse_small": ((_WMSE_SMALL,),),
+    "ressl_small": ((_MOCO_V2_SMALL, _like(_WEAK, scale=(0.08, 1.0))),),  # without blur
     "byol_small": ((_BYOL_SMALL, _like(_BYOL_SMALL, solarize_p=0.2)),),
     "dino_small": (
         (_DINO_SMALL, _like(_DINO_SMALL, solarize_p=0.2)),

@@ -109,7 +109,7 @@ def _build(captured: Capture) -> tuple[Method, AbstractContextManager[Any]]:
     data, statistics = config.data, Normalization(tuple(info["mean"]), tuple(info["std"]))
     facts = ImageFacts(data.name, "train", info["in_channels"], data.image_size, statistics)
     labelled = captured.batch.label is not None
-    method = assemble(config, facts, info["images"], labelled)
+    method = assemble(config, facts, torch.arange(info["images"]), labelled)
     plugin = lightning(config, logger=False, enable_checkpointing=False).precision_plugin
     plugin.convert_module(method)
     method.load_state_dict(captured.state)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfsup.augment import build_views, colors_left_out
 from selfsup.checkpoint import INFO, find_checkpoint, read_checkpoint, run_of, start_facts
@@ -267,15 +267,15 @@ def build_method(config: TrainConfig, splits: Splits, world_size: int = 1, *, st
         UserError: Settings that do not fit together.
     """
     data = splits.pretrain
-    method = assemble(config, data.facts, len(data), data.labels is not None, world_size, starts=starts)
+    method = assemble(config, data.facts, data.index, data.labels is not None, world_size, starts=starts)
     method.checkpoint_info["membership"] = None if splits.membership is None else splits.membership.summary()
     return method
 
 
 def assemble(
-    config: TrainConfig, data: ImageFacts, images: int, labelled: bool, world_size: int = 1, *, starts: bool = False
+    config: TrainConfig, data: ImageFacts, index: Tensor, labelled: bool, world_size: int = 1, *, starts: bool = False
 ) -> Method:
-    """Build a method as :func:`build_method` does, by what is known of its ``images`` training images.
+    """Build a method as :func:`build_method` does, by what is known of its training images, such as their ``index``.
 
     Raises:
         UserError: As there.
@@ -289,7 +289,7 @@ def assemble(
         config.augment,
         config.data.image_size,
         data.normalization,
-        images * config.trainer.max_epochs,
+        len(index) * config.trainer.max_epochs,
         side_step(config.backbone, data.channels),
     )
     image_sizes = [*views.sizes, as_size(config.data.image_size)]
@@ -299,13 +299,13 @@ def assemble(
         backbone.to(memory_format=torch.channels_last)
     original, held = hold(backbone, config.backbone)
     backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
-    parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled)
+    parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled, index=index)
     method: Method = methods[config.method.name].target(config.method, parts)
     attach_anchor(method, original, config.backbone)
     method.checkpoint_info = {
         "config": dataclasses.asdict(config),
         "in_channels": data.channels,
-        "images": images,
+        "images": len(index),
         "membership": None,
         "image_sizes": image_sizes,
         "mean": list(data.normalization.mean),

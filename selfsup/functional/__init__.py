@@ -1,9 +1,31 @@
 """Pure tensor functions: losses, geometry, diagnostics. They import torch only, keep no state and log nothing."""
 
 from selfsup.functional.anchoring import gram_distance
-from selfsup.functional.assignment import dino_loss, sinkhorn, swapped_prediction
+from selfsup.functional.assignment import (
+    deepcluster_loss,
+    dino_loss,
+    group_prediction,
+    momentum_groups,
+    sinkhorn,
+    spherical_lloyd,
+    swapped_prediction,
+)
 from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
-from selfsup.functional.contrastive import cross_view_nce, info_nce, nearest_neighbor, nt_xent, supervised_contrastive
+from selfsup.functional.channel_whitening import (
+    channel_whiten,
+    channel_whitening_mse,
+    intl_loss,
+    iterative_whiten,
+)
+from selfsup.functional.contrastive import (
+    cross_view_nce,
+    info_nce,
+    nearest_neighbor,
+    nearest_neighbors,
+    nt_xent,
+    ressl_loss,
+    supervised_contrastive,
+)
 from selfsup.functional.dense import dense_info_nce, dense_match, pixcontrast_loss, pixpro_loss, pixpro_mask
 from selfsup.functional.diagnostics import (
     alignment,
@@ -30,8 +52,8 @@ from selfsup.functional.masks import (
     random_mask,
     stratified_ratios,
 )
-from selfsup.functional.prediction import negative_cosine
-from selfsup.functional.redundancy import barlow_twins_loss, vicreg_loss
+from selfsup.functional.prediction import mec_loss, negative_cosine
+from selfsup.functional.redundancy import barlow_twins_loss, feature_loss, vicreg_loss
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
 from selfsup.functional.self_distillation import gram_loss, koleo_loss, masked_cross_entropy
 from selfsup.functional.whitening import whiten, whitening_mse
@@ -43,18 +65,25 @@ __all__ = [
     "attention_nmi",
     "barlow_twins_loss",
     "block_mask",
+    "channel_whiten",
+    "channel_whitening_mse",
     "cross_view_nce",
+    "deepcluster_loss",
     "dense_info_nce",
     "dense_match",
     "dino_loss",
     "effective_rank",
+    "feature_loss",
     "feature_std",
     "fourier_log_amplitude",
     "gram_distance",
     "gram_loss",
     "grid_mask",
+    "group_prediction",
     "info_nce",
+    "intl_loss",
     "inverse_block_mask",
+    "iterative_whiten",
     "kept_index",
     "koleo_loss",
     "lidar",
@@ -63,9 +92,12 @@ __all__ = [
     "mask_of",
     "masked_cross_entropy",
     "masking_map",
+    "mec_loss",
     "mixed_ratios",
+    "momentum_groups",
     "multi_block_masks",
     "nearest_neighbor",
+    "nearest_neighbors",
     "negative_cosine",
     "nt_xent",
     "orthogonal_equivariance",
@@ -75,10 +107,12 @@ __all__ = [
     "pixpro_mask",
     "random_mask",
     "rank_me",
+    "ressl_loss",
     "similarity_maps",
     "singular_values",
     "sinkhorn",
     "smooth_grad",
+    "spherical_lloyd",
     "stratified_ratios",
     "supervised_contrastive",
     "swapped_prediction",

@@ -1,4 +1,4 @@
-"""Learning by assignment: Sinkhorn codes, SwAV's swapped prediction and DINO's self-distillation."""
+"""Learning by assignment: Sinkhorn codes, SwAV's swapped prediction, DINO's self-distillation, clusters by k-means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.arguments import count, floats, full_precision, looks_at, number
+from selfsup.functional.arguments import count, floats, full_precision, integers, looks_at, number, within
+from selfsup.functional.collectives import gather
 
 
 @torch.no_grad()
@@ -155,3 +156,139 @@ def dino_loss(
             F.softmax((full_precision(t.detach()) - center.detach()) / teacher_temperature, dim=1) for t in teacher
         ]
     return swapped_prediction(student, targets, student_temperature)
+
+
+@torch.no_grad()
+def spherical_lloyd(points: Tensor, centroids: Tensor, iterations: int = 10) -> tuple[Tensor, Tensor]:
+    r"""Spherical k-means by Lloyd's iterations from given centroids.
+
+    Every point goes to the centroid with the greatest product, and every centroid becomes the direction of the sum of
+    its points; one without points stays where it is.
+
+    Args:
+        points: ``[N,D]``, used as they are: unit vectors. Float16 and bfloat16 become float32.
+        centroids: Where to begin, unit vectors ``[K,D]``.
+        iterations: Rounds, at least 1.
+
+    Returns:
+        The centroids ``[K,D]``, of length 1, and int64 ``[N]``, the nearest of them to each point.
+
+    Raises:
+        ValueError: Shapes that do not fit, or no rounds.
+
+    Source:
+        Dhillon and Modha, "Concept Decompositions for Large Sparse Text Data using Clustering", 2001.
+    """
+    points, centroids = floats("spherical_lloyd", "[N,D] [K,D]", points=points, centroids=centroids)
+    count("spherical_lloyd", iterations=iterations)
+    with torch.autocast(points.device.type, enabled=False):
+        parts = torch.split(points, 8192)  # the scores of all points at once would be N × K
+        for _ in range(iterations):
+            total, used = torch.zeros_like(centroids), centroids.new_zeros(len(centroids))
+            for part in parts:
+                # a product and no scatter, whose order of addition, and so rounding, is left to chance on a GPU
+                near = (part @ centroids.T).argmax(dim=1, keepdim=True)
+                member = part.new_zeros(len(part), len(centroids)).scatter_(1, near, 1.0)
+                total += member.T @ part
+                used += member.sum(dim=0)
+            centroids = torch.where(used[:, None] > 0, F.normalize(total, dim=1), centroids)
+        return centroids, torch.cat([(part @ centroids.T).argmax(dim=1) for part in parts])
+
+
+def deepcluster_loss(scores: Sequence[Tensor], assignment: Tensor, temperature: float) -> Tensor:
+    r"""DeepCluster v2: cross-entropy of every view with the cluster of its image, in each of several clusterings.
+
+    .. math:: \frac{1}{H} \sum_h \frac{1}{VN} \sum_{v,n} -\log \operatorname{softmax}(s^{(h)}_{vn} / \tau)_{a_{hn}}
+
+    Args:
+        scores: H tensors ``[V,N,K_h]`` of the V views. Float16 and bfloat16 become float32.
+        assignment: int64 ``[H,N]``, the cluster of each image, the same for all its views.
+        temperature: :math:`\tau > 0`.
+
+    Returns:
+        Scalar, the mean over this process's images.
+
+    Raises:
+        ValueError: Shapes that do not fit, or a cluster that there is not.
+
+    Source:
+        Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020, appendix on
+        DeepCluster v2.
+    """
+    named = {f"scores[{i}]": x for i, x in enumerate(scores)}
+    if not named:
+        raise ValueError("deepcluster_loss: scores must be of one clustering or more, got none.")
+    checked = floats("deepcluster_loss", " ".join(f"[V,N,K{i}]" for i in range(len(named))), nan=False, **named)
+    views, images = checked[0].shape[:2]
+    integers("deepcluster_loss", f"[{len(checked)},{images}]", assignment=assignment)
+    number("deepcluster_loss", above=0, temperature=temperature)
+    total = checked[0].new_zeros(())
+    with torch.autocast(total.device.type, enabled=False):
+        for score, cluster in zip(checked, assignment, strict=True):
+            within("deepcluster_loss", 0, score.shape[2], assignment=cluster)
+            total = total + F.cross_entropy(score.flatten(0, 1) / temperature, cluster.repeat(views))
+        return total / len(checked)
+
+
+def momentum_groups(z: Tensor, groups: Tensor, momentum: float, group: dist.ProcessGroup | None = None) -> Tensor:
+    r"""SMoG's groups after a batch: each moves towards the mean of the embeddings that are nearest to it.
+
+    .. math:: g_k \leftarrow \operatorname{unit}\Big(\beta g_k + (1 - \beta) \frac{1}{|C_k|} \sum_{i \in C_k} z_i\Big)
+
+    A group that no embedding is nearest to stays as it is. The gradient flows through the embeddings into the groups:
+    that is what keeps groups and embeddings in step.
+
+    Args:
+        z: Embeddings ``[N,D]``; L2-normalised here. Float16 and bfloat16 become float32.
+        groups: Unit vectors ``[K,D]``.
+        momentum: :math:`\beta` in [0, 1].
+        group: Process group whose embeddings count; None for a single process. Every rank has the same N.
+
+    Returns:
+        ``[K,D]``, of length 1.
+
+    Raises:
+        ValueError: Shapes that do not fit, or a momentum out of range.
+
+    Source:
+        Pang et al., "Unsupervised Visual Representation Learning by Synchronous Momentum Grouping", 2022, section 3.
+    """
+    z, groups = floats("momentum_groups", "[N,D] [K,D]", z=z, groups=groups)
+    number("momentum_groups", least=0, momentum=momentum)
+    if momentum > 1:
+        raise ValueError(f"momentum_groups: momentum must be from 0 to 1, got {momentum!r}.")
+    with torch.autocast(z.device.type, enabled=False):
+        everybody = gather(F.normalize(z, dim=1), group)
+        near = (everybody.detach() @ groups.T).argmax(dim=1, keepdim=True)
+        member = everybody.new_zeros(len(everybody), len(groups)).scatter_(1, near, 1.0)
+        size = member.sum(dim=0)[:, None]
+        mean = member.T @ everybody / size.clamp_min(1)
+        return torch.where(size > 0, F.normalize(momentum * groups + (1 - momentum) * mean, dim=1), groups)
+
+
+def group_prediction(prediction: Tensor, groups: Tensor, target: Tensor, temperature: float) -> Tensor:
+    r"""Cross-entropy of predictions with the group that each image belongs to, averaged over the images.
+
+    .. math:: -\frac{1}{N} \sum_i \log \operatorname{softmax}(p_i \cdot G / \tau)_{c(i)}
+
+    where c(i) is the group with the greatest product with the target of image i.
+
+    Args:
+        prediction: ``[N,D]``; L2-normalised here, and not what follows. Float16 and bfloat16 become float32.
+        groups: Unit vectors ``[K,D]`` to be predicted; gradients reach those that carry them.
+        target: Products ``[N,K]`` of each image's other view with the groups; detached.
+        temperature: :math:`\tau > 0`.
+
+    Raises:
+        ValueError: Shapes that do not fit, or an argument out of its range.
+
+    Source:
+        Pang et al., "Unsupervised Visual Representation Learning by Synchronous Momentum Grouping", 2022, section 3.
+    """
+    prediction, groups, target = floats(
+        "group_prediction", "[N,D] [K,D] [N,K]", prediction=prediction, groups=groups, target=target
+    )
+    number("group_prediction", above=0, temperature=temperature)
+    with torch.autocast(prediction.device.type, enabled=False):
+        logits = F.normalize(prediction, dim=1) @ groups.T / temperature
+        return F.cross_entropy(logits, target.detach().argmax(dim=1))

@@ -1,4 +1,4 @@
-"""Contrastive losses: NT-Xent, InfoNCE against a queue or the other view, and the supervised one."""
+"""Contrastive losses: NT-Xent, InfoNCE against a queue or the other view, the supervised one, and ReSSL's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.arguments import floats, integers, kind, number
+from selfsup.functional.arguments import count, floats, integers, kind, number
 from selfsup.functional.collectives import gather, gather_together, rank_of, size_of
 
 
@@ -73,6 +73,39 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
         negative = query @ negatives.T
         logits = torch.cat([positive, negative], dim=1) / temperature
         return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def ressl_loss(
+    query: Tensor, key: Tensor, anchors: Tensor, query_temperature: float = 0.1, key_temperature: float = 0.04
+) -> Tensor:
+    r"""ReSSL: a query's similarities to a set of anchors follow those of its key.
+
+    .. math:: -\frac{1}{N} \sum_i \sum_a \operatorname{softmax}(k_i \cdot A / \tau_k)_a
+              \log \operatorname{softmax}(q_i \cdot A / \tau_q)_a
+
+    There is no term of its own for the positive pair: the two views meet in what they say of the anchors.
+
+    Args:
+        query, key: ``[N,D]``; L2-normalised here. The key is detached. Float16 and bfloat16 become float32.
+        anchors: ``[K,D]``, used as they are stored; detached.
+        query_temperature, key_temperature: :math:`\tau_q, \tau_k > 0`; the key's is the lower one, which sharpens the
+            target.
+
+    Returns:
+        Scalar, the mean over this process's queries; at least the mean entropy of the targets.
+
+    Raises:
+        ValueError: Shapes that do not fit, or an argument out of its range.
+
+    Source:
+        Zheng et al., "ReSSL: Relational Self-Supervised Learning with Weak Augmentation", 2021, section 3.
+    """
+    query, key, anchors = floats("ressl_loss", "[N,D] [N,D] [K,D]", query=query, key=key, anchors=anchors)
+    number("ressl_loss", above=0, query_temperature=query_temperature, key_temperature=key_temperature)
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, anchors = F.normalize(query, dim=1), F.normalize(key.detach(), dim=1), anchors.detach()
+        target = F.softmax(key @ anchors.T / key_temperature, dim=1)
+        return F.cross_entropy(query @ anchors.T / query_temperature, target)
 
 
 def cross_view_nce(query: Tensor, key: Tensor, temperature: float, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -173,9 +206,9 @@ def supervised_contrastive(
         views = F.normalize(views, dim=-1)
         candidates = gather(views.transpose(0, 1), group).transpose(0, 1)  # [V,B,D]
         logits = views.flatten(0, 1) @ candidates.flatten(0, 1).T / temperature  # [V*N, V*B]
-        count = len(views)
-        itself = (torch.arange(count, device=logits.device)[:, None] * candidates.shape[1] + image).reshape(-1, 1)
-        weight = positives.to(logits.dtype).repeat(count, count).scatter(1, itself, 0.0)
+        times = len(views)
+        itself = (torch.arange(times, device=logits.device)[:, None] * candidates.shape[1] + image).reshape(-1, 1)
+        weight = positives.to(logits.dtype).repeat(times, times).scatter(1, itself, 0.0)
         positive_count = weight.sum(dim=1)
         others = logits.scatter(1, itself, float("-inf"))
         loss = others.logsumexp(dim=1) - (weight * logits).sum(dim=1) / positive_count.clamp_min(1)
@@ -200,8 +233,32 @@ def nearest_neighbor(query: Tensor, candidates: Tensor) -> Tensor:
     Raises:
         ValueError: Shapes that do not fit, or no candidates.
     """
-    precise_query, precise = floats("nearest_neighbor", "[N,D] [K,D]", query=query, candidates=candidates)
+    return candidates[_similarity("nearest_neighbor", query, candidates).argmax(dim=1)]
+
+
+@torch.no_grad()
+def nearest_neighbors(query: Tensor, candidates: Tensor, k: int) -> Tensor:
+    """Return for each query the ``k`` candidates of the greatest cosine similarity, the nearest first.
+
+    Args:
+        query, candidates: As :func:`nearest_neighbor` takes them.
+        k: From 1 to the number of candidates.
+
+    Returns:
+        ``[N,k,D]``: rows of ``candidates`` as they were passed.
+
+    Raises:
+        ValueError: Shapes that do not fit, no candidates, or fewer than are asked for.
+    """
+    count("nearest_neighbors", k=k)
+    similarity = _similarity("nearest_neighbors", query, candidates)
+    if k > len(candidates):
+        raise ValueError(f"nearest_neighbors: {k} of {len(candidates)} candidates cannot be found.")
+    return candidates[similarity.topk(k, dim=1).indices]
+
+
+def _similarity(function: str, query: Tensor, candidates: Tensor) -> Tensor:
+    precise_query, precise = floats(function, "[N,D] [K,D]", query=query, candidates=candidates)
     with torch.autocast(query.device.type, enabled=False):
         # a query's length changes no order, but that of a huge one could overflow
-        similarity = F.normalize(precise_query, dim=1) @ F.normalize(precise, dim=1).T
-        return candidates[similarity.argmax(dim=1)]
+        return F.normalize(precise_query, dim=1) @ F.normalize(precise, dim=1).T

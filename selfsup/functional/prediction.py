@@ -1,12 +1,14 @@
-"""Predicting one view from the other, with no negatives: the losses of BYOL and SimSiam."""
+"""Predicting one view from the other, with no negatives: the losses of BYOL, SimSiam and MEC."""
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.arguments import floats
+from selfsup.functional.arguments import count, floats, number
+from selfsup.functional.collectives import gather_together
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -36,3 +38,43 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     with torch.autocast(prediction.device.type, enabled=False):
         prediction, target = F.normalize(prediction, dim=1), F.normalize(target, dim=1)
         return -(prediction * target).sum(dim=1).mean()
+
+
+def mec_loss(
+    prediction: Tensor, target: Tensor, weight: float, order: int = 4, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    r"""MEC: the coding length of the predictions, jointly with their targets, is made as large as it can be.
+
+    .. math:: -\frac{1}{\lambda N} \sum_{k=1}^{n} \frac{(-1)^{k+1}}{k} \operatorname{tr} (\lambda P Z^T)^k
+
+    the Taylor expansion of :math:`-\frac{1}{\lambda N} \log \det(I + \lambda P Z^T)`. Its first order is
+    :func:`negative_cosine`; the higher ones keep samples, and dimensions, from saying the same. It converges where
+    :math:`\lambda` times the largest singular value of :math:`P Z^T`, which is at most N, is below 1.
+
+    Args:
+        prediction: Z, ``[N,D]``; L2-normalised here, as the target is. Float16 and bfloat16 become float32.
+        target: P, ``[N,D]``. Gradients reach both: pass a target that carries none.
+        weight: :math:`\lambda > 0`.
+        order: n, terms of the expansion, at least 1.
+        group: The matrix is over the images of all its ranks; None for a single process.
+
+    Returns:
+        Scalar. With ``group`` every rank has the whole loss, and DDP's mean gives the single-process gradient.
+
+    Raises:
+        ValueError: The shapes differ or are not ``[N,D]``, or a setting is out of range.
+
+    Source:
+        Liu et al., "Self-Supervised Learning via Maximum Entropy Coding", 2022, section 3.
+    """
+    prediction, target = floats("mec_loss", "[N,D]", prediction=prediction, target=target)
+    number("mec_loss", above=0, weight=weight)
+    count("mec_loss", order=order)
+    with torch.autocast(prediction.device.type, enabled=False):
+        prediction, target = gather_together((F.normalize(prediction, dim=1), F.normalize(target, dim=1)), group)
+        product = weight * target @ prediction.T
+        power, total = product, product.trace()
+        for k in range(2, order + 1):
+            power = power @ product
+            total = total + (-1) ** (k + 1) / k * power.trace()
+        return -total / (weight * len(prediction))

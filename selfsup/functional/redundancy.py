@@ -1,4 +1,4 @@
-"""Losses that keep the dimensions of an embedding from saying the same: Barlow Twins and VICReg.
+"""Losses that keep the dimensions of an embedding from saying the same: Barlow Twins, VICReg, a term of All4One.
 
 Over several ranks the statistics are of all images. Either every rank gathers all embeddings, or the ranks add up
 their own D × D products: whichever sends less, see :func:`sums_send_less`. The two differ in rounding alone.
@@ -101,6 +101,46 @@ def vicreg_loss(
             loss = loss + variance_weight * F.relu(1 - spread).mean() / 2
             loss = loss + covariance_weight * _off_diagonal_square(covariance) / z.shape[1]
         return answer("vicreg_loss", loss, "z1 and z2", "are too large, or do not vary")
+
+
+def feature_loss(
+    embeddings: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor], group: dist.ProcessGroup | None = None
+) -> Tensor:
+    r"""All4One's redundancy term: each feature of a view correlates with itself in the other view, and with no other.
+
+    .. math:: \tfrac12 \sqrt{\tfrac12 \sum_v \tfrac1D \sum_i (C^v_{ii} - 1)^2}
+              + \tfrac12 \sqrt{\tfrac12 \sum_v \tfrac{1}{D (D - 1)} \sum_{i \ne j} (C^v_{ij})^2}, \qquad
+              C^1 = T_1^T Z_2, \quad C^2 = T_2^T Z_1
+
+    where every column, a feature over the images, has length 1; it is not centred.
+
+    Args:
+        embeddings: Z of the two views ``[N,D]``, D from 2 on. Float16 and bfloat16 become float32.
+        targets: T of the two views ``[N,D]``. Gradients reach all four: pass targets that carry none.
+        group: Features are over the images of all its ranks; None for a single process.
+
+    Returns:
+        Scalar. Every rank has the whole loss, and DDP's mean gives the single-process gradient.
+
+    Raises:
+        ValueError: Shapes that differ or are not ``[N,D]``.
+
+    Source:
+        Estepa et al., "All4One: Symbiotic Neighbour Contrastive Learning via Self-Attention and Redundancy Reduction",
+        2023, as in solo-learn.
+    """
+    named = dict(zip(("z1", "z2", "t1", "t2"), (*embeddings, *targets), strict=True))
+    given = floats("feature_loss", "[N,D]", nan=False, **named)
+    dim = given[0].shape[1]
+    if dim < 2:
+        raise ValueError("feature_loss: embeddings need two features or more.")
+    with torch.autocast(given[0].device.type, enabled=False):
+        z1, z2, t1, t2 = (F.normalize(x, dim=0) for x in gather_together(given, group))
+        correlations = torch.stack([t1.T @ z2, t2.T @ z1])
+        own = (correlations.diagonal(dim1=1, dim2=2) - 1).square().mean()
+        others = torch.stack([_off_diagonal_square(c) for c in correlations]).mean() / (dim * (dim - 1))
+        least = torch.finfo(own.dtype).tiny  # the root's slope is infinite at 0
+        return (own.clamp_min(least).sqrt() + others.clamp_min(least).sqrt()) / 2
 
 
 def sums_send_less(images: int, ranks: int, dim: int, matrices: int) -> bool:

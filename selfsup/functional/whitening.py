@@ -102,10 +102,7 @@ def whitening_mse(
         whitened, singular = _whiten(views[:, order], eps, jitter)  # [V, sub-batches, subbatch_size, D]
         if failures is not None:
             failures += singular.sum()
-        if normalize:
-            whitened = F.normalize(whitened, dim=-1)
-        squares = torch.stack([(a - b).square().mean() for a, b in itertools.combinations(whitened, 2)])
-        loss = squares.mean() * (views.shape[2] if normalize else 1)
+        loss = mean_over_pairs(whitened, normalize)
         return answer("whitening_mse", loss, "views", "give a singular covariance, up to rounding")
 
 
@@ -144,3 +141,11 @@ def _factor(covariance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     pivots, variances = (m.detach().diagonal(dim1=-2, dim2=-1) for m in (factor, covariance))
     error = covariance.shape[-1] * torch.finfo(covariance.dtype).eps * variances + noise
     return factor, (info != 0) | (pivots.square() <= error).any(dim=-1)
+
+
+def mean_over_pairs(whitened: Tensor, normalize: bool) -> Tensor:
+    """Return the mean squared distance of views ``[V,...,D]`` over all pairs; of unit vectors, the sum over D."""
+    if normalize:
+        whitened = F.normalize(whitened, dim=-1)
+    squares = torch.stack([(a - b).square().mean() for a, b in itertools.combinations(whitened, 2)])
+    return squares.mean() * (whitened.shape[-1] if normalize else 1)

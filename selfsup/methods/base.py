@@ -94,6 +94,8 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
     view_count: tuple[int, int | None] = (2, 2)
     #: Whether ``step`` reads ``batch.label``.
     needs_labels = False
+    #: Whether ``step`` keeps something of each image by ``batch.index``, which must then be given.
+    needs_index = False
     #: Whether the loss of an image depends on the other images of the batch (negatives, correlations, balanced codes).
     couples_images = False
     #: Whether the backbone may see the batch in chunks (``trainer.chunk_size``).
@@ -199,7 +201,7 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
 
         Raises:
             UserError: Views of another number than the method takes, tensors where the place of a view is needed, or
-                no labels where they are.
+                no labels, or no index, where they are.
         """
         if self.calls:
             self.after_optimizer_step()
@@ -207,6 +209,8 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
         first = images if isinstance(images, Tensor) else images[0]
         pixels = first.image if isinstance(first, View) else first
         if index is None:
+            if self.needs_index:
+                raise UserError(f"{type(self).__name__} keeps something of each image; give index=….")
             index = torch.arange(len(pixels)) + self.steps_done * len(pixels)
         batch = Batch(pixels, label, index)
         if self.needs_labels and label is None:
@@ -265,7 +269,8 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
 
     def _foreign(self, batch: Any, batch_idx: int) -> Batch:
         """Return the batch of a loader that is not ours."""
-        found = as_batch(batch, batch_idx * self.world_size + self.global_rank)
+        number = batch_idx * self.world_size + self.global_rank
+        found = as_batch(batch, None if self.needs_index else number)
         if self.needs_labels and found.label is None:
             raise UserError(f"{type(self).__name__} learns from labels; let the loader give (images, labels).")
         size = len(found.image) * self.world_size

@@ -32,6 +32,8 @@ class Parts:
         world_size: Number of ranks.
         seed: Seed of everything random in training.
         labelled: Whether the training images have labels.
+        index: int64 ``[N]``, the stable index of each training image, for methods that keep something of each; None
+            where the images are not known.
         total_steps: Optimiser steps of the whole training, where no trainer knows; what schedules are fractions of.
     """
 
@@ -43,6 +45,7 @@ class Parts:
     seed: int = 0
     labelled: bool = True
     total_steps: int = 1
+    index: Tensor | None = None
 
 
 def parts_of(
@@ -55,6 +58,7 @@ def parts_of(
     batch_size: int = 256,
     seed: int = 0,
     total_steps: int | None = None,
+    images: int | None = None,
     normalization: Normalization | None = None,
     optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
     **settings: Any,
@@ -71,6 +75,7 @@ def parts_of(
         seed: Of the views and of all that is random in a step.
         total_steps: Optimiser steps of the training; schedules (of the momentum, say) are fractions of it. None leaves
             them at their start in a loop of one's own; a trainer knows by itself.
+        images: How many images there are, whose ``index`` counts from 0; needed by methods that keep something of each.
         normalization: Statistics of images scaled to [0, 1]; None is the backbone's where it knows them, else
             ImageNet's, their mean for a network that takes grey images.
         optimizer: For training under a trainer; None is what comes with the method, a mapping changes some of that.
@@ -100,20 +105,21 @@ def parts_of(
         size_of(world()),
         seed,
         total_steps=10**9 if total_steps is None else total_steps,
+        index=None if images is None else torch.arange(images),
     )
     return config, parts
 
 
-def as_batch(batch: Any, number: int = 0) -> Batch:
+def as_batch(batch: Any, number: int | None = 0) -> Batch:
     """Return the batch of anybody's loader as a ``Batch``.
 
     Args:
         batch: Images, uint8 or float in [0, 1], ``[B,C,H,W]``; a tuple or list (images, labels) or (images, labels,
             index); or a mapping with ``image``, and perhaps ``label`` and ``index``.
-        number: Of the batch: without an index the images are numbered on from it.
+        number: Of the batch: without an index the images are numbered on from it. None asks for an index.
 
     Raises:
-        UserError: It is something else.
+        UserError: It is something else, or has no index where there must be one.
     """
     keys = ("image", "label", "index")
     values = {"image": batch} if isinstance(batch, Tensor) else batch
@@ -127,6 +133,8 @@ def as_batch(batch: Any, number: int = 0) -> Batch:
         )
     label, index = values.get("label"), values.get("index")
     if index is None:
+        if number is None:
+            raise UserError("The method keeps something of each image; let the loader give (images, labels, index).")
         index = torch.arange(len(image)) + number * len(image)
     whole = isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point()
     return Batch(image, label if whole else None, index.cpu())

@@ -8,6 +8,8 @@ from selfsup.nn.dense import DenseEncoder, PixelPropagation, check_dense, dense_
 from selfsup.nn.dino_head import DINOHead
 from selfsup.nn.freezing import freeze
 from selfsup.nn.heads import projection_head
+from selfsup.nn.memory import ImageMemory
+from selfsup.nn.mixture import NeighborMixture
 from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import Prototypes
 from selfsup.nn.queue import FeatureQueue
@@ -23,8 +25,10 @@ __all__ = [
     "DINOHead",
     "DenseEncoder",
     "FeatureQueue",
+    "ImageMemory",
     "MaskToken",
     "MomentumEncoder",
+    "NeighborMixture",
     "PixelPropagation",
     "Prototypes",
     "SplitBatchNorm2d",

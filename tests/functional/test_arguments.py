@@ -35,7 +35,14 @@ CALLS: dict[str, dict[str, Any]] = {
     "attention_distance": {"attention": attention(4), "patch_size": 16.0},
     "attention_nmi": {"attention": attention(4)},
     "barlow_twins_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "redundancy_weight": 0.1, "eps": 1e-5},
+    "channel_whiten": {"x": draw(3, 8), "groups": 2, "eps": 0.0},
+    "channel_whitening_mse": {"views": draw(2, 6, 8), "subbatch_size": 3, "groups": 2, "eps": 0.0},
     "cross_view_nce": {"query": draw(6, 3), "key": draw(6, 3), "temperature": 0.2},
+    "deepcluster_loss": {
+        "scores": [draw(2, 6, 3), draw(2, 6, 4)],
+        "assignment": torch.ones(2, 6, dtype=torch.long),
+        "temperature": 0.1,
+    },
     "dense_info_nce": {
         "query": MAP,
         "key": MAP + 1,
@@ -52,14 +59,26 @@ CALLS: dict[str, dict[str, Any]] = {
         "teacher_temperature": 0.05,
     },
     "effective_rank": {"values": draw(6).abs()},
+    "feature_loss": {"embeddings": (draw(6, 3), draw(6, 3)), "targets": (draw(6, 3), draw(6, 3))},
     "feature_std": {"features": draw(6, 3)},
     "fourier_log_amplitude": {"features": MAP},
+    "group_prediction": {
+        "prediction": draw(6, 3),
+        "groups": draw(4, 3),
+        "target": draw(6, 4),
+        "temperature": 0.1,
+    },
     "info_nce": {"query": draw(6, 3), "key": draw(6, 3), "negatives": draw(5, 3), "temperature": 0.2},
+    "intl_loss": {"views": draw(2, 6, 8), "trace_weight": 0.1, "iterations": 4},
+    "iterative_whiten": {"x": draw(6, 8), "iterations": 4},
     "lidar": {"features": draw(6, 4, 3), "delta": 1e-4},
     "linear_cka": {"x": draw(6, 3), "y": draw(6, 4)},
     "location_grid": {"to_source": TO_SOURCE, "size": 3},
     "masking_map": {"score": score, "images": draw(2, 3, 4, 4), "masks": 3, "grid": 2, "keep": 0.5},
+    "mec_loss": {"prediction": draw(6, 3), "target": draw(6, 3), "weight": 0.1, "order": 4},
+    "momentum_groups": {"z": draw(6, 3), "groups": draw(4, 3), "momentum": 0.9},
     "nearest_neighbor": {"query": draw(6, 3), "candidates": draw(5, 3)},
+    "nearest_neighbors": {"query": draw(6, 3), "candidates": draw(5, 3), "k": 2},
     "negative_cosine": {"prediction": draw(6, 3), "target": draw(6, 3)},
     "nt_xent": {"z1": draw(6, 3), "z2": draw(6, 3), "temperature": 0.2},
     "orthogonal_equivariance": {"z1": draw(6, 3), "z2": draw(6, 3) + 1},
@@ -68,10 +87,18 @@ CALLS: dict[str, dict[str, Any]] = {
     "pixpro_loss": {"prediction": MAP, "target": MAP + 1, "mask": MASK},
     "pixpro_mask": {"to_source_q": TO_SOURCE, "to_source_k": TO_SOURCE, "size": 2, "threshold": 0.7},
     "rank_me": {"features": draw(6, 3)},
+    "ressl_loss": {
+        "query": draw(6, 3),
+        "key": draw(6, 3),
+        "anchors": draw(5, 3),
+        "query_temperature": 0.1,
+        "key_temperature": 0.04,
+    },
     "similarity_maps": {"features1": MAP, "features2": MAP + 1},
     "singular_values": {"features": draw(6, 3)},
     "sinkhorn": {"scores": draw(6, 3), "epsilon": 0.05, "iterations": 3},
     "smooth_grad": {"score": score, "images": draw(2, 3, 4, 4), "samples": 2, "noise": 0.1},
+    "spherical_lloyd": {"points": draw(6, 3), "centroids": draw(2, 3), "iterations": 3},
     "supervised_contrastive": {"features": draw(2, 6, 3), "positives": torch.arange(6) // 2, "temperature": 0.2},
     "swapped_prediction": {
         "scores": [draw(6, 3), draw(6, 3)],
@@ -135,7 +162,7 @@ def test_what_means_nothing_is_refused_by_name(name: str) -> None:
             assert "\n" not in str(refusal.value), what
 
 
-COUNTS = {"first", "size", "masks", "grid", "iterations", "samples", "subbatch_size", "prefix"}
+COUNTS = {"first", "groups", "k", "order", "size", "masks", "grid", "iterations", "samples", "subbatch_size", "prefix"}
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])

@@ -51,6 +51,7 @@ def build(name: str, **others: Any) -> selfsup.methods.Method:
         batch_size=IMAGES,
         seed=7,
         total_steps=STEPS,
+        images=IMAGES * STEPS,
         **settings,
         **others,
     )
@@ -86,6 +87,8 @@ def test_a_loop_of_ones_own_trains_what_a_trainer_does(name: str) -> None:
 
     plain = build(name, optimizer=PLAIN)
     optimizer = build_optimizer(plain.param_groups(), PLAIN, PLAIN.lr)
+    if hasattr(plain, "fill"):  # what a trainer does before the first step
+        plain.fill(batches())
     for batch in batches():
         optimizer.zero_grad()
         plain(batch.image, batch.index, batch.label).backward()
