@@ -132,6 +132,8 @@ _BYOL = ViewRecipe(interpolation="bicubic", saturation=0.2, blur_p=1.0)
 _WEAK = ViewRecipe(scale=(0.2, 1.0), jitter_p=0.0, gray_p=0.0)
 # Global crops as BYOL's; the local ones are smaller and half of them blurred.
 _DINO = _like(_BYOL, scale=(0.4, 1.0))
+# One distribution for all views but the area of the crop (the table of the authors' README); crops as in torchvision.
+_LEJEPA = ViewRecipe(scale=(0.3, 1.0), saturation=0.2, blur_p=0.5, solarize_p=0.2)
 _SWAV = ViewRecipe(scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_p=0.5)
 
 # SimCLR's CIFAR setting (its README): half the strength and no blur.
@@ -142,6 +144,8 @@ _MOCO_V2_SMALL = ViewRecipe()
 _BYOL_SMALL = _like(_BYOL, blur_p=0.0)
 # Ours, after the small versions above: DINO without blur. The paper's crops suit any size.
 _DINO_SMALL = _like(_DINO, blur_p=0.0)
+# Ours: LeJEPA without blur.
+_LEJEPA_SMALL = _like(_LEJEPA, blur_p=0.0)
 # solo-learn's SwAV on CIFAR, which has no local crops. The local scale is ours: the paper's upper end, 0.14, would
 # leave 12 of 32 pixels.
 _SWAV_SMALL = _like(_SWAV, scale=(0.08, 1.0), interpolation="bicubic")
@@ -158,6 +162,7 @@ RECIPES: dict[str, Recipe] = {
         (_DINO, _like(_DINO, blur_p=0.1, solarize_p=0.2)),
         (_like(_DINO, scale=(0.05, 0.4), blur_p=0.5),),
     ),
+    "lejepa": ((_LEJEPA,), (_like(_LEJEPA, scale=(0.05, 0.3)),)),
     "wmse": ((_SIMCLR,),),  # on ImageNet-100
     "ressl": ((_MOCO_V2, _WEAK),),
     "simclr_small": ((_SIMCLR_SMALL,),),
@@ -170,6 +175,7 @@ RECIPES: dict[str, Recipe] = {
         (_DINO_SMALL, _like(_DINO_SMALL, solarize_p=0.2)),
         (_like(_DINO_SMALL, scale=(0.05, 0.4)),),
     ),
+    "lejepa_small": ((_LEJEPA_SMALL,), (_like(_LEJEPA_SMALL, scale=(0.05, 0.3)),)),
     "swav_small": ((_SWAV_SMALL,), (_like(_SWAV_SMALL, scale=(0.05, 0.3)),)),
 }
 

@@ -9,14 +9,10 @@ from selfsup.functional.assignment import (
     sinkhorn,
     spherical_lloyd,
     swapped_prediction,
+    twist_loss,
 )
 from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
-from selfsup.functional.channel_whitening import (
-    channel_whiten,
-    channel_whitening_mse,
-    intl_loss,
-    iterative_whiten,
-)
+from selfsup.functional.channel_whitening import channel_whiten, channel_whitening_mse, intl_loss, iterative_whiten
 from selfsup.functional.contrastive import (
     cross_view_nce,
     info_nce,
@@ -52,10 +48,13 @@ from selfsup.functional.masks import (
     random_mask,
     stratified_ratios,
 )
-from selfsup.functional.prediction import mec_loss, negative_cosine
-from selfsup.functional.redundancy import barlow_twins_loss, feature_loss, vicreg_loss
+from selfsup.functional.matching import vicregl_loss
+from selfsup.functional.prediction import centroid_distance, mec_loss, negative_cosine
+from selfsup.functional.redundancy import barlow_twins_loss, feature_loss, vibcreg_loss, vicreg_loss
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
 from selfsup.functional.self_distillation import gram_loss, koleo_loss, masked_cross_entropy
+from selfsup.functional.sketching import sigreg, visreg
+from selfsup.functional.spectrum import coding_rate, emp_ssl_loss, frossl_loss, mmcr_loss, tico_loss
 from selfsup.functional.whitening import whiten, whitening_mse
 
 __all__ = [
@@ -65,17 +64,21 @@ __all__ = [
     "attention_nmi",
     "barlow_twins_loss",
     "block_mask",
+    "centroid_distance",
     "channel_whiten",
     "channel_whitening_mse",
+    "coding_rate",
     "cross_view_nce",
     "deepcluster_loss",
     "dense_info_nce",
     "dense_match",
     "dino_loss",
     "effective_rank",
+    "emp_ssl_loss",
     "feature_loss",
     "feature_std",
     "fourier_log_amplitude",
+    "frossl_loss",
     "gram_distance",
     "gram_loss",
     "grid_mask",
@@ -94,6 +97,7 @@ __all__ = [
     "masking_map",
     "mec_loss",
     "mixed_ratios",
+    "mmcr_loss",
     "momentum_groups",
     "multi_block_masks",
     "nearest_neighbor",
@@ -108,6 +112,7 @@ __all__ = [
     "random_mask",
     "rank_me",
     "ressl_loss",
+    "sigreg",
     "similarity_maps",
     "singular_values",
     "sinkhorn",
@@ -116,9 +121,14 @@ __all__ = [
     "stratified_ratios",
     "supervised_contrastive",
     "swapped_prediction",
+    "tico_loss",
     "tolerance",
+    "twist_loss",
     "uniformity",
+    "vibcreg_loss",
     "vicreg_loss",
+    "vicregl_loss",
+    "visreg",
     "whiten",
     "whitening_mse",
 ]

@@ -1,4 +1,4 @@
-"""Learning by assignment: Sinkhorn codes, SwAV's swapped prediction, DINO's self-distillation, clusters by k-means."""
+"""Learning by assignment: Sinkhorn codes, SwAV's swapped prediction, DINO, clusters by k-means, TWIST."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.arguments import count, floats, full_precision, integers, looks_at, number, within
-from selfsup.functional.collectives import gather
+from selfsup.functional.arguments import answer, count, floats, full_precision, integers, looks_at, number, within
+from selfsup.functional.collectives import gather, size_of, sum_over
 
 
 @torch.no_grad()
@@ -292,3 +292,50 @@ def group_prediction(prediction: Tensor, groups: Tensor, target: Tensor, tempera
     with torch.autocast(prediction.device.type, enabled=False):
         logits = F.normalize(prediction, dim=1) @ groups.T / temperature
         return F.cross_entropy(logits, target.detach().argmax(dim=1))
+
+
+def twist_loss(
+    logits1: Tensor,
+    logits2: Tensor,
+    temperature: float = 1.0,
+    evenness_weight: float = 1.0,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""TWIST: two views have one class distribution, each image's is sharp, and that of all images is even.
+
+    .. math:: \frac12 \bigl( KL(p_1 \Vert p_2) + KL(p_2 \Vert p_1) \bigr)
+              + \frac12 \sum_v \Bigl( \frac1N \sum_n H(s_{v,n}) - \lambda H\bigl(\tfrac1N \sum_n s_{v,n}\bigr) \Bigr)
+
+    with :math:`p = \operatorname{softmax}(l)`, the mean over the images, and
+    :math:`s = \operatorname{softmax}(l / \tau)`. At
+    :math:`\lambda = 1` the second part is minus the mutual information of image and class: from 0 for one distribution
+    of all images down to -log K for sharp and even ones.
+
+    Args:
+        logits1, logits2: Of the two views ``[N,K]``, batch-normalised by the head. Float16 and bfloat16 become float32.
+        temperature: :math:`\tau`.
+        evenness_weight: :math:`\lambda`.
+        group: The even distribution is over the images of all its ranks; None for a single process.
+
+    Returns:
+        Scalar. With DDP's mean over ranks, value and gradient are those of one process with all images.
+
+    Raises:
+        ValueError: The shapes differ or are not ``[N,K]``, or a setting is out of range.
+
+    Source:
+        Wang et al., "Self-Supervised Learning by Estimating Twin Class Distributions", 2021, with the authors' code
+        (bytedance/TWIST, 1283a55), which adds 1e-5 inside the logarithms and sums over ranks where this averages.
+    """
+    views = floats("twist_loss", "[N,K]", logits1=logits1, logits2=logits2)
+    number("twist_loss", above=0, temperature=temperature)
+    number("twist_loss", evenness_weight=evenness_weight)
+    with torch.autocast(logits1.device.type, enabled=False):
+        log1, log2 = (F.log_softmax(logits, dim=1) for logits in views)
+        loss = ((log1.exp() - log2.exp()) * (log1 - log2)).sum(1).mean() / 2
+        for logits in views:
+            log_sharp = F.log_softmax(logits / temperature, dim=1)
+            loss = loss - (log_sharp.exp() * log_sharp).sum(1).mean() / 2
+            share = sum_over(log_sharp.exp().sum(0), group) / (len(logits) * size_of(group))
+            loss = loss - evenness_weight * torch.special.entr(share).sum() / 2
+        return answer("twist_loss", loss, "logits1 and logits2")

@@ -1,4 +1,4 @@
-"""Predicting one view from the other, with no negatives: the losses of BYOL, SimSiam and MEC."""
+"""How far views of an image are from one another, with no negatives: the losses of BYOL, SimSiam, MEC and more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsup.functional.arguments import count, floats, number
+from selfsup.functional.arguments import answer, count, floats, number
 from selfsup.functional.collectives import gather_together
 
 
@@ -78,3 +78,32 @@ def mec_loss(
             power = power @ product
             total = total + (-1) ** (k + 1) / k * power.trace()
         return -total / (weight * len(prediction))
+
+
+def centroid_distance(views: Tensor, centers: int | None = None) -> Tensor:
+    r"""Mean squared distance of the views of an image from the mean of its first ``centers`` views.
+
+    .. math:: \frac{1}{V N D} \sum_{v,n} \lVert z_{v,n} - \mu_n \rVert^2, \qquad
+              \mu_n = \frac{1}{G} \sum_{v \le G} z_{v,n}
+
+    Gradients flow through the mean too. Over all pairs of views the mean squared difference is twice this, times
+    V / (V - 1), if all views are centres.
+
+    Args:
+        views: Embeddings ``[V,N,D]``, as they are. Float16 and bfloat16 become float32.
+        centers: G, from 1 to V; None is V.
+
+    Returns:
+        Scalar, a mean over a rank's own images.
+
+    Raises:
+        ValueError: ``views`` are not ``[V,N,D]``, or there are fewer than ``centers``.
+    """
+    (views,) = floats("centroid_distance", "[V,N,D]", views=views)
+    if centers is not None:
+        count("centroid_distance", centers=centers)
+        if centers > len(views):
+            raise ValueError(f"centroid_distance: centers={centers} is more than the {len(views)} views.")
+    with torch.autocast(views.device.type, enabled=False):
+        distance = (views - views[:centers].mean(0)).square().mean()
+        return answer("centroid_distance", distance, "views")

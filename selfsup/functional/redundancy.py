@@ -1,4 +1,4 @@
-"""Losses that keep the dimensions of an embedding from saying the same: Barlow Twins, VICReg, a term of All4One.
+"""Losses that keep the dimensions of an embedding from saying the same: Barlow Twins, VICReg, VIbCReg, part of All4One.
 
 Over several ranks the statistics are of all images. Either every rank gathers all embeddings, or the ranks add up
 their own D × D products: whichever sends less, see :func:`sums_send_less`. The two differ in rounding alone.
@@ -141,6 +141,55 @@ def feature_loss(
         others = torch.stack([_off_diagonal_square(c) for c in correlations]).mean() / (dim * (dim - 1))
         least = torch.finfo(own.dtype).tiny  # the root's slope is infinite at 0
         return (own.clamp_min(least).sqrt() + others.clamp_min(least).sqrt()) / 2
+
+
+def vibcreg_loss(
+    z1: Tensor,
+    z2: Tensor,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 200.0,
+    eps: float = 1e-4,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    r"""VIbCReg: VICReg with correlations in place of covariances, which keeps the third term in scale.
+
+    .. math:: \lambda \frac{1}{ND} \lVert z_1 - z_2 \rVert^2
+              + \mu \frac{1}{2} \sum_v \frac{1}{D} \sum_d \max(0, 1 - \sqrt{\mathrm{Var}(z_{v,d}) + \varepsilon})
+              + \nu \sum_v \frac{1}{D^2} \sum_{i \ne j} \mathrm{Corr}(z_v)_{ij}^2
+
+    Args:
+        z1, z2: Embeddings of the two views ``[N,D]``, not normalised. Float16 and bfloat16 become float32.
+        invariance_weight, variance_weight, covariance_weight: :math:`\lambda, \mu, \nu`.
+        eps: :math:`\varepsilon`. A dimension that does not vary correlates with none.
+        group: Statistics are over the images of all its ranks; None for a single process.
+
+    Returns:
+        Scalar. With DDP's mean over ranks, value and gradient are those of one process with all images.
+
+    Raises:
+        ValueError: The views differ in shape, are not ``[N,D]``, or there is one image only.
+
+    Source:
+        Lee and Aune, "VIbCReg: Variance-Invariance-better-Covariance Regularization for Self-Supervised Learning on
+        Time Series", 2021; the mean over all D² entries is that of solo-learn (3551862), as are the weights.
+    """
+    z1, z2 = _two_views("vibcreg_loss", z1, z2, group)
+    weights = {"invariance_weight": invariance_weight, "variance_weight": variance_weight}
+    number("vibcreg_loss", **weights, covariance_weight=covariance_weight)
+    number("vibcreg_loss", above=0, eps=eps)
+    with torch.autocast(z1.device.type, enabled=False):
+        loss = invariance_weight * F.mse_loss(z1, z2)  # of this rank's own images
+        views, group = _of_all((z1, z2), 2, group)
+        for z in views:
+            centred = z - _mean(z, group)
+            covariance = sum_over(centred.T @ centred, group) / (len(z) * size_of(group) - 1)
+            variance = covariance.diagonal()
+            scale = variance.clamp_min(1e-24).rsqrt()
+            correlation = covariance * scale * scale[:, None]
+            loss = loss + variance_weight * F.relu(1 - (variance + eps).sqrt()).mean() / 2
+            loss = loss + covariance_weight * _off_diagonal_square(correlation) / z.shape[1] ** 2
+        return answer("vibcreg_loss", loss, "z1 and z2", "are too large, or do not vary")
 
 
 def sums_send_less(images: int, ranks: int, dim: int, matrices: int) -> bool:

@@ -315,8 +315,12 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
     @final
     def batch_permutation(self, local: int) -> Tensor:
         """Return a random order of the images of all ranks, ``local`` on each: the same on every rank, on the CPU."""
-        generator = torch.Generator().manual_seed(self._batch_seed)
-        return torch.randperm(local * self.world_size, generator=generator)
+        return torch.randperm(local * self.world_size, generator=self.batch_generator())
+
+    @final
+    def batch_generator(self) -> torch.Generator:
+        """Return a generator on the CPU that draws anew in every step, and the same on every rank."""
+        return torch.Generator().manual_seed(self._batch_seed)
 
     def draw(self, index: Tensor, view: int) -> Draw:
         """Return the random numbers of the images in one view, keyed as the view is and independent of it."""

@@ -90,7 +90,7 @@ class WMSE(Method):
             config.iterations,
             config.eps,
             config.normalize,
-            torch.Generator().manual_seed(self._batch_seed),  # the same on every rank
+            self.batch_generator(),
             jitter=JITTER if config.on_singular == "jitter" else 0.0,
             failures=failures,
             group=world() if config.scope == "world" else None,

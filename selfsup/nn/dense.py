@@ -15,18 +15,19 @@ from selfsup.nn.backbone import Backbone
 from selfsup.types import Size, height_width, size_words
 
 
-def dense_head(dims: list[int], *, batch_norm: bool = False) -> nn.Sequential:
+def dense_head(dims: list[int], *, last_bias: bool = True, batch_norm: bool = False) -> nn.Sequential:
     """Build a perceptron of each cell: a 1×1 convolution between each two of ``dims``, a ReLU after all but the last.
 
     Args:
         dims: Channels from the input to the output, at least two.
+        last_bias: Whether the last convolution has a bias.
         batch_norm: Batch normalisation after every hidden convolution, over images and cells.
 
     The output is not normalised: losses do that.
     """
     layers: list[nn.Module] = []
     for depth, (wide_in, wide_out) in enumerate(itertools.pairwise(dims)):
-        layers.append(nn.Conv2d(wide_in, wide_out, 1))
+        layers.append(nn.Conv2d(wide_in, wide_out, 1, bias=last_bias or depth < len(dims) - 2))
         if depth < len(dims) - 2:
             if batch_norm:
                 layers.append(nn.BatchNorm2d(wide_out))

@@ -1,4 +1,4 @@
-"""Barlow Twins and VICReg over ranks: gathered embeddings and summed products are the one process, up to rounding."""
+"""Barlow Twins, VICReg, VIbCReg over ranks: gathered embeddings and summed products are one process, to rounding."""
 
 from itertools import pairwise
 
@@ -7,11 +7,11 @@ import torch
 from gloo import Ranks
 
 from selfsup.distributed import world
-from selfsup.functional import barlow_twins_loss, vicreg_loss
+from selfsup.functional import barlow_twins_loss, vibcreg_loss, vicreg_loss
 from selfsup.functional.collectives import sum_over
 from selfsup.functional.redundancy import sums_send_less
 
-LOSSES = {"barlow_twins": barlow_twins_loss, "vicreg": vicreg_loss}
+LOSSES = {"barlow_twins": barlow_twins_loss, "vicreg": vicreg_loss, "vibcreg": vibcreg_loss}
 
 
 def random(*shape, seed=0):

@@ -37,6 +37,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "barlow_twins_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "redundancy_weight": 0.1, "eps": 1e-5},
     "channel_whiten": {"x": draw(3, 8), "groups": 2, "eps": 0.0},
     "channel_whitening_mse": {"views": draw(2, 6, 8), "subbatch_size": 3, "groups": 2, "eps": 0.0},
+    "centroid_distance": {"views": draw(3, 6, 4)},
+    "coding_rate": {"views": draw(2, 6, 3), "eps": 0.2},
     "cross_view_nce": {"query": draw(6, 3), "key": draw(6, 3), "temperature": 0.2},
     "deepcluster_loss": {
         "scores": [draw(2, 6, 3), draw(2, 6, 4)],
@@ -68,6 +70,8 @@ CALLS: dict[str, dict[str, Any]] = {
         "target": draw(6, 4),
         "temperature": 0.1,
     },
+    "emp_ssl_loss": {"views": draw(3, 6, 3), "similarity_weight": 200.0, "eps": 0.2},
+    "frossl_loss": {"views": draw(3, 6, 4), "invariance_weight": 1.4},
     "info_nce": {"query": draw(6, 3), "key": draw(6, 3), "negatives": draw(5, 3), "temperature": 0.2},
     "intl_loss": {"views": draw(2, 6, 8), "trace_weight": 0.1, "iterations": 4},
     "iterative_whiten": {"x": draw(6, 8), "iterations": 4},
@@ -77,6 +81,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "masking_map": {"score": score, "images": draw(2, 3, 4, 4), "masks": 3, "grid": 2, "keep": 0.5},
     "mec_loss": {"prediction": draw(6, 3), "target": draw(6, 3), "weight": 0.1, "order": 4},
     "momentum_groups": {"z": draw(6, 3), "groups": draw(4, 3), "momentum": 0.9},
+    "mmcr_loss": {"views": draw(3, 6, 4), "local_weight": 0.1},
     "nearest_neighbor": {"query": draw(6, 3), "candidates": draw(5, 3)},
     "nearest_neighbors": {"query": draw(6, 3), "candidates": draw(5, 3), "k": 2},
     "negative_cosine": {"prediction": draw(6, 3), "target": draw(6, 3)},
@@ -94,6 +99,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "query_temperature": 0.1,
         "key_temperature": 0.04,
     },
+    "sigreg": {"views": draw(2, 6, 3), "slices": 5, "knots": 4, "limit": 3.0},
     "similarity_maps": {"features1": MAP, "features2": MAP + 1},
     "singular_values": {"features": draw(6, 3)},
     "sinkhorn": {"scores": draw(6, 3), "epsilon": 0.05, "iterations": 3},
@@ -105,9 +111,24 @@ CALLS: dict[str, dict[str, Any]] = {
         "codes": [draw(6, 3).softmax(1)],
         "temperature": 0.1,
     },
+    "tico_loss": {
+        "query": draw(6, 3),
+        "key": draw(6, 3),
+        "remembered": draw(3, 3),
+        "momentum": 0.9,
+        "covariance_weight": 8.0,
+    },
     "tolerance": {"z": draw(6, 3), "labels": torch.arange(6) // 2},
+    "twist_loss": {"logits1": draw(6, 3), "logits2": draw(6, 3), "temperature": 1.0, "evenness_weight": 1.0},
     "uniformity": {"z": draw(6, 3), "t": 2},
+    "vibcreg_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "invariance_weight": 25.0, "eps": 1e-4},
     "vicreg_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "invariance_weight": 25.0, "eps": 1e-4},
+    "vicregl_loss": {
+        "maps": [draw(6, 3, 2, 2), draw(6, 3, 2, 2)],
+        "to_source": [TO_SOURCE.repeat(3, 1, 1), TO_SOURCE.repeat(3, 1, 1)],
+        "eps": 1e-4,
+    },
+    "visreg": {"views": draw(2, 6, 3), "slices": 5},
     "whiten": {"x": draw(12, 3), "eps": 0.0},
     "whitening_mse": {"views": draw(2, 12, 3), "subbatch_size": 6, "iterations": 1, "eps": 0.0},
 }
@@ -162,7 +183,21 @@ def test_what_means_nothing_is_refused_by_name(name: str) -> None:
             assert "\n" not in str(refusal.value), what
 
 
-COUNTS = {"first", "groups", "k", "order", "size", "masks", "grid", "iterations", "samples", "subbatch_size", "prefix"}
+COUNTS = {
+    "first",
+    "grid",
+    "groups",
+    "iterations",
+    "k",
+    "knots",
+    "masks",
+    "order",
+    "prefix",
+    "samples",
+    "size",
+    "slices",
+    "subbatch_size",
+}
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])

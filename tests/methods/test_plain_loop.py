@@ -40,7 +40,7 @@ def images(count: int = IMAGES * STEPS, channels: int = 3) -> Tensor:
 def build(name: str, **others: Any) -> selfsup.methods.Method:
     words = OmegaConf.from_dotlist(TINY_METHOD.get(name, []))
     settings = OmegaConf.to_container(words.get("method") or OmegaConf.create())
-    multi = "augment" in words
+    multi = len(OmegaConf.select(words, "augment.counts", default=[])) > 1
     views = multi_crop(methods[name].choices["augment"], (32, 16), (2, 2)) if multi else None
     torch.manual_seed(3)
     return methods[name].target(

@@ -1,11 +1,12 @@
-"""Barlow Twins and VICReg against loops over floats with gradients by hand, closed forms and invariances."""
+"""Barlow Twins, VICReg and VIbCReg against loops over floats with gradients by hand, closed forms and invariances."""
 
 import math
 
 import pytest
 import torch
+from slopes import slopes
 
-from selfsup.functional import barlow_twins_loss, vicreg_loss
+from selfsup.functional import barlow_twins_loss, vibcreg_loss, vicreg_loss
 
 
 def column(rows, d):
@@ -80,6 +81,23 @@ def loop_vicreg(z1, z2, weights, eps):
     return total, *gradients
 
 
+def loop_vibcreg(z1, z2, weights, eps):
+    """Value, entry by entry."""
+    invariance, variance, covariance = weights
+    count, dim = z1.shape
+    total = invariance * mean([(z1[n, d].item() - z2[n, d].item()) ** 2 for n in range(count) for d in range(dim)])
+    for z in (z1, z2):
+        centred = [[x - mean(column(z.tolist(), d)) for x in column(z.tolist(), d)] for d in range(dim)]
+        lengths = [math.sqrt(math.fsum(x * x for x in c)) for c in centred]
+        for d in range(dim):
+            total += variance * max(0.0, 1 - math.sqrt(lengths[d] ** 2 / (count - 1) + eps)) / dim / 2
+            for other in range(dim):
+                if other != d:
+                    shared = math.fsum(a * b for a, b in zip(centred[d], centred[other], strict=True))
+                    total += covariance * (shared / lengths[d] / lengths[other]) ** 2 / dim**2
+    return total
+
+
 def random(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -127,8 +145,23 @@ def test_vicreg_is_the_loop_in_value_and_gradient(count, dim, weights, dtype, to
         torch.testing.assert_close(leaf.grad.double(), gradient, rtol=10 * tolerance, atol=10 * tolerance)
 
 
+@pytest.mark.parametrize(("count", "dim"), [(3, 1), (9, 5), (4, 6)])
+@pytest.mark.parametrize("weights", [(25.0, 25.0, 200.0), (0.0, 2.0, 0.0), (1.0, 0.0, 3.0)])
+def test_vibcreg_is_the_loop_in_value_and_gradient(count, dim, weights):
+    z1, z2 = 0.6 * random(count, dim) + 2, 1.4 * random(count, dim, seed=1)
+    leaves = [z.clone().requires_grad_() for z in (z1, z2)]
+    loss = vibcreg_loss(*leaves, *weights)
+    loss.backward()
+    assert loss.item() == pytest.approx(loop_vibcreg(z1, z2, weights, 1e-4), rel=1e-11)
+    found = slopes(lambda a, b: loop_vibcreg(a, b, weights, 1e-4), z1, z2)
+    for leaf, gradient in zip(leaves, found, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-6, atol=1e-7)
+    assert vibcreg_loss(z1.float(), z2.float(), *weights).item() == pytest.approx(loss.item(), rel=1e-4, abs=1e-5)
+
+
 def test_gradcheck():
     z1, z2 = random(6, 3).requires_grad_(), 0.5 * random(6, 3, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(vibcreg_loss, (z1, z2))
     assert torch.autograd.gradcheck(barlow_twins_loss, (z1, z2))
     assert torch.autograd.gradcheck(vicreg_loss, (z1, z2))
 
@@ -181,13 +214,28 @@ def test_vicreg_of_repeated_dimensions_pays_for_every_pair():
     assert vicreg_loss(z, z).item() == pytest.approx(2 * 30 * 16 / 6, rel=1e-10)
 
 
+def test_vibcreg_of_repeated_dimensions_pays_one_for_every_pair_at_any_scale():
+    z = random(20, 1).expand(20, 6)
+    z = 2 * z / z.std(0)
+    assert vibcreg_loss(z, z).item() == pytest.approx(2 * 200 * 30 / 36, rel=1e-10)
+    assert vibcreg_loss(7 * z, 7 * z).item() == pytest.approx(2 * 200 * 30 / 36, rel=1e-10)
+
+
+def test_vibcreg_of_collapsed_views_is_the_hinge_and_its_gradient_is_finite():
+    z = torch.ones(8, 6).requires_grad_()
+    loss = vibcreg_loss(z, z)
+    loss.backward()
+    assert loss.item() == pytest.approx(25 * (1 - 0.01), rel=1e-6)
+    assert z.grad.isfinite().all()
+
+
 # invariances
 
 
 def test_image_order_and_which_view_is_first_do_not_matter():
     z1, z2 = random(9, 4), random(9, 4, seed=1)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(2))
-    for loss in (barlow_twins_loss, vicreg_loss):
+    for loss in (barlow_twins_loss, vicreg_loss, vibcreg_loss):
         value = loss(z1, z2)
         torch.testing.assert_close(loss(z1[order], z2[order]), value)
         torch.testing.assert_close(loss(z2, z1), value)
@@ -218,7 +266,7 @@ def test_a_doubled_batch_has_the_same_correlation():
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_inputs_are_computed_in_float32_under_autocast(half):
     z1, z2 = random(16, 8, dtype=half).requires_grad_(), random(16, 8, seed=1, dtype=half).requires_grad_()
-    for function in (barlow_twins_loss, vicreg_loss):
+    for function in (barlow_twins_loss, vicreg_loss, vibcreg_loss):
         with torch.autocast("cpu", dtype=half):
             loss = function(z1, z2)
             wide_inside = function(z1.detach().float(), z2.detach().float())
@@ -228,7 +276,7 @@ def test_half_inputs_are_computed_in_float32_under_autocast(half):
         assert z1.grad.dtype == half
 
 
-@pytest.mark.parametrize("function", [barlow_twins_loss, vicreg_loss])
+@pytest.mark.parametrize("function", [barlow_twins_loss, vicreg_loss, vibcreg_loss])
 @pytest.mark.parametrize(
     "shapes", [((4, 3), (5, 3)), ((4, 3), (4, 2)), ((4,), (4,)), ((2, 4, 3), (2, 4, 3)), ((1, 3),) * 2]
 )

@@ -49,7 +49,7 @@ def test_preset_begins_with_its_command_and_evidence(preset: str) -> None:
 AUTHORS = [preset for preset in PRESETS if preset.startswith("imagenet/")]
 #: Whose code begins with the last BatchNorm scale of every residual block at zero (``zero_init_residual=True``, or
 #: ``init_zero`` and ``scale_init`` in the TensorFlow and JAX codes).
-ZERO_LAST = {"simclr", "byol", "simsiam", "barlow_twins", "vicreg", "moco_v3", "cw_rgp", "intl", "mec"}
+ZERO_LAST = {"simclr", "byol", "simsiam", "barlow_twins", "vicreg", "vicregl", "moco_v3", "cw_rgp", "intl", "mec"}
 
 
 @pytest.mark.parametrize("preset", AUTHORS)
