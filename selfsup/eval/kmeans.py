@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ROWS_AT_ONCE = 8192  # bounds the table of products
+ROWS_AT_ONCE = 2048  # what stays in the cache beside its products
 NUDGE = 1 / 1024  # of the two halves of a cluster that is split
 NEXT_SEED = 1  # faiss draws the start by the seed after the one that it draws the rows by
 
