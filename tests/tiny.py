@@ -29,8 +29,8 @@ TINY = [
 ]
 
 
-def written(name: str) -> dict[str, list[Any]]:
-    """Return the lists at the top of the tests of each method, ``tests/methods/test_METHOD.py``, that are so named.
+def written(name: str) -> dict[str, Any]:
+    """Return what is so named (TINY, RANKS, ZERO_LAST) at the top of each method's ``tests/methods/test_METHOD.py``.
 
     They are read and not run, so that a method says there, in one place, what every suite needs to know of it.
     """

@@ -21,6 +21,7 @@ from selfsup.methods import Method
 from selfsup.optimization import build_optimizer, scaled_lr
 from selfsup.types import Batch
 
+ZERO_LAST = True
 TINY = ["method.hidden_dim=16", "method.output_dim=8"]
 # 8 dimensions of 16 images: the ranks sum their products; 16: they gather embeddings
 RANKS = [[], ["method.output_dim=16"]]

@@ -18,6 +18,7 @@ from selfsup.data import load_splits
 from selfsup.engine.training import build_method, train
 from selfsup.errors import UserError
 
+ZERO_LAST = True
 TINY = ["method.hidden_dim=16", "method.output_dim=8"]
 
 

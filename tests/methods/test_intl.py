@@ -13,6 +13,7 @@ from test_contract import prepared, twin_seed
 
 from selfsup.functional import intl_loss
 
+ZERO_LAST = True
 TINY = ["method.hidden_dim=16", "method.output_dim=24"]
 RANKS = [[], ["augment.counts=[3]", "method.trace_weight=0.3", "method.output_dim=8"]]
 

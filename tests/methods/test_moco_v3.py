@@ -18,6 +18,7 @@ from selfsup.engine.training import train
 from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce
 
+ZERO_LAST = True
 TINY = ["method.hidden_dim=16", "method.output_dim=8"]
 RANKS = [[], ["method.head=vit", "method.temperature=0.2"]]
 

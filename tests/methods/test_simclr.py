@@ -13,6 +13,8 @@ from test_contract import prepared
 from selfsup.config import load_config
 from selfsup.optimization import build_optimizer
 
+ZERO_LAST = True
+
 
 def test_the_authors_form_adds_the_mean_losses_of_the_views(tiny_config: Callable[..., Any]) -> None:
     """Each view's anchors by PyTorch's cross-entropy, over the other view and the rest of their own."""

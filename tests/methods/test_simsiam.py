@@ -16,6 +16,7 @@ from selfsup.config import load_config
 from selfsup.data import load_splits
 from selfsup.engine.training import build_method
 
+ZERO_LAST = True
 TINY = ["method.hidden_dim=16", "method.output_dim=12", "method.predictor_dim=6"]
 
 

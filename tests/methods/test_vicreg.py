@@ -17,6 +17,7 @@ from selfsup.engine.training import build_method
 from selfsup.errors import UserError
 from selfsup.types import Batch
 
+ZERO_LAST = True
 TINY = ["method.hidden_dim=16", "method.output_dim=8"]
 # 2 · 7 is below 16 images: the ranks sum their products; 2 · 8 is not: they gather embeddings
 RANKS = [["method.output_dim=7"], []]

@@ -15,6 +15,7 @@ from selfsup.config import load_config
 from selfsup.errors import UserError
 from selfsup.functional import vicreg_loss, vicregl_loss
 
+ZERO_LAST = True
 TINY = ["method.hidden_dim=16", "method.output_dim=8", "method.local_dim=8"]
 RANKS = [[], ["method.global_weight=0.1", "method.first_matches=3", "method.second_matches=2"]]
 
