@@ -93,6 +93,36 @@ class ProbeResult(Generic[Setting]):
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What a classifier's scores of labelled images come to; see :class:`ProbeResult`."""
+
+    accuracy: float
+    per_class: dict[int, float]
+    labels: Tensor
+    confusion: Tensor
+
+
+def tally(logits: Tensor, targets: Tensor, truth: Tensor, classes: Tensor) -> Tally:
+    """Count what is right, and what is taken for what.
+
+    Args:
+        logits, targets: As :func:`score`.
+        truth: int64 ``[N]``, the labels, on the CPU.
+        classes: int64 ``[C]``, the label of each column, sorted.
+    """
+    right = score(logits, targets)[0].cpu()
+    predicted = classes[logits.argmax(1).cpu()]
+    labels = torch.unique(torch.cat([classes, truth]))
+    pairs = torch.searchsorted(labels, truth) * len(labels) + torch.searchsorted(labels, predicted)
+    return Tally(
+        accuracy=right.double().mean().item(),
+        per_class={int(c): right[truth == c].double().mean().item() for c in torch.unique(truth)},
+        labels=labels,
+        confusion=torch.bincount(pairs, minlength=len(labels) ** 2).view(len(labels), -1),
+    )
+
+
+@dataclass(frozen=True)
 class ProbeParts:
     """The parts of a probe as its solver takes them; keys are ``train``, ``holdout`` and ``test``.
 
@@ -115,7 +145,7 @@ class ProbeParts:
 
     def on_holdout(self, weight: Tensor, bias: Tensor) -> tuple[float, float]:
         """Return accuracy and mean cross-entropy on the hold-out of a classifier, ``[D,C]`` and ``[C]``."""
-        right, loss = _score(self.inputs["holdout"] @ weight + bias, self.targets["holdout"])
+        right, loss = score(self.inputs["holdout"] @ weight + bias, self.targets["holdout"])
         return right.double().mean().item(), loss
 
     def result(
@@ -123,18 +153,12 @@ class ProbeParts:
     ) -> ProbeResult[Setting]:
         """Test the chosen classifier, the one look at the test images; ``start`` is when the clock began."""
         logits = self.inputs["test"] @ weight + bias
-        right = _score(logits, self.targets["test"])[0].cpu()
-        truth, predicted = self.labels["test"], self.classes[logits.argmax(1).cpu()]
-        labels = torch.unique(torch.cat([self.classes, truth]))
-        pairs = torch.searchsorted(labels, truth) * len(labels) + torch.searchsorted(labels, predicted)
+        found = tally(logits, self.targets["test"], self.labels["test"], self.classes)
         return ProbeResult(
-            accuracy=right.double().mean().item(),
+            **vars(found),
             chosen=chosen,
             settings=settings,
             selected_on=self.selected_on,
-            per_class={int(c): right[truth == c].double().mean().item() for c in torch.unique(truth)},
-            labels=labels,
-            confusion=torch.bincount(pairs, minlength=len(labels) ** 2).view(len(labels), -1),
             classifier=LinearClassifier(self.mean, self.scale, weight.cpu(), bias.cpu(), self.classes),
             seconds=time.perf_counter() - start,
         )
@@ -342,8 +366,13 @@ def class_positions(labels: Tensor, classes: Tensor, name: str) -> Tensor:
     return positions
 
 
-def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """Return which rows are right, and the mean cross-entropy; a classifier that diverged is wrong everywhere."""
+def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    """Return which rows are right, and the mean cross-entropy; a classifier that diverged is wrong everywhere.
+
+    Args:
+        logits: float ``[N,C]``.
+        targets: int64 ``[N]``, columns of the logits; -1 for a label that has none.
+    """
     finite = logits.isfinite().all(1)
     right = (logits.argmax(1) == targets) & finite
     loss = F.cross_entropy(logits, targets, ignore_index=-1).item() if bool(finite.all()) else math.inf

@@ -135,8 +135,12 @@ def _check_needs(entry: Protocol, subject: Subject) -> None:
     """
     if "network" in entry.needs:
         _ = subject.network
-    if {"masks", "dense"} & set(entry.needs):
+    if "masks" in entry.needs:
         check_dense(subject.encoder, subject.splits.train)
+    elif "dense" in entry.needs and not hasattr(subject.network, "forward_dense"):
+        raise UserError(
+            "backbone: the network gives one feature an image and no map (forward_dense); take a timm backbone."
+        )
     if "labels" in entry.needs:
         labels_of(subject.splits.train)
     for kind in {"multilabel", "real"} & set(entry.needs):
