@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from selfsup.functional.arguments import count as check_count
+from selfsup.functional.arguments import integers, is_count, kind, within
 from selfsup.functional.arguments import number as check_number
 
 Draw = Callable[[int | Sequence[int]], Tensor]
@@ -109,8 +110,13 @@ def block_mask(draw: Draw, grid: Grid, count: int | Tensor, least: int = 4, aspe
     """
     height, width = grid
     length = height * width
-    check_count("block_mask", least=least)
+    if not is_count(least):  # its name is that of a bound of the helper
+        raise ValueError(f"block_mask: least must be a whole number from 1 on, got {least!r}.")
     check_number("block_mask", above=0, below=math.nextafter(1, 2), aspect=aspect)
+    if isinstance(count, Tensor):
+        integers("block_mask", "[N]", count=count)
+    elif isinstance(count, bool) or not isinstance(count, int):
+        raise ValueError(f"block_mask: count must be a whole number or a tensor of them, got {count!r}.")
     last = draw(range(_RATIO, _RATIO + length))
     left = torch.as_tensor(count).to(last.device).expand(len(last)).clone()
     if bool(((left < 0) | (left > length)).any()):
@@ -322,8 +328,11 @@ def kept_index(mask: Tensor) -> Tensor:
     host needs.
 
     Raises:
-        ValueError: Images with different counts.
+        ValueError: No mask, or images with different counts.
     """
+    plain = isinstance(mask, Tensor) and mask.layout == torch.strided and not mask.is_meta
+    if not plain or mask.dtype != torch.bool or mask.ndim != 2 or not mask.numel():
+        raise ValueError(f"kept_index: mask must be a tensor of bool [N,L] with values, got {kind(mask)}.")
     counts = (~mask).sum(1)
     if not bool((counts == counts[0]).all()):
         raise ValueError(
@@ -333,7 +342,14 @@ def kept_index(mask: Tensor) -> Tensor:
 
 
 def mask_of(kept: Tensor, length: int) -> Tensor:
-    """Return the mask that leaves the tokens of an index: int64 ``[N,K]`` to bool ``[N,L]`` of ``length`` tokens."""
+    """Return the mask that leaves the tokens of an index: int64 ``[N,K]`` to bool ``[N,L]`` of ``length`` tokens.
+
+    Raises:
+        ValueError: No index of these tokens.
+    """
+    check_count("mask_of", length=length)
+    integers("mask_of", "[N,K?]", kept=kept)
+    within("mask_of", 0, length, kept=kept)
     mask = torch.ones(len(kept), length, dtype=torch.bool, device=kept.device)
     return mask.scatter_(1, kept, False)
 

@@ -44,7 +44,7 @@ def masked_cross_entropy(student: Tensor, target: Tensor, image: Tensor, images:
     number("masked_cross_entropy", above=0, temperature=temperature)
     within("masked_cross_entropy", 0, images, image=image)
     if len(image) != len(student):
-        raise ValueError(f"masked_cross_entropy: image has {len(image)} entries for {len(student)} tokens.")
+        raise ValueError(f"masked_cross_entropy: image has {len(image)} entries for {len(student)} tokens of student.")
     with torch.autocast(student.device.type, enabled=False):
         entropy = -(target.detach() * F.log_softmax(student / temperature, dim=1)).sum(dim=1)
         masked = torch.zeros(images, dtype=entropy.dtype, device=entropy.device)

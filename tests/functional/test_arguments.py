@@ -26,6 +26,14 @@ def score(images: Tensor) -> Tensor:
     return images.sum((1, 2, 3))
 
 
+def numbers(which: Any) -> Tensor:
+    """Uniform numbers of two images, as samplers of masks ask for them."""
+    start, stop = (0, which) if isinstance(which, int) else (which[0], which[-1] + 1)
+    whole = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return whole[:, start:stop]
+
+
+SAMPLER = {"draw": numbers, "grid": (4, 4)}
 MAP, MASK = draw(2, 3, 2, 2), torch.ones(2, 4, 4, dtype=torch.bool)
 TO_SOURCE = torch.tensor([[0.5, 0, 0.1], [0, 0.5, 0.2]]).repeat(2, 1, 1)
 #: A call of each function that is right.
@@ -33,6 +41,25 @@ CALLS: dict[str, dict[str, Any]] = {
     "alignment": {"z1": draw(6, 3), "z2": draw(6, 3), "alpha": 2},
     "alpha_req": {"features": draw(20, 8), "first": 3},
     "attention_distance": {"attention": attention(4), "patch_size": 16.0},
+    "block_mask": {**SAMPLER, "count": 6, "least": 2, "aspect": 0.3},
+    "gram_distance": {"features": draw(6, 3), "original": draw(6, 4)},
+    "gram_loss": {"patches": draw(2, 4, 3), "anchor": draw(2, 4, 5)},
+    "grid_mask": {**SAMPLER, "ratio": 0.5, "cell": 2},
+    "inverse_block_mask": {**SAMPLER, "ratio": 0.5, "aspect": 0.5},
+    "kept_index": {"mask": torch.tensor([[True, False, True], [False, True, True]])},
+    "koleo_loss": {"features": draw(6, 3)},
+    "mask_of": {"kept": torch.tensor([[0, 2], [1, 2]]), "length": 4},
+    "masked_cross_entropy": {
+        "student": draw(5, 3),
+        "target": draw(5, 3).softmax(1),
+        "image": torch.tensor([0, 0, 1, 1, 1]),
+        "images": 2,
+        "temperature": 0.2,
+    },
+    "mixed_ratios": {"draw": numbers, "low": 0.1, "high": 0.5, "share": 0.5},
+    "multi_block_masks": {"draw": numbers, "grid": (8, 8), "targets": 2, "min_context": 4},
+    "random_mask": {**SAMPLER, "ratio": 0.5},
+    "stratified_ratios": {"draw": numbers, "count": 4, "low": 0.1, "high": 0.5, "share": 0.5},
     "attention_nmi": {"attention": attention(4)},
     "barlow_twins_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "redundancy_weight": 0.1, "eps": 1e-5},
     "channel_whiten": {"x": draw(3, 8), "groups": 2, "eps": 0.0},
@@ -184,6 +211,13 @@ def test_what_means_nothing_is_refused_by_name(name: str) -> None:
 
 
 COUNTS = {
+    "cell",
+    "count",
+    "images",
+    "least",
+    "length",
+    "min_context",
+    "targets",
     "first",
     "grid",
     "groups",
