@@ -57,10 +57,10 @@ class Pixels:
         count, side = about["images"], about["side"]
         self._shapes = _read_shapes(folder, count, side)
         self._begins = _begins(self._shapes, form)
-        path = folder / IMAGES
-        if path.stat().st_size != self._begins[-1]:
-            raise UserError(f"data.cache: {path} is damaged; delete {folder}, it will be built again.")
-        with path.open("rb") as file:
+        self._path = folder / IMAGES
+        if self._path.stat().st_size != self._begins[-1]:
+            raise self._damaged()
+        with self._path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._form = form
         self._flat = np.frombuffer(self._map, np.uint8)
@@ -70,7 +70,13 @@ class Pixels:
         self._decoded[list(self.undecodable)] = False
 
     def read(self, rows: Tensor) -> Read:
-        """Return images, and bool ``[n]``: which of them could be decoded; the others are black."""
+        """Return images, and bool ``[n]``: which of them could be decoded; the others are black.
+
+        Raises:
+            UserError: The file is not as long as it was.
+        """
+        if self._map.size() != len(self._map):  # to read what is no longer there would end the process (SIGBUS)
+            raise self._damaged()
         if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads all of them at once, not one after the other
             for row in rows.tolist():
                 begin, end = (int(place) for place in self._begins[row : row + 2])
@@ -82,6 +88,9 @@ class Pixels:
             return Read(images, self._decoded[rows])
         image, size = pack([self._image(row) for row in rows.tolist()])
         return Read(image, self._decoded[rows], size)
+
+    def _damaged(self) -> UserError:
+        return UserError(f"data.cache: {self._path} is damaged; delete {self._path.parent}, it will be built again.")
 
     def _image(self, row: int) -> Tensor:
         begin, end = self._begins[row : row + 2]

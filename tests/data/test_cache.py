@@ -54,6 +54,17 @@ def _equal(ours, theirs):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_cut_short_while_it_is_read_is_a_sentence(tmp_path, workers):
+    """And no end of the process: what is mapped into memory and no longer there cannot be read."""
+    train = _load(_folder(tmp_path / "images", 90), tmp_path / "cache").train
+    batches = iter(TrainLoader(train, 6, 0, workers=workers))
+    next(batches)
+    os.truncate(next((tmp_path / "cache").rglob("images.u8")), 10)
+    with pytest.raises(UserError, match=r"data\.cache: .*images\.u8 is damaged; delete"):
+        list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_cached_equals_streamed(tmp_path, workers):
     root = _folder(tmp_path / "images", 23, broken=(4, 5))
     streamed, cached = _load(root, None).train, _load(root, tmp_path / "cache").train
