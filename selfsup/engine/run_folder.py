@@ -147,7 +147,7 @@ def note_changes(run_dir: Path, config: TrainConfig, step: int, epoch: int, chan
     ]
     text = "".join(head) + to_yaml(config)
     path = run_dir / CONFIG
-    if not path.exists() or path.read_text("utf-8", errors="replace") != text:
+    if not path.is_file() or path.read_text("utf-8", errors="replace") != text:
         replace_text(path, text)
 
 
@@ -162,8 +162,8 @@ def note_imports(run_dir: Path) -> None:
     path = run_dir / ENVIRONMENT
     if files != before:
         try:
-            about = from_json(path.read_text("utf-8")) if path.exists() else {}
-        except ValueError as error:
+            about = dict(from_json(path.read_text("utf-8")) if path.exists() else {})
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} is broken; put it right, or delete it.") from error
         replace_text(path, json.dumps(about | {"imports": files}, indent=2) + "\n")
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-REQUIRED = ("protocol", "split", "metric", "value")
+TEXTS = ("protocol", "split", "metric")
+REQUIRED = (*TEXTS, "value")
 FRACTION = "fraction"
 SPREADS = ("std", "interval")
 
@@ -89,13 +90,17 @@ class Record(Mapping[str, Any]):
         """Read a record as ``results.json`` holds it.
 
         Raises:
-            ValueError: It lacks its protocol, split, metric or value.
+            ValueError: It lacks its protocol, split, metric or value, or one of them is no text or no number.
         """
         if isinstance(flat, Record):
             return flat
         absent = [name for name in REQUIRED if name not in flat]
         if absent:
             raise ValueError(f"record without {', '.join(absent)}: {flat}")
+        if not all(isinstance(flat[name], str) for name in TEXTS):
+            raise ValueError(f"record of which {', '.join(TEXTS)} are not all text: {flat}")
+        if not _is_number(flat["value"]):
+            raise ValueError(f"record whose value is not a finite number: {flat}")
         rest = {name: value for name, value in flat.items() if name not in (*REQUIRED, "unit", "found", "input_std")}
         spread = None
         for kind in SPREADS:
@@ -155,3 +160,14 @@ class Record(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.flat())
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float holds, NaN and infinity included."""
+    if not isinstance(value, int | float):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # whole numbers of JSON have no end
+        return False
+    return True

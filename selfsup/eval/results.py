@@ -52,8 +52,10 @@ def read_results(run_dir: str | Path) -> list[Record]:
     if not path.exists():
         raise UserError(f"'{run_dir}' has no {FILE}; evaluate the run first ({command('evaluate', word(run_dir))}).")
     try:
+        if not path.is_file():  # of a pipe nobody may ever write the end
+            raise OSError("it is no file")
         return [Record.from_flat(dict(record)) for record in from_json(path.read_text("utf-8"))["results"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' is broken; delete it and evaluate the run again.") from error
 
 

@@ -246,9 +246,13 @@ def _differences(used: dict[str, dict[str, Record]]) -> list[str]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_yaml(path)
-    if not isinstance(config, dict):
-        raise UserError(f"'{path}' is not a configuration; restore it or leave the run out.")
-    return config
+    try:
+        if isinstance(config, dict):
+            found: dict[str, Any] = json.loads(json.dumps(config, default=str))  # names that are numbers become text
+            return found
+    except (TypeError, ValueError, RecursionError):
+        pass  # names that are lists, values that hold themselves
+    raise UserError(f"'{path}' is not a configuration; restore it or leave the run out.")
 
 
 def _setting(config: Mapping[str, Any], group: str, name: str) -> Any:

@@ -37,6 +37,8 @@ def read_metrics(path: str | Path) -> Metrics:
     path = Path(path)
     notes = []
     try:
+        if path.exists() and not path.is_file():  # of a pipe nobody may ever write the end
+            raise OSError("it is no file")
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
             raise ValueError("zero bytes in a text")

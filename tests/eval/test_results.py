@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 
@@ -61,8 +62,18 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert [r["value"] for r in read_results(tmp_path)] == [0.1]
 
 
+def one(**changed):
+    return json.dumps({"results": [record() | changed]})
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"results": 3}', '{"results": [{"value": 1}]}', "[" * 100_000], ids=range(7)
+    "text",
+    [
+        *("", "{", "[]", "{}", '{"results": 3}', '{"results": [{"value": 1}]}', "[" * 100_000),
+        *(one(value=value) for value in ("0.5", None, [1], 10**400)),
+        *(one(metric={}), one(split=["test"]), one(protocol=5), one(found=3)),
+    ],
+    ids=range(15),
 )
 def test_a_broken_file_is_named(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
@@ -70,6 +81,12 @@ def test_a_broken_file_is_named(tmp_path, text):
         with pytest.raises(UserError, match=r"results\.json"):
             use(tmp_path)
     assert (tmp_path / "results.json").read_text() == text
+
+
+def test_what_is_no_file_is_broken(tmp_path):
+    os.mkfifo(tmp_path / "results.json")  # whose end nobody writes
+    with pytest.raises(UserError, match=r"results\.json' is broken"):
+        read_results(tmp_path)
 
 
 def test_a_run_without_results(tmp_path):

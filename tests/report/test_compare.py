@@ -139,6 +139,9 @@ def test_what_a_person_can_put_right(tmp_path):
         compare([run(tmp_path / "broken", config="method: [")])
     with pytest.raises(UserError, match=r"config\.yaml"):
         compare([run(tmp_path / "list", config="- a\n- b\n")])
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        compare([run(tmp_path / "loop", config="a: &a [*a]\n")])
+    compare([run(tmp_path / "numbers", config="1: 2\nmethod: {name: moco, 3: 4}\n")])  # their names are text
     folder = run(tmp_path / "twice", [record()])
     with pytest.raises(UserError, match="named twice"):
         compare([folder, folder])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,10 @@ def test_a_file_that_makes_no_sense_is_one_sentence(content: bytes, tmp_path: Pa
     with pytest.raises(UserError, match=r"metrics\.csv") as refused:
         read_metrics(path)
     assert "\n" not in str(refused.value)
+
+
+def test_what_is_no_file_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    os.mkfifo(path)  # whose end nobody writes
+    with pytest.raises(UserError, match=r"metrics\.csv cannot be read as a table \(it is no file\)"):
+        read_metrics(path)
