@@ -10,3 +10,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     ranks = Ranks(2, tmp_path_factory.mktemp("gloo"))
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture(scope="session")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Four of them."""
+    ranks = Ranks(4, tmp_path_factory.mktemp("four"), timeout=240)
+    yield ranks
+    ranks.stop()

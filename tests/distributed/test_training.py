@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -132,11 +133,36 @@ CASES += [  # an anchor compares the views of all ranks
 @pytest.mark.parametrize(("name", "overrides"), CASES)
 def test_two_processes_equal_one(name: str, overrides: list[str], two_ranks: Ranks) -> None:
     """With BatchNorm too: its groups, or its global statistics, are of the same images for any number of processes."""
+    assert_ranks_equal_one(two_ranks, name, overrides)
+
+
+QUICK = ("moco", "swav", "wmse")
+
+
+def over_four() -> Iterator[Any]:
+    """Yield the cases for four processes: the first of each of ``QUICK``, and all others as long ones.
+
+    Groups of BatchNorm are at least as many as the processes.
+    """
+    quick = [next(case for case in CASES if case[0] == name) for name in QUICK]
+    for name, overrides in CASES:
+        more = ["method.bn_groups=4"] if "method.bn_groups=2" in overrides else []
+        marks = [] if (name, overrides) in quick else [pytest.mark.long]
+        yield pytest.param(name, [*overrides, *more], marks=marks)
+
+
+@pytest.mark.parametrize(("name", "overrides"), over_four())
+def test_four_processes_equal_one(name: str, overrides: list[str], four_ranks: Ranks) -> None:
+    assert_ranks_equal_one(four_ranks, name, overrides)
+
+
+def assert_ranks_equal_one(ranks: Ranks, name: str, overrides: list[str]) -> None:
     one = train_steps(0, 1, name, overrides)
-    two = two_ranks.run(train_steps, 2, name, overrides)
-    torch.testing.assert_close(torch.stack([r["losses"] for r in two]).mean(0), one["losses"], rtol=1e-9, atol=1e-9)
+    several = ranks.run(train_steps, ranks.size, name, overrides)
+    losses = torch.stack([rank["losses"] for rank in several])
+    torch.testing.assert_close(losses.mean(0), one["losses"], rtol=1e-9, atol=1e-9)
     assert float(one["losses"].std()) > 0
-    for rank in two:
+    for rank in several:
         assert rank["gradients"].keys() == one["gradients"].keys()
         for part in ("gradients", "parameters"):
             for key, value in one[part].items():
