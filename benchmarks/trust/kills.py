@@ -37,23 +37,6 @@ from typing import Any
 import moments
 
 HERE = Path(__file__).resolve().parent
-#: The smallest values of what methods have in common: those that a method has are given to it.
-SMALL = {
-    "hidden_dim": 16,
-    "output_dim": 8,
-    "predictor_dim": 16,
-    "bottleneck_dim": 8,
-    "queue_size": 48,
-    "bn_groups": 4,
-    "prototypes": 24,
-    "queue_start_epoch": 0,
-}
-#: What one method needs besides, or instead.
-OWN = {
-    "swav": {"queue_size": 40, "augment.counts": "[2,2]"},
-    "dino": {"output_dim": 24, "augment.counts": "[2,2]"},
-    "wmse": {"output_dim": 4, "subbatch_size": 8, "iterations": 2},
-}
 #: One process, with loader workers, two ranks, and two ranks that are killed as they start and around a checkpoint.
 CASES = ("single", "workers", "ddp", "twice")
 RANKS = ("ddp", "twice")
@@ -235,12 +218,13 @@ def _become(arguments: list[str], log: Path, environment: dict[str, str]) -> Non
 
 
 def smallest(method: str) -> list[str]:
-    """Return the settings of a registered method that make it as small as it goes."""
-    from selfsup.registry import methods
+    """Return the settings that make a method small: those of its own tests."""
+    sys.path.insert(0, str(HERE.parents[1] / "tests"))
+    from tiny import TINY_METHOD
 
-    has = {field.name for field in dataclasses.fields(methods[method].config)}
-    values = {name: value for name, value in SMALL.items() if name in has} | OWN.get(method, {})
-    return [f"{name if '.' in name else f'method.{name}'}={value}" for name, value in values.items()]
+    sys.path.pop(0)
+    settings: list[str] = TINY_METHOD.get(method, [])
+    return settings
 
 
 def all_methods() -> list[str]:
@@ -276,7 +260,7 @@ class Campaign:
     def settings(self, method: str, case: str) -> list[str]:
         """Return the settings of a training. Every second pair saves at the last step of an epoch, too."""
         every = 3 + (len(method) + CASES.index(case)) % 2
-        words = [f"method={method}", *smallest(method), *TRAINING, f"trainer.checkpoint_every_steps={every}"]
+        words = [f"method={method}", *TRAINING, *smallest(method), f"trainer.checkpoint_every_steps={every}"]
         if case == "workers":
             words += ["data=image_folder", f"data.root={self._images()}", "data.resident_limit_mb=0", "data.workers=2"]
             words += ["data.max_undecodable=0.05"]

@@ -1,7 +1,8 @@
-"""Trainings that are killed and go on end as if nobody had touched them; the whole campaign is ``kills.py``."""
+"""Trainings that are killed, commands on damaged files, a run that is watched; all of it is in ``benchmarks/trust``."""
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import sys
@@ -58,3 +59,50 @@ def test_what_differs_is_found(kills: Any) -> None:
     line, total = kills.table([row, {"faults": [], "kills": []}])
     assert line == total | {"moment": "a random time"}
     assert (line["kills"], line["SIGKILL"], line["SIGTERM"], line["in runs that lost something"]) == (1, 1, 0, 1)
+
+
+def test_every_method_is_killed_in_its_smallest_form(kills: Any) -> None:
+    assert {"supcon", "moco_v1", "vicreg"} <= set(kills.all_methods())
+    assert "method.queue_size=48" in kills.smallest("moco")
+
+
+def try_faults(words: list[str]) -> int:
+    sys.path.insert(0, TRUST)
+    import faults
+
+    sys.argv = ["faults.py", *words]
+    return faults.main()
+
+
+FAULTS = (
+    "disk, training: half of a checkpoint, time 6",
+    "signals: SIGTERM at open views",
+    "files of a run: results.json: a value that is text",
+    "checkpoints: without optimizer_states",
+    "files that change: a cache cut short",
+    "several: three resumes",
+)
+
+
+@pytest.mark.slow
+def test_faults_of_each_kind_end_in_a_sentence_or_do_no_harm(tmp_path: Path) -> None:
+    done = Running(try_faults, ["--out", str(tmp_path), "--only", ";".join(FAULTS)], tmp_path).wait(600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried = json.loads((tmp_path / "faults.json").read_text())["faults"]
+    assert len({row["group"] for row in tried}) == len(tried) == len(FAULTS)
+
+
+def test_what_did_harm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TRUST)
+    import faults
+    import lab
+
+    said = lab.Ended(1, "Traceback (most recent call last):\nKeyError: 'x'")
+    assert lab.refused(said) == ["a traceback, exit code 1: KeyError: 'x'"]
+    assert lab.refused(lab.Ended(None, "")) == ["it did not end, or left processes behind"]
+    assert lab.refused(lab.Ended(0, "done")) == ["accepted: done"]
+    assert lab.refused(lab.Ended(0, "done"), codes=(0, 2)) == []
+    assert lab.refused(lab.Ended(2, "selfsup: no"), "a.csv") == ["does not name a.csv: selfsup: no"]
+    assert lab.refused(lab.Ended(2, "selfsup: a.csv is broken"), "a.csv") == []
+    rows = [{"group": "a", "fault": "x", "faults": ["no"]}, {"group": "b", "fault": "y", "faults": []}]
+    assert faults.table(rows)[-1] == {"faults": "all", "tried": 2, "survived": 1}
