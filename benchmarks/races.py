@@ -40,7 +40,7 @@ class Race:
         return [*self.preset, *place]
 
 
-_CIFAR = {"every_images": 45_000, "bank": 20_000, "queries": 5000, "k": 200, "temperature": 0.1, "folder": "cifar10"}
+_CIFAR = {"every_images": 45_000, "queries": 5000, "temperature": 0.1, "folder": "cifar10"}
 _COPY = "CIFAR-10, JPEG copy, nine tenths of the 50,000 training images"
 RACES = {
     "fashion_mnist": Race(
@@ -58,6 +58,8 @@ RACES = {
     "cifar10": Race(
         ("experiment=cifar10_fast", *CIFAR),
         targets=(0.55, 0.6, 0.65),
+        bank=20_000,
+        k=20,
         seconds=3600.0,
         words=f"{_COPY}; the preset's network",
         **_CIFAR,  # type: ignore[arg-type]
@@ -66,6 +68,8 @@ RACES = {
     "cifar10_gpu": Race(
         ("experiment=cifar10/simclr", *CIFAR, *GPU, "data.holdout=0.1", "batch_size=512", "trainer.max_epochs=100"),
         targets=(0.8, 0.9),
+        bank=50_000,
+        k=200,
         seconds=420.0,
         words=f"{_COPY}; ResNet-18, batch 512",
         **_CIFAR,  # type: ignore[arg-type]
