@@ -10,6 +10,8 @@ DIR holds ``cifar10/`` (``train/CLASS/``, ``test/CLASS/``: a copy as JPEG) and `
 the archive whose shorter side is 160 pixels). Ours are the presets ``experiment=cifar10/NAME`` with the settings of
 ``setups.py`` over them; lightly's are ``rivals.py``, for the methods that are there, where lightly is installed.
 
+A table also shows what ``kept/standard/`` keeps of other machines, where there is no result of this one.
+
 Each run is a process of its own, one after the other. One that was stopped goes on from its last epoch, its seconds
 too, and one that is done is not repeated. A run that fails is told at the end; the others go on. One evaluator judges
 all networks, once, with the weights of the last epoch. ``--rehearse`` trains for two epochs with a tiny network.
@@ -41,16 +43,16 @@ from selfsup.config import TrainConfig, load_config
 from selfsup.data import load_splits
 from selfsup.eval import extract_features, knn, linear_probe, raw_pixels
 from selfsup.nn import build_backbone
-from selfsup.registry import methods
 
 HERE = Path(__file__).parent
+KEPT = HERE / "kept" / "standard"  # of machines where it was measured; tables show them where there is no other
 FIRST = ("simclr", "moco", "swav", "wmse", "densecl", "pixpro")  # three seeds on two cores; the others one
 RIVALLED = ("simclr", "moco", "swav", "byol", "barlow_twins", "vicreg", "dino")  # rivals.RIVALS, without its import
 BASELINES = ("raw_pixels", "untrained")
+METHODS = sorted(file.stem for file in (Path(selfsup.__file__).parent / "configs/experiment/cifar10").glob("*.yaml"))
 OURS, THEIRS = "selfsup", "lightly"
 KS, TEMPERATURE = (20, 200), 0.1
 PROBE_EPOCHS = 100
-NOT_YET = "not measured yet"
 ALONE = ("online.every_epochs=0", "trainer.devices=1", "trainer.progress=false")
 #: A rehearsal's, over everything else.
 TINY = (
@@ -231,48 +233,62 @@ def work(run: Run, out: Path, root: Path, rehearse: bool) -> None:
 
 def plan(options: argparse.Namespace) -> Iterator[Run]:
     """Give the runs that are asked for, the first seed of all methods before the second."""
-    wanted = options.methods or [*BASELINES, *FIRST, *(m for m in methods if m not in FIRST)]
+    wanted = options.methods or [*BASELINES, *FIRST, *(m for m in METHODS if m not in FIRST)]
     several = FIRST if options.budget == "cores" else ()
     for data, seed, method, by in itertools.product(options.data, options.seeds or range(3), wanted, options.by):
         if (options.seeds or seed == 0 or method in several) and (by == OURS or method in RIVALLED):
             yield Run(options.budget, data, method, by, seed)
 
 
+def result_of(run: Run, out: Path) -> Path | None:
+    """Return the file of what was measured: in ``out``, else among the results that are kept; None where neither is."""
+    return next((file for file in (run.result(out), run.result(KEPT)) if file.exists()), None)
+
+
 def table(runs: Sequence[Run], out: Path) -> str:
-    """Write ``standard.json`` and ``standard.md`` of each budget and kind of data, and return all the Markdown."""
+    """Write ``standard.json`` and ``standard.md`` of each budget and kind of data, and return all the Markdown.
+
+    What was not measured is named below the table.
+    """
     texts = []
     for budget, data in dict.fromkeys((run.budget, run.data) for run in runs):
         chosen = [run for run in runs if (run.budget, run.data) == (budget, data)]
         setup = SETUPS[budget][data]
-        rows, machines = [], set()
+        rows, machines, missing = [], set(), []
         for method, by in dict.fromkeys((run.method, run.by) for run in chosen):
-            files = [run.result(out) for run in chosen if (run.method, run.by) == (method, by)]
-            results = [json.loads(file.read_text()) for file in files if file.exists()]
+            files = [result_of(run, out) for run in chosen if (run.method, run.by) == (method, by)]
+            results = [json.loads(file.read_text()) for file in files if file is not None]
+            if not results:
+                missing.append(method if method in BASELINES or by == OURS else f"{method} by {by}")
+                continue
             machines |= {
                 f"{m['processor']}, GPU {m['GPU']}, torch {m['torch']}" for m in (r["machine"] for r in results)
             }
             rows.append(row(method, by, results, len(files), setup))
+        if not rows:
+            texts.append(f"### {data}\n\nNot measured yet.\n")
+            continue
         tiny = "REHEARSAL: tiny settings. " if any(r["rehearsal"] for r in rows) else ""
         protocol = (
-            f"{setup.words}. {tiny}Test images, weights of the last epoch; kNN: k = {setup.k}, temperature "
-            f"{TEMPERATURE}, all training images as neighbours; linear probe: {PROBE_EPOCHS} epochs on fixed features, "
+            f"{setup.words}. {tiny}Test images, weights of the last epoch; kNN: temperature {TEMPERATURE}, "
+            f"all training images as neighbours; linear probe: {PROBE_EPOCHS} epochs on fixed features, "
             "its settings chosen on a tenth of the training images, on which the network was trained too, without "
             "labels. Mean of the seeds and, from two on, the lowest and the highest. Seconds are of training, without "
             "start-up and evaluation; memory is that of the GPU, or of the process without its loader's workers. "
-            f"Measured on: {'; '.join(sorted(machines)) or NOT_YET}."
+            f"Measured on: {'; '.join(sorted(machines))}."
         )
         shown = [{key: value for key, value in line.items() if key != "rehearsal"} for line in rows]
         texts.append(f"### {data}\n\n{write(out / budget / data, 'standard', shown, protocol)}")
+        if missing:
+            texts.append(f"Not measured yet: {', '.join(missing)}.\n")
     return "\n".join(texts)
 
 
 def row(method: str, by: str, results: Sequence[dict[str, Any]], wanted: int, setup: Setup) -> dict[str, Any]:
-    """Return the table's row of a method: over its seeds, or that it is not measured yet."""
+    """Return the table's row of a method, over its seeds."""
 
-    def percent(key: str) -> str | None:
+    def percent(key: str) -> str:
         values = [100 * r[key] for r in results]
-        if not values:
-            return NOT_YET
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
@@ -286,7 +302,7 @@ def row(method: str, by: str, results: Sequence[dict[str, Any]], wanted: int, se
         "method": method,
         "by": "–" if method in BASELINES else by,
         "seeds": f"{len(results)} of {wanted}",
-        "kNN, %": percent(f"knn_{setup.k}"),
+        **{f"kNN, k = {k}, %": percent(f"knn_{k}") for k in KS},
         "linear probe, %": percent("linear_probe"),
         "epochs": middle("epochs"),
         "seconds": seconds and round(seconds),
@@ -321,7 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=list(SETUPS), default="cores")
     parser.add_argument("--data", nargs="+", choices=["cifar10", "imagenette"], default=["cifar10", "imagenette"])
-    parser.add_argument("--methods", nargs="+", choices=[*BASELINES, *methods], help="all by default")
+    parser.add_argument("--methods", nargs="+", choices=[*BASELINES, *METHODS], help="all by default")
     parser.add_argument("--by", nargs="+", choices=[OURS, THEIRS], default=[OURS, THEIRS])
     parser.add_argument("--seeds", nargs="+", type=int, help="0; on two cores 0, 1 and 2 for " + ", ".join(FIRST))
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with cifar10/ and imagenette/")

@@ -17,6 +17,7 @@ def standard(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import standard
 
+    monkeypatch.setattr(standard, "KEPT", Path("no results are kept"))
     yield standard
     for name in ("standard", "setups", "measure", "tiny_images"):
         sys.modules.pop(name, None)
@@ -53,7 +54,40 @@ def test_a_run_goes_on_with_its_seconds_and_is_done_once(
     text = standard.table([run, rival], out)
     assert "REHEARSAL" in text
     assert "JPEG copy" in text
-    assert "not measured yet" in text
+    assert "Not measured yet: simclr by lightly." in text
     rows = json.loads((out / "cores" / "cifar10" / "standard.json").read_text())["rows"]
-    assert [row["seeds"] for row in rows] == ["1 of 1", "0 of 1"]
-    assert rows[0]["kNN, %"] == f"{100 * result['knn_200']:.1f}"
+    assert [row["seeds"] for row in rows] == ["1 of 1"]
+    assert rows[0]["kNN, k = 200, %"] == f"{100 * result['knn_200']:.1f}"
+
+
+def test_what_is_kept_of_another_machine_is_shown_where_there_is_no_result_of_this_one(
+    standard: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(standard, "KEPT", tmp_path / "kept")
+    first, second = (standard.Run("cores", "cifar10", "simclr", "selfsup", seed) for seed in (0, 1))
+    machine = {"processor": "theirs", "GPU": "none", "torch": "2"}
+    own = {"machine": {**machine, "processor": "ours"}, "knn_20": 0.5}
+    kept = {"knn_20": 0.25, "knn_200": 0.5, "linear_probe": 0.5, "training": {}, "machine": machine, "rehearsal": False}
+    for file, result in [
+        (first.result(tmp_path / "kept"), kept),
+        (second.result(tmp_path / "kept"), kept),
+        (second.result(tmp_path / "out"), {**kept, **own}),
+    ]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result))
+    text = standard.table([first, second], tmp_path / "out")
+    assert "37.5 (25.0 to 50.0)" in text
+    assert "ours, GPU none" in text
+    assert "theirs, GPU none" in text
+    assert "Not measured yet" not in text
+
+
+def test_the_kept_results_are_of_runs_that_there_are(standard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Path(BENCHMARKS) / "kept" / "standard"
+    files = sorted(kept.rglob("*.json"))
+    assert files
+    for file in files:
+        result = json.loads(file.read_text())
+        run = standard.Run(**{name: result[name] for name in ("budget", "data", "method", "by", "seed")})
+        assert run.result(kept) == file
+        assert not result["rehearsal"]
