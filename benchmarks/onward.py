@@ -35,8 +35,8 @@ WAYS: dict[str, tuple[str, ...]] = {
     "gram": ("backbone.anchor=gram", "backbone.anchor_weight=20"),
     "cosine": ("backbone.anchor=cosine", "backbone.anchor_weight=2"),
 }
-IMAGES, QUERIES, K, TEMPERATURE = 4000, 1000, 20, 0.07
-FIRST, ON, WARM = 12, 6, 1
+IMAGES, QUERIES, K, TEMPERATURE = 3000, 1000, 20, 0.07
+FIRST, ON, WARM = 10, 5, 1
 COMMON = (
     "experiment=small/simclr",
     "data.image_size=32",

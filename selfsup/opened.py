@@ -47,6 +47,7 @@ class Opened:
         membership: Digest of the images that it was trained on here and of the parts of the others; None where an
             earlier version wrote the checkpoint.
         start: What its training started from, where that were weights: ``name``, ``digest``, ``taken``, ``notes``.
+        at_start: Whether these are those weights, before any step.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Opened:
     state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     membership: str | None = None
     start: Mapping[str, Any] | None = None
+    at_start: bool = False
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Let a network that has statistics use these in their place; others go on using those of the data."""
@@ -197,6 +199,7 @@ def _run(name: str, file: Path, content: dict[str, Any]) -> Opened:
         state=state,
         membership=kept.get("digest") if isinstance(kept, Mapping) else None,
         start=start if isinstance(start := info.get("start"), Mapping) else None,
+        at_start=info.get("at_start") is True,
     )
 
 

@@ -214,7 +214,7 @@ def evaluate_opened(
         records, short = error.records, error
     if run_dir is not None and config.eval.figures:
         draw_figures(Evaluated(records, subject.shown, splits.train.classes), run_dir / "figures")
-    if opened.run is not None and opened.epochs and (opened.run / START).is_dir():
+    if opened.run is not None and not opened.at_start and (opened.run / START).is_dir():
         start = open_network(opened.run / START)
         start.normalize(config.data.mean, config.data.std)
         before = Subject(build_encoder(config, start.network, progress), splits, config.eval, epoch=0, seed=config.seed)
@@ -227,7 +227,7 @@ def evaluate_opened(
 
 def start_marks(opened: Opened) -> dict[str, Any]:
     """Return what records say of the weights that a training started from; nothing for any others."""
-    if opened.epochs or opened.start is None:
+    if not opened.at_start or opened.start is None:
         return {}
     return {"at": AT_START, "start_digest": str(opened.start.get("digest"))[:12]}
 

@@ -109,7 +109,7 @@ def save_start(method: Method, run_dir: Path, membership: Membership | None) -> 
         UserError: It cannot be written.
     """
     state = {f"backbone.{key}": value for key, value in method.backbone.state_dict().items()}
-    about = {**method.checkpoint_info, "epochs_done": 0, "backbone": "backbone"}
+    about = {**method.checkpoint_info, "epochs_done": 0, "at_start": True, "backbone": "backbone"}
     folder = run_dir / START
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, INFO: about}, folder / "checkpoints" / "last.ckpt")

@@ -310,6 +310,12 @@ def test_the_original_weights_are_a_row_of_every_evaluation(
     assert named.value == before.value
     assert named.identity == before.identity
     torch.testing.assert_close(load_backbone(run / "start").state_dict(), source_state(tmp_path))
+    # a run that was stopped within its first epoch is not where it started
+    content = read_checkpoint(run)
+    content[INFO]["epochs_done"] = 0
+    torch.save(content, run / "checkpoints" / "early.ckpt")
+    early = evaluate([f"checkpoint={run / 'checkpoints' / 'early.ckpt'}", *words[1:]], ["knn"], progress=False)
+    assert [(r["epoch"], r.get("at"), r.value) for r in early] == [(0, None, own.value), (0, "start", before.value)]
     # what is known is not measured again, and what is not is
     asked: list[Any] = []
     import selfsup.engine.evaluation as evaluation
