@@ -196,6 +196,8 @@ def test_masks_lie_on_whole_frames_where_a_rectangle_is_evaluated(tmp_path):
             assert difference.abs().max() <= 255 * share / cells + 255 / side + 2
         # nothing of a frame of the aspect is cut
         assert mask_reach(masks[0]) == pytest.approx(255 * share, abs=14)
+    upright = load_splits(load_config([*settings[:3], "data.image_size=[32,24]", *more]).data).train
+    assert upright.read_masks(torch.arange(4)).shape == (4, 48, 36)
 
 
 def mask_reach(mask):

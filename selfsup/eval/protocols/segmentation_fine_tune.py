@@ -38,6 +38,7 @@ from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, image_counts
 from selfsup.eval.tuning import layer_groups, warm_cosine
+from selfsup.ragged import Images
 from selfsup.settings import setting
 from selfsup.types import height_width
 
@@ -219,7 +220,8 @@ def segmentation_fine_tune(
             optimizer = torch.optim.AdamW(groups, lr=rate)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: warm_cosine(t, steps))
             for epoch in range(settings.epochs):
-                for images, masks in epoch_of(network, train, truth, settings, fold_in(seed, epoch)):
+                crops = epoch_of(replace(inside, network=network), train, truth, settings, fold_in(seed, epoch))
+                for images, masks in crops:
                     optimizer.zero_grad()
                     loss = F.cross_entropy(network(images), masks, ignore_index=IGNORED, reduction="sum")
                     (loss / (masks != IGNORED).sum().clamp_min(1)).backward()  # type: ignore[no-untyped-call]
@@ -259,29 +261,35 @@ def built(encoder: Encoder, train: ImageDataset, classes: int, width: int, seed:
 
 
 def epoch_of(
-    network: Segmenter, train: ImageDataset, truth: Tensor, settings: SegmentationFineTuneSettings, seed: int
+    encoder: Encoder, train: ImageDataset, truth: Tensor, settings: SegmentationFineTuneSettings, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give crops float ``[B,C,h,w]`` of an epoch and their masks int64 ``[B,h,w]``, the network in training mode.
 
     Args:
-        network: Whose images they are.
-        train: The images.
+        encoder: The network, and how it sees images.
+        train: The images; those that cannot be decoded are left out.
         truth: uint8 ``[N,H,W]``, their masks.
         settings: Of the training.
         seed: Of the order and the crops.
     """
+    network = encoder.network
+    assert network is not None
     network.train()
     height, width = height_width(train.image_size)
     ratio = tuple(width / height * by for by in (3 / 4, 4 / 3))
     recipe = ViewRecipe(["flip"], scale=(settings.least_area, 1.0), ratio=ratio)
-    views = ViewGenerator([recipe], [train.image_size], network.normalization or train.normalization)
+    views = ViewGenerator([recipe], [train.image_size], encoder.normalization(train))
     channels, (where, dtype) = input_channels(network, train), home_of(network)
     order = epoch_order(len(train), seed, 0)
     whole = len(order) // settings.batch_size * settings.batch_size
     for positions in torch.split(order[:whole], settings.batch_size):
-        images = for_channels(train.read(positions).to(where), channels)
-        (view,) = views(images, seed, train.index[positions])
-        masks = cut_masks(truth[positions], view.to_source.cpu(), (height, width))
+        image, decoded, shape = train.read_decodable(positions)
+        train.report_undecodable(positions[~decoded])
+        # the part that is scored, as it is stored: `read` makes rectangles smaller
+        seen = encoder.centres(Images(image.to(where), shape), train.image_size)[decoded.to(where)]
+        own = positions[decoded]
+        (view,) = views(for_channels(seen, channels), seed, train.index[own])
+        masks = cut_masks(truth[own], view.to_source.cpu(), (height, width))
         yield view.image.to(dtype, memory_format=torch.channels_last), masks.to(where)
 
 
