@@ -117,7 +117,7 @@ class SecondRank:
 
     def start(self, command: list[str], env: dict[str, str], cwd: str | None) -> SecondRank:
         """Begin, as ``subprocess.Popen`` does."""
-        with os.fdopen(self._tell, "w") as pipe:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._tell, "w") as pipe:  # it may have been killed
             pipe.write(json.dumps(env))
         return self
 

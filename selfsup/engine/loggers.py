@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,12 @@ class _KeepingWriter(ExperimentWriter):
         """Append the rows that were logged since the last time."""
         try:
             super().save()
-        except OSError as error:
+        except BaseException as error:
+            # a signal may end a run while the file gets further columns; what is saved on the way out has those it has
+            if os.path.isfile(self.metrics_file_path):
+                self.metrics_keys = read_metrics(self.metrics_file_path).columns
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"{self.metrics_file_path} could not be written: {error.strerror or error}.") from error
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
