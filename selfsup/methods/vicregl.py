@@ -54,7 +54,7 @@ class VICRegLConfig(MethodConfig):
     local_dim: int = setting(512, least=1)
 
 
-@methods.register("vicregl", VICRegLConfig, optimizer="lars", augment="byol")
+@methods.register("vicregl", VICRegLConfig, optimizer="barlow_twins", augment="byol")
 class VICRegL(Method):
     """VICReg of pooled features and of pairs of cells, matched by features and by place (VICRegL)."""
 

@@ -40,7 +40,9 @@ def test_a_step_by_hand(tiny_config: Callable[..., Any]) -> None:
 
 
 def test_the_defaults_are_the_authors_and_heads_have_no_last_bias(tiny_method: Callable[..., Any]) -> None:
-    config = load_config(["method=vicregl"]).method
+    whole = load_config(["method=vicregl"])
+    config, optimizer = whole.method, whole.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("lars", 0.2, 1e-6)
     assert (config.global_weight, config.first_matches, config.second_matches) == (0.75, 20, 4)
     assert (config.hidden_dim, config.output_dim, config.local_dim) == (8192, 8192, 512)
     method = tiny_method("vicregl")
