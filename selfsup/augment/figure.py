@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfsup.types import Normalization, View
 from selfsup.unit_range import shown_channels, unit_range
+from selfsup.writing import replacing
 
 
 def save_views_figure(
@@ -33,6 +34,9 @@ def save_views_figure(
         path: The file to write; its folder is made.
         normalization: What the views were normalised with.
         count: Draw at most this many images.
+
+    Raises:
+        UserError: The file cannot be written.
     """
     rows = min(count, len(images))
     columns = 1 + len(views)
@@ -52,8 +56,8 @@ def save_views_figure(
     for number, view in enumerate(views):
         size = f"{view.image.shape[-2]}×{view.image.shape[-1]}"
         axes[0, 1 + number].set_title(f"view {number + 1}, {size}", fontsize=10, color=colors[number])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=120, format="png")
 
 
 def _denormalize(image: Tensor, normalization: Normalization) -> Tensor:

@@ -68,7 +68,7 @@ class _KeepingWriter(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
-        if path.is_file():
+        if path.exists():
             self.metrics_keys = keep_rows(path, self._resumed_step)
 
     def save(self) -> None:

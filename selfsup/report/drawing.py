@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfsup.eval.record import Record
+from selfsup.writing import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,10 +62,14 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str | Path) -> Path:
-    """Write a figure; the ending says the format."""
+    """Write a figure; the ending says the format.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as draft:
+        figure.savefig(draft, format=path.suffix.removeprefix("."))
     return path
 
 

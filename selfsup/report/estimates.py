@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from selfsup.errors import UserError
 from selfsup.report.comparison import MISSING, Run, Table
 from selfsup.tables import console_table
 
@@ -155,19 +156,27 @@ def _label(table: Table, places: Sequence[int]) -> str:
 
 
 def read_numbers(path: Path) -> list[dict[str, float]]:
-    """Return the numbers of a CSV file, row by row; without what is not finite; a missing file has no rows."""
+    """Return the numbers of a CSV file, row by row; without what is not finite; a missing file has no rows.
+
+    Raises:
+        UserError: It cannot be read as a table.
+    """
     if not path.is_file():
         return []
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table ({error}); put it right, or delete it.") from error
     found = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            numbers = {}
-            for name, text in row.items():
-                try:
-                    numbers[str(name)] = float(text)
-                except (TypeError, ValueError):
-                    continue
-            found.append({name: value for name, value in numbers.items() if math.isfinite(value)})
+    for row in rows:
+        numbers = {}
+        for name, text in row.items():
+            try:
+                numbers[str(name)] = float(text)
+            except (TypeError, ValueError):
+                continue
+        found.append({name: value for name, value in numbers.items() if math.isfinite(value)})
     return found
 
 

@@ -76,7 +76,7 @@ def try_faults(words: list[str]) -> int:
 
 FAULTS = (
     "disk, training: half of a checkpoint, time 6",
-    "signals: SIGTERM at open views",
+    "signals: SIGTERM at open .views",
     "files of a run: results.json: a value that is text",
     "checkpoints: without optimizer_states",
     "files that change: a cache cut short",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,9 @@ def test_a_run_that_is_stopped_while_columns_are_added_leaves_a_file_that_can_be
     logger.finalize("failed")  # as Lightning does on the way out
     rows = read_metrics(tmp_path / "metrics.csv").rows
     assert [(row["step"], row["loss"], row["online/knn"]) for row in rows] == [("0", "2.0", ""), ("1", "1.0", "0.5")]
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.csv")
+    with pytest.raises(UserError, match="it is no file"):
+        loggers.MetricsCsv(tmp_path, resumed_step=3).log_metrics({"loss": 2.0}, step=3)

@@ -142,6 +142,10 @@ def test_what_a_person_can_put_right(tmp_path):
     with pytest.raises(UserError, match=r"config\.yaml"):
         compare([run(tmp_path / "loop", config="a: &a [*a]\n")])
     compare([run(tmp_path / "numbers", config="1: 2\nmethod: {name: moco, 3: 4}\n")])  # their names are text
+    wide = run(tmp_path / "wide", [record()])
+    (wide / "metrics.csv").write_text("step,online/knn\n1," + "9" * 200_000 + "\n")
+    with pytest.raises(UserError, match=r"metrics\.csv cannot be read as a table"):
+        compare([wide], tmp_path / "out of wide")
     folder = run(tmp_path / "twice", [record()])
     with pytest.raises(UserError, match="named twice"):
         compare([folder, folder])

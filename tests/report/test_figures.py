@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import resident
 
+from selfsup.augment import save_views_figure
 from selfsup.errors import UserError
 from selfsup.eval import FeatureSet
 from selfsup.eval.shown import NeighbourImages, feature_map, nearest_images
@@ -101,3 +105,25 @@ def test_map_is_the_same_for_the_same_seed():
     assert not torch.equal(first, other)
     with pytest.raises(UserError, match="at least 5"):
         feature_map(FeatureSet(features[:4], None, images.index[:4]), images, "test")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.svg"])
+def test_a_figure_that_finds_no_room_is_a_sentence_and_leaves_the_old_one(name, tmp_path, monkeypatch):
+    figure = Figure(figsize=(1, 1))
+    old = save(figure, tmp_path / name).read_bytes()
+    assert old[:5] in (b"\x89PNG\r", b"<?xml")
+
+    def full(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    draws = [
+        lambda path: save(figure, path),
+        lambda path: save_views_figure(torch.zeros(1, 3, 8, 8), [], path, Normalization((0.5,) * 3, (0.2,) * 3)),
+    ]
+    for draw in draws:
+        with pytest.raises(UserError, match=rf"{name} could not be written \(No space left"):
+            draw(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == old
