@@ -15,7 +15,8 @@ from selfsup.config import load_config
 from selfsup.errors import UserError
 from selfsup.functional import emp_ssl_loss
 
-TINY = ["method.hidden_dim=16", "method.output_dim=8", "augment.counts=[4]"]
+# at 200 the similarity, which regards each image alone, hides that the coding rate couples them
+TINY = ["method.hidden_dim=16", "method.output_dim=8", "augment.counts=[4]", "method.similarity_weight=20"]
 RANKS = [[], ["method.output_dim=24"]]
 
 
@@ -30,7 +31,7 @@ def test_a_step_by_hand(tiny_config: Callable[..., Any]) -> None:
     views = drawn(twin, batch)
     assert len(views) == 4
     z = twin.head(twin.backbone(torch.cat([view.image for view in views]))).unflatten(0, (4, -1))
-    torch.testing.assert_close(loss, emp_ssl_loss(z, 200.0, 0.2))
+    torch.testing.assert_close(loss, emp_ssl_loss(z, 20.0, 0.2))
 
 
 def test_patches_show_a_quarter_of_the_image(tiny_config: Callable[..., Any]) -> None:
@@ -45,6 +46,7 @@ def test_the_default_head_patches_and_optimiser_are_the_authors(tiny_method: Cal
     config = load_config(["method=emp_ssl"])
     assert config.augment.counts == [20]
     assert (config.method.hidden_dim, config.method.output_dim) == (4096, 1024)
+    assert (config.method.similarity_weight, config.method.eps) == (200.0, 0.2)
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.lr, optimizer.scaling, optimizer.weight_decay) == ("lars", 0.3, "none", 1e-4)
     head = tiny_method("emp_ssl").head
