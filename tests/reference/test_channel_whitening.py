@@ -287,3 +287,11 @@ def test_what_cannot_be_is_named():
 def test_an_order_that_cannot_be_is_named(order):
     with pytest.raises(ValueError, match="channel_whiten: order"):
         channel_whiten(random(2, 3, 8), 2, order)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_covariance_that_is_singular_but_for_rounding_is_not_whitened(seed):
+    """Two rows alike: the least eigenvalue is rounding, of either sign, and its root would be noise."""
+    x = random(3, 16, seed=seed)[[0, 1, 1, 2]]
+    with pytest.raises(ValueError, match="give a singular covariance"):
+        channel_whiten(x, 1)
