@@ -242,8 +242,8 @@ def table(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
 
 
 def compared(data: str) -> Sequence[str]:
-    """Return the methods that a kind of data compares."""
-    return COMPARED.get(data, tuple(methods))
+    """Return the methods that a kind of data compares; those that bring a network of their own are in no table."""
+    return COMPARED.get(data, tuple(name for name in methods if "backbone" not in methods[name].choices))
 
 
 def tune(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:

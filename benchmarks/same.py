@@ -37,7 +37,7 @@ APART = ("seconds", "memory", "images_per_second", "checkpoint", "time", "date",
 def work(folder: Path, methods: list[str], others: Path | None) -> None:
     """Train, evaluate and embed with the selfsup that this process imports."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from tiny import TINY, TINY_METHOD
+    from tiny import TINY, tiny
 
     from selfsup.cli import main
 
@@ -49,7 +49,7 @@ def work(folder: Path, methods: list[str], others: Path | None) -> None:
     data = [setting for setting in TINY if setting.startswith("data.")]
     for name in methods:
         run = folder / name
-        must("train", f"method={name}", *TINY, *TINY_METHOD.get(name, []), f"run_dir={run}")
+        must("train", *tiny(name), f"run_dir={run}")
         for checkpoint in [run, *([others / name] if others else [])]:
             into = folder / f"{name}-{'own' if checkpoint == run else 'other'}"
             must("evaluate", f"checkpoint={checkpoint}", f"run_dir={into}", *data, *QUICK, "--only", PROTOCOLS)

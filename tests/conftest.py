@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from composed import compose_once
-from tiny import TINY, TINY_METHOD
+from tiny import tiny
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # where selfsup remembers what was imported
@@ -25,8 +25,7 @@ def tiny_config(tmp_path: Path) -> Callable[..., Any]:
     from selfsup.config import load_config
 
     def build(method: str = "simclr", *overrides: str, run: str = "run") -> Any:
-        own = [f"method={method}", *TINY_METHOD.get(method, []), f"run_dir={tmp_path / run}"]
-        return load_config([*own, *TINY, *overrides])
+        return load_config([*tiny(method), f"run_dir={tmp_path / run}", *overrides])
 
     return build
 

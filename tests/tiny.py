@@ -42,8 +42,20 @@ def written(name: str) -> dict[str, Any]:
     return found
 
 
-#: What a method needs beyond TINY: ``TINY`` of its tests.
+#: What a method needs beyond TINY: ``TINY`` of its tests. One that cannot take TINY's network names another there.
 TINY_METHOD = written("TINY")
+
+
+def tiny(method: str) -> list[str]:
+    """Return the words of a tiny run of a method."""
+    own = TINY_METHOD.get(method, [])
+    shared = [word for word in TINY if not (word.startswith("backbone") and network_of(method))]
+    return [f"method={method}", *own, *shared]
+
+
+def network_of(method: str) -> list[str]:
+    """Return the words that name the network of a method whose tests ask for another than TINY's, else none."""
+    return [word for word in TINY_METHOD.get(method, []) if word.startswith("backbone")]
 
 
 def resident(

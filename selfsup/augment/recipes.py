@@ -1,8 +1,8 @@
 """What each paper does to an image before the network sees it.
 
 Sources: google-research/simclr, facebookresearch/moco and its CIFAR notebook, deepmind-research/byol,
-facebookresearch/swav and dino, and solo-learn's CIFAR configurations. Where an author's code measures the strength in
-PIL terms, the torchvision argument of the same meaning is given.
+facebookresearch/swav, dino, mae and data2vec_vision, microsoft/SimMIM, and solo-learn's CIFAR configurations. Where an
+author's code measures the strength in PIL terms, the torchvision argument of the same meaning is given.
 """
 
 from __future__ import annotations
@@ -152,6 +152,12 @@ _SWAV_SMALL = _like(_SWAV, scale=(0.08, 1.0), interpolation="bicubic")
 # W-MSE on CIFAR, STL and Tiny ImageNet. Its authors change the colours before they crop; here the crop comes first.
 _WMSE_SMALL = _like(_SIMCLR_SMALL, scale=(0.2, 1.0), gray_p=0.1)
 
+# Of masked image modelling: one view that shows most of the image, no colours changed but in data2vec, which jitters
+# each image before its crop. MAE's and data2vec's authors resize bicubic, SimMIM's bilinear.
+_MAE = ViewRecipe(("flip",), scale=(0.2, 1.0), interpolation="bicubic")
+_SIMMIM = ViewRecipe(("flip",), scale=(0.67, 1.0))
+_DATA2VEC = ViewRecipe(("flip", "jitter"), interpolation="bicubic", jitter_p=1.0, hue=0.0)
+
 RECIPES: dict[str, Recipe] = {
     "simclr": ((_SIMCLR,),),
     "moco_v1": ((_MOCO_V1,),),
@@ -165,6 +171,9 @@ RECIPES: dict[str, Recipe] = {
     "lejepa": ((_LEJEPA,), (_like(_LEJEPA, scale=(0.05, 0.3)),)),
     "wmse": ((_SIMCLR,),),  # on ImageNet-100
     "ressl": ((_MOCO_V2, _WEAK),),
+    "mae": ((_MAE,),),
+    "simmim": ((_SIMMIM,),),
+    "data2vec": ((_DATA2VEC,),),
     "simclr_small": ((_SIMCLR_SMALL,),),
     "moco_v1_small": ((_MOCO_V1,),),  # has no blur, and the paper's crop suits any size
     "moco_v2_small": ((_MOCO_V2_SMALL,),),

@@ -20,9 +20,10 @@ class ChosenFeatures(nn.Module):
     """A network whose output is each choice of its features, side by side.
 
     ``last_N`` is the last ``N`` stages of a convolutional network, each averaged over places, or the class tokens of
-    the last ``N`` blocks of a transformer behind its final norm (the mean of the tokens where there is no class token),
-    as DINO evaluates ViT-S with ``N = 4`` (Caron et al., arXiv:2104.14294). ``last_N_mean`` adds the mean of the last
-    block's patch tokens, as for ViT-B there and in DINOv2; of a convolutional network it is ``last_N``.
+    the last ``N`` blocks of a transformer behind its final norm (the mean of the patch tokens where the network's own
+    feature is no class token, as in masked image modelling), as DINO evaluates ViT-S with ``N = 4`` (Caron et al.,
+    arXiv:2104.14294). ``last_N_mean`` adds the mean of the last block's patch tokens, as for ViT-B there and in DINOv2;
+    of networks without a class token it is ``last_N``.
 
     Args:
         backbone: Maps float ``[B,C,H,W]`` to ``[B,D]``.
@@ -41,6 +42,8 @@ class ChosenFeatures(nn.Module):
         self.in_channels = getattr(backbone, "in_channels", None)
         network: Any = getattr(backbone, "network", backbone)
         self._prefix = int(getattr(network, "num_prefix_tokens", 0))
+        pooling = getattr(network, "global_pool", "token")
+        self._has_class = pooling == "token" and getattr(network, "cls_token", None) is not None
         self._norm = network.norm if isinstance(getattr(network, "norm", None), nn.Module) else nn.Identity()
         self._stages = [(module, channels) for module, channels in stages(backbone).values()]
         for choice in choices:
@@ -88,14 +91,14 @@ class ChosenFeatures(nn.Module):
         last = range(len(self._stages) - count, len(self._stages))
         pieces = [self._summary(outputs[place], self._stages[place][1]) for place in last]
         tokens = outputs[len(self._stages) - 1]
-        if choice.endswith("_mean") and tokens.ndim == 3 and self._prefix:
+        if choice.endswith("_mean") and tokens.ndim == 3 and self._has_class:
             pieces.append(self._norm(tokens)[:, self._prefix :].mean(1))
         return torch.cat(pieces, dim=1)
 
     def _summary(self, output: Tensor, channels: int | None) -> Tensor:
         if output.ndim == 3:
             tokens = self._norm(output)
-            return cast(Tensor, tokens[:, 0] if self._prefix else tokens.mean(1))
+            return cast(Tensor, tokens[:, 0] if self._has_class else tokens[:, self._prefix :].mean(1))
         if output.ndim == 4:
             channels_last = channels is not None and output.shape[1] != channels and output.shape[3] == channels
             return output.mean((1, 2) if channels_last else (2, 3))

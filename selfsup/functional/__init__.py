@@ -50,6 +50,15 @@ from selfsup.functional.masks import (
 )
 from selfsup.functional.matching import vicregl_loss
 from selfsup.functional.prediction import centroid_distance, mec_loss, negative_cosine
+from selfsup.functional.reconstruction import (
+    layer_target,
+    masked_absolute_error,
+    masked_smooth_l1,
+    masked_squared_error,
+    normalize_patches,
+    patchify,
+    unpatchify,
+)
 from selfsup.functional.redundancy import barlow_twins_loss, feature_loss, vibcreg_loss, vicreg_loss
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
 from selfsup.functional.self_distillation import gram_loss, koleo_loss, masked_cross_entropy
@@ -89,11 +98,15 @@ __all__ = [
     "iterative_whiten",
     "kept_index",
     "koleo_loss",
+    "layer_target",
     "lidar",
     "linear_cka",
     "location_grid",
     "mask_of",
+    "masked_absolute_error",
     "masked_cross_entropy",
+    "masked_smooth_l1",
+    "masked_squared_error",
     "masking_map",
     "mec_loss",
     "mixed_ratios",
@@ -103,9 +116,11 @@ __all__ = [
     "nearest_neighbor",
     "nearest_neighbors",
     "negative_cosine",
+    "normalize_patches",
     "nt_xent",
     "orthogonal_equivariance",
     "patch_attention",
+    "patchify",
     "pixcontrast_loss",
     "pixpro_loss",
     "pixpro_mask",
@@ -125,6 +140,7 @@ __all__ = [
     "tolerance",
     "twist_loss",
     "uniformity",
+    "unpatchify",
     "vibcreg_loss",
     "vicreg_loss",
     "vicregl_loss",

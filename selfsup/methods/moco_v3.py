@@ -6,8 +6,8 @@ Vision Transformers", 2021, which also freezes the random patch embedding of a v
 stable.
 
 Deviations: the momentum update follows the optimiser step instead of coming before the next key pass, with the schedule
-read one step earlier. Vision transformers are timm's: their position embeddings are learned and their initialisation is
-timm's, where the authors fix sine-cosine positions.
+read one step earlier. Vision transformers are timm's, and so is their initialisation; positions are learned unless
+``backbone.fixed_positions=true`` fixes sines and cosines, as the authors do and the preset says.
 """
 
 from __future__ import annotations

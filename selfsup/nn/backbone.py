@@ -34,6 +34,8 @@ class BackboneConfig(Section):
             branches learn late in short runs; ``experiment=imagenet/NAME`` says yes for SimCLR, BYOL, SimSiam, Barlow
             Twins, VICReg and MoCo v3, as their authors do. None leaves it to timm. Networks without it draw their
             weights as they always do.
+        fixed_positions: Vision transformers only: sines and cosines of row and column that stay as they are, in place
+            of learned positions; zero at class token and registers. MAE, MoCo v3 and I-JEPA have them.
         kwargs: Further arguments of ``timm.create_model``. What depends on the size of the images (``img_size``,
             ``dynamic_img_size``) follows from ``data.image_size`` and ``augment.sizes`` unless it is given here.
         from_: The setting ``backbone.from``: weights that training starts from, named as for ``checkpoint``: a run, a
@@ -67,6 +69,7 @@ class BackboneConfig(Section):
     width: int = setting(64, least=1)
     blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     zero_init_last: bool | None = None
+    fixed_positions: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
     from_: str | None = None
     freeze_epochs: int = setting(0, least=0)

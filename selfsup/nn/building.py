@@ -16,6 +16,7 @@ from selfsup.errors import UserError, reason_of
 from selfsup.imports import hint
 from selfsup.nn.backbone import Backbone, BackboneConfig
 from selfsup.nn.narrow import ConvNet, narrow_resnet
+from selfsup.nn.tokens import fix_positions
 from selfsup.nn.wrap import own_backbone
 from selfsup.registry import nearest
 from selfsup.settings.checkpoints import OWN
@@ -41,7 +42,8 @@ def build_backbone(
         image_sizes: Sides of the images it will see, or (height, width); with none it has the size that timm gives it.
 
     Raises:
-        UserError: No such network, arguments or image sizes that it does not take, or a ``resnet`` without four stages.
+        UserError: No such network, arguments or image sizes that it does not take, a ``resnet`` without four stages, or
+            positions to fix where there are none.
     """
     if config.name == OWN:
         return own_backbone(in_channels, normalization)
@@ -65,6 +67,8 @@ def build_backbone(
             raise UserError(f"backbone.kwargs: '{config.name}' cannot be built with these settings: {error}") from error
     if config.small_stem and isinstance(network, ResNet):
         _shrink_stem(network, config.stem_stride)
+    if config.fixed_positions:
+        fix_positions(network)
     backbone = Backbone(network, in_channels, normalization)
     backbone.arguments = arguments
     return backbone
@@ -85,9 +89,9 @@ def idle_settings(config: BackboneConfig) -> set[str]:
     """Return the settings of a backbone that its network has no use for."""
     idle = set() if config.small_stem else {"stem_stride"}
     if config.name == "convnet":
-        return {"small_stem", "stem_stride", "zero_init_last", "kwargs"}
+        return {"small_stem", "stem_stride", "zero_init_last", "fixed_positions", "kwargs"}
     if config.name == "resnet":
-        return idle | {"zero_init_last", "kwargs"}
+        return idle | {"zero_init_last", "fixed_positions", "kwargs"}
     with torch.device("meta"):
         network = _create(replace(config, zero_init_last=None), 3, config.kwargs)
         if not isinstance(network, ResNet):
@@ -96,6 +100,8 @@ def idle_settings(config: BackboneConfig) -> set[str]:
             timm.create_model(config.name, zero_init_last=True, **config.kwargs)
         except TypeError:
             idle.add("zero_init_last")
+        if not isinstance(getattr(network, "pos_embed", None), nn.Parameter):
+            idle.add("fixed_positions")
     return idle | {"width", "blocks"}
 
 

@@ -33,7 +33,8 @@ class MomentumEncoder(nn.Module):
         self.momentum: float | None = None
         self.evaluates = evaluates
         self.module = copy.deepcopy(online).requires_grad_(False)
-        self.train(self.training)
+        if evaluates:
+            self.module.eval()
 
     def train(self, mode: bool = True) -> MomentumEncoder:
         """Set the mode; the copy keeps to evaluation where it was asked for."""

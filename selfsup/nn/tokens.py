@@ -108,16 +108,18 @@ def fix_positions(network: nn.Module) -> None:
     Channels are in timm's order, [sin row, sin column, cos row, cos column].
 
     Raises:
-        UserError: A width that is no multiple of four, or a network without positions of its own.
+        UserError: A width that is no multiple of four, or a network without one position for each of its patches.
 
     Source:
         He et al., "Masked Autoencoders Are Scalable Vision Learners", 2022, as in MoCo v3.
     """
-    transformer = check_tokens(network)
-    learned = transformer.pos_embed
-    if learned is None:
-        raise UserError("backbone: this network has no positions that could be fixed; take backbone=vit_small.")
-    places = sincos_positions(transformer.patch_embed.grid_size, learned.shape[-1])
+    learned, embedding = getattr(network, "pos_embed", None), getattr(network, "patch_embed", None)
+    if not isinstance(learned, nn.Parameter) or not isinstance(embedding, PatchEmbed):
+        raise UserError(
+            f"backbone.fixed_positions: {type(network).__name__} has no positions to fix; leave it out, or "
+            "take backbone=vit_small."
+        )
+    places = sincos_positions(embedding.grid_size, learned.shape[-1])
     with torch.no_grad():
         learned.zero_()
         learned[0, learned.shape[1] - len(places) :] = places.to(learned)

@@ -16,7 +16,7 @@ import processes
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, TINY_METHOD
+from tiny import TINY, tiny
 
 from selfsup import commands
 from selfsup.checkpoint import read_checkpoint
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.pictures
 def test_the_whole_path(run: Run, tmp_path: Path) -> None:
     for method in ("simclr", "moco"):
-        code, out, _ = run("train", f"method={method}", *TINY_METHOD.get(method, []), *TINY, f"run_dir={method}")
+        code, out, _ = run("train", *tiny(method), f"run_dir={method}")
         assert code == 0
         assert f"next: selfsup evaluate {method}\n" in out
     assert (tmp_path / "moco" / "figures" / "views.png").stat().st_size > 1000

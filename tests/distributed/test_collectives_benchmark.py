@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from gloo import Ranks
-from tiny import TINY, TINY_METHOD
+from tiny import tiny
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 RANKS = 2
@@ -27,7 +27,7 @@ def collectives(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def settings_of(name: str, overrides: list[str]) -> list[str]:
-    return [f"method={name}", *TINY_METHOD.get(name, []), *TINY, *overrides]
+    return [*tiny(name), *overrides]
 
 
 def send(rank: int, name: str, overrides: list[str]) -> list[tuple[str, str, int, bool]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import processes
 import torch
-from tiny import TINY, TINY_METHOD
+from tiny import tiny
 
 from selfsup.checkpoint import read_checkpoint
 
@@ -18,7 +18,7 @@ TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 
 def words(name: str, *settings: str, method: str = "moco") -> list[str]:
     # in float64: BatchNorm over a few images magnifies what float32 rounds differently for other numbers of images
-    own = [f"method={method}", *TINY_METHOD.get(method, []), *TINY, "trainer.precision=64-true"]
+    own = [*tiny(method), "trainer.precision=64-true"]
     return ["train", *own, f"run_dir={name}", *settings]
 
 

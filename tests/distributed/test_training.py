@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from gloo import Ranks
-from tiny import TINY, TINY_METHOD, written
+from tiny import tiny, written
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -47,7 +47,7 @@ def train_steps(
 
     The optimiser is SGD, or with ``own_optimizer`` that of the configuration at a learning rate of 0.01.
     """
-    config = load_config([f"method={name}", *TINY_METHOD.get(name, []), *TINY, *overrides])
+    config = load_config([*tiny(name), *overrides])
     pl.seed_everything(config.seed, verbose=False)
     splits = load_splits(config.data)
     method = build_method(config, splits, world_size)

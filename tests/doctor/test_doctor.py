@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny import TINY, TINY_METHOD
+from tiny import TINY, tiny
 
 import selfsup
 from selfsup.augment import ViewGenerator
@@ -50,7 +50,7 @@ def look(tmp_path: Path) -> Callable[..., tuple[Clock, Method, Look]]:
     """Take steps of a tiny configuration under the clock; return it, the trained method and what was seen between."""
 
     def run(method: str = "simclr", *overrides: str, steps: int = 1) -> tuple[Clock, Method, Look]:
-        config = load_config([f"method={method}", *TINY_METHOD.get(method, []), *TINY, *overrides])
+        config = load_config([*tiny(method), *overrides])
         pl.seed_everything(config.seed, verbose=False)
         bench = Bench(config, tmp_path)
         trained, watcher = bench.build(bench.config, bench.splits), Look(bench, steps)
@@ -277,7 +277,7 @@ def test_the_clock_changes_nothing_that_is_trained(look: Any, tmp_path: Path) ->
     """Steps under the clock leave the very weights and queue that the command leaves."""
     same = ["optimizer.schedule=constant", "trainer.max_epochs=1", "trainer.gradient_clip=0.1"]
     _, method, _ = look("moco", *same)
-    config = load_config(["method=moco", *TINY_METHOD["moco"], *TINY, *same, f"run_dir={tmp_path / 'run'}"])
+    config = load_config([*tiny("moco"), *same, f"run_dir={tmp_path / 'run'}"])
     assert len(load_splits(config.data).pretrain) // config.batch_size == WARMUP + 1  # one whole epoch
     saved = read_checkpoint(train(config))["state_dict"]
     state = method.state_dict()

@@ -176,6 +176,19 @@ def test_class_tokens_of_the_last_blocks():
     torch.testing.assert_close(found[:, 192:384], pooled, rtol=1e-5, atol=1e-5)  # a ViT pools by its class token
 
 
+@pytest.mark.parametrize("own", [{}, {"class_token": False}, {"class_token": False, "reg_tokens": 2}])
+def test_means_of_patch_tokens_where_the_feature_is_no_class_token(own):
+    torch.manual_seed(0)
+    kwargs = {"img_size": 32, "patch_size": 8, "depth": 3, "global_pool": "avg", "fc_norm": False, **own}
+    backbone = build_backbone(BackboneConfig("vit_tiny_patch16_224", kwargs=kwargs), 3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found = ChosenFeatures(backbone, ["last_2", "last_1_mean", "pooled"])(images)
+        before, last = backbone.network.get_intermediate_layers(images, n=2, norm=True)
+    expected = torch.cat([before.mean(1), last.mean(1), last.mean(1), last.mean(1)], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_stages_of_a_convolutional_network():
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig("resnet", width=4, blocks=[1, 1, 1, 1]), 1).eval()

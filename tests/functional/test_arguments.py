@@ -36,6 +36,7 @@ def numbers(which: Any) -> Tensor:
 SAMPLER = {"draw": numbers, "grid": (4, 4)}
 MAP, MASK = draw(2, 3, 2, 2), torch.ones(2, 4, 4, dtype=torch.bool)
 TO_SOURCE = torch.tensor([[0.5, 0, 0.1], [0, 0.5, 0.2]]).repeat(2, 1, 1)
+TOKEN_MASK = torch.tensor([[True, False, True, False]]).repeat(2, 1)
 #: A call of each function that is right.
 CALLS: dict[str, dict[str, Any]] = {
     "alignment": {"z1": draw(6, 3), "z2": draw(6, 3), "alpha": 2},
@@ -102,9 +103,13 @@ CALLS: dict[str, dict[str, Any]] = {
     "info_nce": {"query": draw(6, 3), "key": draw(6, 3), "negatives": draw(5, 3), "temperature": 0.2},
     "intl_loss": {"views": draw(2, 6, 8), "trace_weight": 0.1, "iterations": 4},
     "iterative_whiten": {"x": draw(6, 8), "iterations": 4},
+    "layer_target": {"layers": [draw(2, 4, 3), draw(2, 4, 3)], "eps": 1e-5},
     "lidar": {"features": draw(6, 4, 3), "delta": 1e-4},
     "linear_cka": {"x": draw(6, 3), "y": draw(6, 4)},
     "location_grid": {"to_source": TO_SOURCE, "size": 3},
+    "masked_absolute_error": {"prediction": draw(2, 4, 3), "target": draw(2, 4, 3), "mask": TOKEN_MASK},
+    "masked_smooth_l1": {"prediction": draw(2, 4, 3), "target": draw(2, 4, 3), "mask": TOKEN_MASK, "beta": 2.0},
+    "masked_squared_error": {"prediction": draw(2, 4, 3), "target": draw(2, 4, 3), "mask": TOKEN_MASK},
     "masking_map": {"score": score, "images": draw(2, 3, 4, 4), "masks": 3, "grid": 2, "keep": 0.5},
     "mec_loss": {"prediction": draw(6, 3), "target": draw(6, 3), "weight": 0.1, "order": 4},
     "momentum_groups": {"z": draw(6, 3), "groups": draw(4, 3), "momentum": 0.9},
@@ -112,9 +117,11 @@ CALLS: dict[str, dict[str, Any]] = {
     "nearest_neighbor": {"query": draw(6, 3), "candidates": draw(5, 3)},
     "nearest_neighbors": {"query": draw(6, 3), "candidates": draw(5, 3), "k": 2},
     "negative_cosine": {"prediction": draw(6, 3), "target": draw(6, 3)},
+    "normalize_patches": {"patches": draw(2, 4, 3), "eps": 1e-6},
     "nt_xent": {"z1": draw(6, 3), "z2": draw(6, 3), "temperature": 0.2},
     "orthogonal_equivariance": {"z1": draw(6, 3), "z2": draw(6, 3) + 1},
     "patch_attention": {"attention": attention(5), "prefix": 1},
+    "patchify": {"images": draw(2, 3, 4, 4), "patch": 2},
     "pixcontrast_loss": {"query": MAP, "key": MAP + 1, "mask": MASK, "temperature": 0.2},
     "pixpro_loss": {"prediction": MAP, "target": MAP + 1, "mask": MASK},
     "pixpro_mask": {"to_source_q": TO_SOURCE, "to_source_k": TO_SOURCE, "size": 2, "threshold": 0.7},
@@ -148,6 +155,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "tolerance": {"z": draw(6, 3), "labels": torch.arange(6) // 2},
     "twist_loss": {"logits1": draw(6, 3), "logits2": draw(6, 3), "temperature": 1.0, "evenness_weight": 1.0},
     "uniformity": {"z": draw(6, 3), "t": 2},
+    "unpatchify": {"patches": draw(2, 4, 12), "grid": (2, 2), "channels": 3},
     "vibcreg_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "invariance_weight": 25.0, "eps": 1e-4},
     "vicreg_loss": {"z1": draw(6, 3), "z2": draw(6, 3), "invariance_weight": 25.0, "eps": 1e-4},
     "vicregl_loss": {
@@ -232,6 +240,7 @@ COUNTS = {
     "slices",
     "subbatch_size",
 }
+COUNTS = {"first", "size", "masks", "grid", "iterations", "samples", "subbatch_size", "prefix", "patch", "channels"}
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])

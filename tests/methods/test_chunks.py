@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_contract import prepared
+from tiny import network_of
 from torch import Tensor
 
 from selfsup.checkpoint import read_checkpoint
@@ -50,7 +51,8 @@ def test_a_step_is_that_of_one_pass(name: str, settings: list[str], tiny_config:
     """Heads see the whole batch, so that their BatchNorm is that of one pass; the backbone here has none."""
     results = []
     for extra in ([], settings):
-        method, batch = prepared(tiny_config(name, *NO_BATCH_STATISTICS, *extra))
+        network = [] if network_of(name) else NO_BATCH_STATISTICS
+        method, batch = prepared(tiny_config(name, *network, *extra))
         results.append((*gradients(in_float64(method), batch), method.state_dict()))
     (loss, grads, state), (chunk_loss, chunk_grads, chunk_state) = results
     assert loss.dtype == torch.float64

@@ -10,12 +10,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from tiny import TINY_METHOD
+from tiny import TINY_METHOD, network_of, tiny
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import selfsup.methods
 from selfsup.augment import multi_crop, two_crop
+from selfsup.config import load_config
 from selfsup.errors import UserError
 from selfsup.methods import DINO, BarlowTwins, MoCo, PixPro, SimCLR, SupCon
 from selfsup.nn import BackboneConfig, build_backbone, wrap_backbone
@@ -27,8 +28,10 @@ STEPS, IMAGES = 3, 16
 PLAIN = OptimizerConfig(name="momentum", lr=0.01, scaling="none", warmup_epochs=0, schedule="constant")
 
 
-def network(channels: int = 3) -> nn.Module:
+def network(channels: int = 3, method: str = "") -> nn.Module:
     torch.manual_seed(5)
+    if network_of(method):
+        return build_backbone(load_config(tiny(method)).backbone, channels, image_sizes=[32])
     return build_backbone(BackboneConfig("resnet", width=4, blocks=[1, 1, 1, 1], stem_stride=2), channels)
 
 
@@ -38,13 +41,14 @@ def images(count: int = IMAGES * STEPS, channels: int = 3) -> Tensor:
 
 
 def build(name: str, **others: Any) -> selfsup.methods.Method:
-    words = OmegaConf.from_dotlist(TINY_METHOD.get(name, []))
+    own = [word for word in TINY_METHOD.get(name, []) if word not in network_of(name)]
+    words = OmegaConf.from_dotlist(own)
     settings = OmegaConf.to_container(words.get("method") or OmegaConf.create())
     multi = len(OmegaConf.select(words, "augment.counts", default=[])) > 1
     views = multi_crop(methods[name].choices["augment"], (32, 16), (2, 2)) if multi else None
     torch.manual_seed(3)
     return methods[name].target(
-        network(),
+        network(method=name),
         name=name,
         image_size=32,
         views=views,

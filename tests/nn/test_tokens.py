@@ -283,5 +283,5 @@ def test_wrong_masks_and_places_are_refused() -> None:
         with pytest.raises(ValueError, match="between -3 and 2"):
             backbone.forward_tokens(images(), layers=(layer,))
     learned: Any = build("dinov3").network
-    with pytest.raises(UserError, match="no positions that could be fixed"):
+    with pytest.raises(UserError, match=r"backbone\.fixed_positions: Eva has no positions"):
         fix_positions(learned)

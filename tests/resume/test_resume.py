@@ -14,7 +14,7 @@ import processes
 import pytest
 import torch
 from states import assert_same_state
-from tiny import TINY, TINY_METHOD
+from tiny import tiny
 
 from selfsup.augment import compiled
 from selfsup.checkpoint import read_checkpoint
@@ -137,7 +137,7 @@ def test_resume_refuses_another_run(override: str, tiny_config: Callable[..., An
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_to_the_command_leave_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = ["method=moco", *TINY_METHOD["moco"], *TINY, "trainer.max_epochs=1000", f"run_dir={run}"]
+    settings = [*tiny("moco"), "trainer.max_epochs=1000", f"run_dir={run}"]
     running = processes.Running(processes.command, ["train", *settings], tmp_path)
     processes.wait_for((run / "checkpoints" / "last.ckpt").exists, running)
     running.signal(number)

@@ -155,10 +155,10 @@ def test_what_makes_another_run_is_one_sentence_before_anything_starts(override:
 @pytest.fixture(scope="module")
 def moco_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny run of one epoch that no test may change."""
-    from tiny import TINY, TINY_METHOD
+    from tiny import tiny
 
     folder = tmp_path_factory.mktemp("moco") / "run"
-    return train(load_config(["method=moco", *TINY_METHOD["moco"], *TINY, *ONE_EPOCH, f"run_dir={folder}"]))
+    return train(load_config([*tiny("moco"), *ONE_EPOCH, f"run_dir={folder}"]))
 
 
 def test_the_configuration_stays_true_and_keeps_its_history(

@@ -18,6 +18,9 @@ from selfsup.registry import methods
 #: What makes a host wait for a GPU: values as Python numbers, and sizes that depend on values.
 READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "unique2", "equal", "_unique2"}
 
+#: Code whose tensors are on the CPU in a training on a GPU, too.
+ON_THE_CPU = ("/selfsup/augment/", "/selfsup/data/", "/selfsup/functional/masks.py")
+
 
 class Watch(TorchDispatchMode):
     """Note where values are read, while ``on``. The loader's and the views' own draws live on the CPU by design."""
@@ -30,7 +33,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.on and func.overloadpacket.__name__ in READS:
             here = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and __file__ != f.filename]
-            if not any("/selfsup/augment/" in f.filename or "/selfsup/data/" in f.filename for f in here):
+            if not any(part in f.filename for f in here for part in ON_THE_CPU):
                 self.reads.append(f"{func} in {here[-1].filename}:{here[-1].lineno}")
         return func(*args, **(kwargs or {}))
 

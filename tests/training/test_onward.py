@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from states import assert_same_state
-from tiny import TINY, TINY_METHOD
+from tiny import TINY, TINY_METHOD, tiny
 from torch import Tensor
 
 from selfsup.checkpoint import INFO, read_checkpoint
@@ -141,7 +141,7 @@ def test_in_a_loop_of_one_s_own_heads_are_warmed_up_too() -> None:
     ("method", "kind"), [(method, ("cosine", "gram")[number % 2]) for number, method in enumerate(methods)]
 )
 def test_every_method_is_held_by_an_anchor_or_says_that_it_cannot_be(method: str, kind: str) -> None:
-    words = [f"method={method}", *TINY_METHOD.get(method, []), *TINY, f"backbone.anchor={kind}"]
+    words = [*tiny(method), f"backbone.anchor={kind}"]
     config = load_config([*words, "backbone.anchor_weight=0.5"])
     torch.manual_seed(3)
     built = build_method(config, load_splits(config.data))
