@@ -1,8 +1,9 @@
 """What each paper does to an image before the network sees it.
 
 Sources: google-research/simclr, facebookresearch/moco and its CIFAR notebook, deepmind-research/byol,
-facebookresearch/swav, dino, mae and data2vec_vision, microsoft/SimMIM, and solo-learn's CIFAR configurations. Where an
-author's code measures the strength in PIL terms, the torchvision argument of the same meaning is given.
+facebookresearch/swav, dino, dinov2, ijepa, mae and data2vec_vision, bytedance/ibot, microsoft/SimMIM, and solo-learn's
+CIFAR configurations. Where an author's code measures the strength in PIL terms, the torchvision argument of the same
+meaning is given.
 """
 
 from __future__ import annotations
@@ -151,6 +152,11 @@ _LEJEPA_SMALL = _like(_LEJEPA, blur_p=0.0)
 _SWAV_SMALL = _like(_SWAV, scale=(0.08, 1.0), interpolation="bicubic")
 # W-MSE on CIFAR, STL and Tiny ImageNet. Its authors change the colours before they crop; here the crop comes first.
 _WMSE_SMALL = _like(_SIMCLR_SMALL, scale=(0.2, 1.0), gray_p=0.1)
+# Colours as DINO's, other crops; small versions are ours, without blur.
+_IBOT, _DINOV2 = (_like(_DINO, scale=(least, 1.0)) for least in (0.25, 0.32))
+_IBOT_SMALL, _DINOV2_SMALL = (_like(recipe, blur_p=0.0) for recipe in (_IBOT, _DINOV2))
+# I-JEPA changes no colour and mirrors nothing.
+_IJEPA = ViewRecipe((), scale=(0.3, 1.0))
 
 # Of masked image modelling: one view that shows most of the image, no colours changed but in data2vec, which jitters
 # each image before its crop. MAE's and data2vec's authors resize bicubic, SimMIM's bilinear.
@@ -169,6 +175,15 @@ RECIPES: dict[str, Recipe] = {
         (_like(_DINO, scale=(0.05, 0.4), blur_p=0.5),),
     ),
     "lejepa": ((_LEJEPA,), (_like(_LEJEPA, scale=(0.05, 0.3)),)),
+    "ibot": (
+        (_IBOT, _like(_IBOT, blur_p=0.1, solarize_p=0.2)),
+        (_like(_IBOT, scale=(0.05, 0.25), blur_p=0.5),),
+    ),
+    "dinov2": (
+        (_DINOV2, _like(_DINOV2, blur_p=0.1, solarize_p=0.2)),
+        (_like(_DINOV2, scale=(0.05, 0.32), blur_p=0.5),),
+    ),
+    "ijepa": ((_IJEPA,),),
     "wmse": ((_SIMCLR,),),  # on ImageNet-100
     "ressl": ((_MOCO_V2, _WEAK),),
     "mae": ((_MAE,),),
@@ -185,6 +200,11 @@ RECIPES: dict[str, Recipe] = {
         (_like(_DINO_SMALL, scale=(0.05, 0.4)),),
     ),
     "lejepa_small": ((_LEJEPA_SMALL,), (_like(_LEJEPA_SMALL, scale=(0.05, 0.3)),)),
+    "ibot_small": ((_IBOT_SMALL, _like(_IBOT_SMALL, solarize_p=0.2)), (_like(_IBOT_SMALL, scale=(0.05, 0.25)),)),
+    "dinov2_small": (
+        (_DINOV2_SMALL, _like(_DINOV2_SMALL, solarize_p=0.2)),
+        (_like(_DINOV2_SMALL, scale=(0.05, 0.32)),),
+    ),
     "swav_small": ((_SWAV_SMALL,), (_like(_SWAV_SMALL, scale=(0.05, 0.3)),)),
 }
 

@@ -254,7 +254,8 @@ class OnlineEvaluation(pl.Callback):
     Logged: ``online/knn``, of the images that have a label (without a hold-out of some training images, which are then
     no neighbours); ``health/std``, the features' mean standard deviation times
     √D after L2-normalisation (1 is spread evenly, 0 is collapsed); ``health/rank``, their effective rank;
-    ``health/alignment``, the mean squared distance of two views. It changes no weight and no running statistic.
+    ``health/alignment``, the mean squared distance of two views, where there are two. It changes no weight and no
+    running statistic.
 
     Features that two looks in a row find collapsed end the run: it is saved at the end of that epoch, then the error is
     raised. BatchNorm's running statistics lag behind in the first steps, so that features look collapsed that are not:
@@ -356,8 +357,10 @@ class OnlineEvaluation(pl.Callback):
         views = module.views(batch.image, fold_in(module.seed, 0), batch.index, size=batch.size)
         mode = backbone.training
         backbone.eval()
-        with torch.inference_mode():
-            values["health/alignment"] = float(alignment(*(backbone(v.image.to(module.dtype)) for v in views[:2])))
+        if len(views) > 1:
+            with torch.inference_mode():
+                pair = (backbone(view.image.to(module.dtype)) for view in views[:2])
+                values["health/alignment"] = float(alignment(*pair))
         backbone.train(mode)
         bank = labelled(bank)
         if len(bank) and len(self.queries):

@@ -27,7 +27,8 @@ def sinkhorn(
     Targets need no gradient and get none.
 
     Args:
-        scores: ``[N,K]``, this rank's samples; ranks may have different N. Float16 and bfloat16 become float32.
+        scores: ``[N,K]``, this rank's samples, of which ranks may have different numbers, also none. Float16 and
+            bfloat16 become float32.
         epsilon: Smoothness :math:`\epsilon > 0`; towards 0 the assignments become hard, and uniform when it is large.
         iterations: At least 1.
         group: Process group whose samples are assigned together; None for a single process.
@@ -42,11 +43,13 @@ def sinkhorn(
         Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020, equations 3
         to 5; Cuturi, "Sinkhorn Distances", 2013.
     """
-    (scores,) = floats("sinkhorn", "[N,K]", scores=scores)
+    (scores,) = floats("sinkhorn", "[N?,K]", scores=scores)
     number("sinkhorn", above=0, epsilon=epsilon)
     count("sinkhorn", iterations=iterations)
+    if group is None and not len(scores):
+        return scores
     with torch.autocast(scores.device.type, enabled=False):
-        top = scores.max()
+        top = scores.max() if len(scores) else scores.new_tensor(-torch.inf)
         if group is not None:
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
         codes = ((scores - top) / epsilon).exp()

@@ -23,18 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import dino_loss
 from selfsup.functional.collectives import gather
 from selfsup.methods.base import Method, MethodConfig
+from selfsup.methods.distilled import GLOBAL_VIEWS, check_global_views, risen
 from selfsup.methods.parts import Parts
 from selfsup.nn import Backbone, DINOHead, MomentumEncoder
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
 from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
-
-GLOBAL_VIEWS = 2
 
 
 @dataclass
@@ -79,8 +77,7 @@ class DINO(Method):
 
     def __init__(self, config: DINOConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if len(set(parts.views.sizes[:GLOBAL_VIEWS])) > 1:
-            raise UserError("DINO's first two views are global ones of one size; let augment.counts begin with 2.")
+        check_global_views(parts, "DINO")
         self.config = config
         self.head = DINOHead(
             self.backbone.dim,
@@ -101,12 +98,7 @@ class DINO(Method):
     @property
     def teacher_temperature(self) -> float:
         """The teacher's temperature in the present epoch."""
-        config = self.config
-        epochs = config.teacher_warmup_epochs
-        if self.current_epoch >= epochs:
-            return config.teacher_temperature
-        rise = config.teacher_temperature - config.warmup_teacher_temperature
-        return config.warmup_teacher_temperature + rise * self.current_epoch / max(1, epochs - 1)
+        return risen(self.config, self.current_epoch)
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
         """Return the student's cross-entropy with the teacher's global views, then move the centre."""

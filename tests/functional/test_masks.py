@@ -153,7 +153,9 @@ def inverse_loop(row, grid, seen):
     return [(y, x) not in kept for y in range(height) for x in range(width)]
 
 
-@pytest.mark.parametrize(("grid", "ratio"), [((14, 14), 0.65), ((8, 8), 0.65), ((4, 4), 0.4), ((6, 10), 0.8)])
+@pytest.mark.parametrize(
+    ("grid", "ratio"), [((14, 14), 0.65), ((8, 8), 0.65), ((4, 4), 0.4), ((6, 10), 0.8), ((4, 8), 0.4)]
+)
 def test_inverse_blocks_are_the_loop(grid, ratio):
     length = grid[0] * grid[1]
     draw = numbers(50, seed=2)
@@ -231,6 +233,13 @@ def test_masks_of_ranks_are_those_of_the_whole_batch():
     half = multi_block_masks(numbers(16, seed=8), (8, 8))
     assert torch.equal(half.targets, targets[:16])
     assert (~half.hidden & hidden[:16]).sum() == 16 * ((~half.hidden).sum(1)[0] - (~hidden).sum(1)[0])
+
+
+def test_targets_that_cover_the_whole_context_are_laid_on_each_other():
+    hidden, targets = multi_block_masks(numbers(16), (3, 3), targets=60)
+    assert (targets == targets[:, :1]).all()
+    assert not (~hidden[:, None] & targets).any()
+    assert (~hidden).any(1).all()
 
 
 def test_a_target_without_a_context_is_refused():
