@@ -65,3 +65,9 @@ def test_the_extra_of_developers_has_what_the_others_bring():
     extras = SETUP["options.extras_require"]
     of_features = set().union(*(declared(text) for name, text in extras.items() if name not in ("dev", "notebooks")))
     assert of_features - declared(extras["dev"]) <= {"wandb"}  # which no test logs in to
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Pytest imports them by their name alone."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -341,6 +341,15 @@ def kept_index(mask: Tensor) -> Tensor:
     return (~mask).nonzero()[:, 1].view(len(mask), -1)
 
 
+def masked_places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of every masked token its image and its place: bool ``[N,L]`` to int64 ``[M]`` twice, image by image.
+
+    Look at masks before they go to another device, as in :func:`kept_index`.
+    """
+    image, place = mask.nonzero().unbind(1)
+    return image, place
+
+
 def mask_of(kept: Tensor, length: int) -> Tensor:
     """Return the mask that leaves the tokens of an index: int64 ``[N,K]`` to bool ``[N,L]`` of ``length`` tokens.
 

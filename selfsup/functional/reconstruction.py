@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,8 @@ def layer_target(layers: Sequence[Tensor], eps: float = 1e-5) -> Tensor:
     if not layers:
         raise ValueError("layer_target: layers is empty.")
     number("layer_target", above=0, eps=eps)
-    precise = floats("layer_target", "[N,L,D]", **{f"layers[{place}]": layer for place, layer in enumerate(layers)})
+    named: dict[str, Any] = {f"layers[{place}]": layer for place, layer in enumerate(layers)}
+    precise = floats("layer_target", "[N,L,D]", **named)
     with torch.autocast(layers[0].device.type, enabled=False):
         width = (precise[0].shape[-1],)
         mean = torch.stack([F.layer_norm(layer, width, eps=eps) for layer in precise]).mean(dim=0)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from selfsup.distributed import world
 from selfsup.functional import gram_loss, koleo_loss, masked_cross_entropy, sinkhorn, swapped_prediction
+from selfsup.functional.masks import masked_places
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.distilled import GLOBAL_VIEWS, check_class_tokens, risen, spread_masks
 from selfsup.methods.parts import Parts
@@ -109,7 +110,7 @@ class DINOv2(Method):
         draws = [self.draw(batch.index, view) for view in range(GLOBAL_VIEWS)]
         grid = token_grid(self.backbone.network, (images.shape[-2], images.shape[-1]))
         mask = spread_masks(draws, self.draw_whole(1), grid, config.mask_ratios, config.mask_share)
-        image, place = (index.to(images.device) for index in mask.nonzero().unbind(1))
+        image, place = (index.to(images.device) for index in masked_places(mask))
         epsilon = risen(config, self.current_epoch)
         tokens = self.teacher.forward_tokens(images)
         targets = sinkhorn(self.teacher_head(tokens.prefix[:, 0]), epsilon, group=world())

@@ -24,6 +24,7 @@ from torch import Tensor
 from selfsup.distributed import world
 from selfsup.functional import dino_loss, masked_cross_entropy
 from selfsup.functional.collectives import gather
+from selfsup.functional.masks import masked_places
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.distilled import GLOBAL_VIEWS, check_class_tokens, own_masks, risen
 from selfsup.methods.parts import Parts
@@ -100,7 +101,7 @@ class IBOT(Method):
         draws = [self.draw(batch.index, view) for view in range(GLOBAL_VIEWS)]
         grid = token_grid(self.backbone.network, (images.shape[-2], images.shape[-1]))
         mask = own_masks(draws, grid, config.mask_ratios, config.mask_share)
-        image, place = (index.to(images.device) for index in mask.nonzero().unbind(1))
+        image, place = (index.to(images.device) for index in masked_places(mask))
         temperature = risen(config, self.current_epoch)
         tokens = self.teacher.forward_tokens(images)
         targets = self.teacher_head(tokens.prefix[:, 0])

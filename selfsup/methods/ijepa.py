@@ -70,6 +70,7 @@ class IJEPA(Method):
     """Predict a teacher's features of blocks from those of the rest of the image."""
 
     view_count = (1, 1)
+    couples_images = True  # by the sizes of the blocks, which a batch has in common
 
     def __init__(self, config: IJEPAConfig, parts: Parts) -> None:
         super().__init__(parts)

@@ -19,7 +19,7 @@ from selfsup.functional import (
     random_mask,
     stratified_ratios,
 )
-from selfsup.functional.masks import masked_count
+from selfsup.functional.masks import masked_count, masked_places
 from selfsup.random import uniform
 
 GRIDS = [(14, 14), (8, 8), (4, 4), (3, 5), (6, 16), (2, 2)]
@@ -312,3 +312,9 @@ def test_masks_and_indices_are_each_others_inverse():
 def test_refuses_what_it_cannot_do(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_masked_places_are_those_of_the_mask_image_by_image() -> None:
+    mask = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
+    image, place = masked_places(mask)
+    assert (image.tolist(), place.tolist()) == ([0, 0, 2], [1, 2, 0])
