@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ from torch import Tensor
 from selfsup.config import load_config
 from selfsup.engine.training import build_method
 from selfsup.errors import UserError
+from selfsup.functional import block_mask
+from selfsup.methods.distilled import own_masks
+from selfsup.random import uniform
 
 TINY = [
     "backbone=vit_small",
@@ -248,3 +252,11 @@ def test_uniform_outputs_cost_the_logarithm(tiny_config: Callable[..., Any]) -> 
         for head in (method.head, method.teacher_head.module):
             head.weight.fill_(1.0)
     assert method.training_step(batch, 0).item() == pytest.approx(2 * math.log(24), rel=1e-5)
+
+
+def test_blocks_are_of_ibots_smallest_area() -> None:
+    """(min(14, 14) // 3)² tokens, and every crop is masked at the ratio."""
+    draw = partial(uniform, 0, torch.arange(8))
+    mask = own_masks([draw, draw], (14, 14), [0.3, 0.3], 1.0)
+    assert torch.equal(mask, block_mask(draw, (14, 14), 59, least=16).repeat(2, 1))
+    assert not torch.equal(mask[:8], block_mask(draw, (14, 14), 59, least=4))
