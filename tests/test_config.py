@@ -144,7 +144,7 @@ MEANT = {
     "data=./pictures": "data=image_folder data.root=./pictures",
     "logger=wandb": "logger.wandb=true",
     "online=5": "online.every_epochs=",
-    "method.queue_size=9": "these have one: densecl, moco",
+    "method.queue_size=9": "these have one: all4one, densecl",
     "moco": "method=moco",
     "trainer.max_epochs=many": "it must be a whole number",
     "trainer.max_epochs=1.5": "it must be a whole number",

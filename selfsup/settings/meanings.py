@@ -24,7 +24,7 @@ _ELSEWHERE = {
     "max_epochs": "epochs epoch n_epochs num_epochs",
     "batch_size": "batch bs batchsize",
     "lr": "learning_rate base_lr",
-    "learning_rates": "lr learning_rate base_lr",
+    "eval.linear_probe.learning_rates": "lr learning_rate base_lr",
     "weight_decay": "wd decay l2",
     "weight_decays": "weight_decay wd",
     "momentum": "ema",
@@ -129,7 +129,7 @@ def misspelt(key: str, text: str, known: Known) -> str:
     if meant := meant_by(key, text, known):
         return f"{said}. Did you mean {' or '.join(map(repr, meant))}?"
     there = [name.rpartition(".")[2] for name in known.keys if name.rpartition(".")[0] == section]
-    return f"{said}; {section} has {', '.join(there)}." if section and 0 < len(there) <= 16 else f"{said}; see --help."
+    return f"{said}; {section} has {', '.join(there)}." if section and 0 < len(there) <= 20 else f"{said}; see --help."
 
 
 def meant_by(key: str, text: str, known: Known) -> list[str]:

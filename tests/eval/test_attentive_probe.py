@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from selfsup.data.base import Splits
 from selfsup.errors import UserError
 from selfsup.eval import Encoder, eval_config
-from selfsup.eval.attentive import FORMS, CapiPool, JepaPool, all_logits
+from selfsup.eval.attentive import FORMS, POOLS, CapiPool, JepaPool, all_logits
 from selfsup.eval.protocols.attentive_probe import AttentiveProbeSettings, attentive_probe, train_pools
 from selfsup.types import Normalization
 
 
 def pool_of(form, width=6, heads=2, classes=3, seed=0):
     """One in float64 whose weights are all away from their start, biases and norms too."""
-    pool = FORMS[form].pool(width, heads, classes, torch.Generator().manual_seed(seed)).double()
+    pool = POOLS[form](width, heads, classes, torch.Generator().manual_seed(seed)).double()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for weight in pool.parameters():
@@ -97,7 +97,7 @@ def test_a_query_of_zero_sees_the_mean_and_one_token_is_projected():
 def test_the_numbers_of_weights_are_those_of_the_authors_classifiers():
     """But for the key's bias, and V-JEPA's projection that is built and never used."""
     d, c = 128, 10
-    count = {form: sum(p.numel() for p in FORMS[form].pool(d, 2, c, torch.Generator()).parameters()) for form in FORMS}
+    count = {form: sum(p.numel() for p in POOLS[form](d, 2, c, torch.Generator()).parameters()) for form in FORMS}
     assert count["capi"] == d + 2 * d * d + d + d * c + c
     attention, mlp = 3 * d * d + 2 * d, 8 * d * d + 5 * d
     assert count["v_jepa"] == d + attention + mlp + 2 * 2 * d + d * c + c
@@ -129,7 +129,7 @@ def test_many_classifiers_at_once_are_each_trained_as_alone_by_the_authors_sched
     assert grid == [(rate, decay) for rate in rates for decay in decays]
     steps = 9  # a tenth of them is none, so that neither form warms up
     for (rate, decay), found in zip(grid, pools, strict=True):
-        alone = FORMS[form].pool(6, 2, 3, torch.Generator().manual_seed(5))
+        alone = POOLS[form](6, 2, 3, torch.Generator().manual_seed(5))
         named = dict(alone.named_parameters())
         spared = {"biases": [w for n, w in named.items() if "bias" in n or (form == "v_jepa" and w.ndim == 1)]}
         others = [w for w in named.values() if not any(w is s for s in spared["biases"])]
@@ -150,7 +150,7 @@ def test_many_classifiers_at_once_are_each_trained_as_alone_by_the_authors_sched
                 step += 1
         for name, weight in found.named_parameters():
             torch.testing.assert_close(weight, named[name], rtol=2e-4, atol=2e-5, msg=name)
-            start = dict(FORMS[form].pool(6, 2, 3, torch.Generator().manual_seed(5)).named_parameters())[name]
+            start = dict(POOLS[form](6, 2, 3, torch.Generator().manual_seed(5)).named_parameters())[name]
             assert not torch.equal(weight, start) or decay == 0, name
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
-from selfsup.eval.attentive import FORMS, CapiPool, all_logits
+from selfsup.eval.attentive import FORMS, POOLS, CapiPool, all_logits
 from selfsup.eval.encoder import Encoder, home_of
 from selfsup.eval.features import check_finite, labels_of, positions_of
 from selfsup.eval.probing import Tally, better, class_positions, image_probe, score, tally
@@ -208,7 +208,7 @@ def train_pools(
             "set a divisor."
         )
     size = min(settings.batch_size or published.batch_size, len(tokens))
-    pools = [published.pool(width, heads, classes, torch.Generator().manual_seed(seed)).to(device) for _ in grid]
+    pools = [POOLS[settings.form](width, heads, classes, torch.Generator().manual_seed(seed)).to(device) for _ in grid]
     alike: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
     for pool, (rate, decay) in zip(pools, grid, strict=True):
         peak = rate * size / 256 if published.scaled else rate
