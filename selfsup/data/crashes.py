@@ -8,6 +8,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -78,10 +79,18 @@ class Reading:
         return f"image {row} of {self.dataset.name} {self.dataset.split}"
 
 
-def crash_of(error: RuntimeError) -> UserError | None:
-    """Return what to say of an error of torch's loader about a worker that has ended; None of other errors."""
-    said = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)", str(error))
-    pids = set[int]() if said is None else set(map(int, re.findall(r"\d+", said[1])))
+def crash_of(error: RuntimeError | EOFError | ConnectionError) -> UserError | None:
+    """Return what to say of an error of torch's loader about a worker that has ended; None of other errors.
+
+    One that ends while it hands over a batch leaves an end of file or a broken connection, and no word of torch's.
+    """
+    pids = set[int]()
+    if not isinstance(error, RuntimeError):
+        processes = [process for reading in list(_at_work) for process in reading.processes]
+        wait([process.sentinel for process in processes], timeout=1)
+        pids = {process.pid for process in processes if process.pid is not None}
+    elif said := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)", str(error)):
+        pids = set(map(int, re.findall(r"\d+", said[1])))
     return next((found for reading in list(_at_work) if (found := reading.crash(pids)) is not None), None)
 
 

@@ -225,7 +225,7 @@ class _Reader(Dataset[_Read | UserError]):
 def _told(reads: Iterator[_Read | UserError]) -> Iterator[_Read | UserError]:
     try:
         yield from reads
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:
         told = crash_of(error)
         if told is None:
             raise

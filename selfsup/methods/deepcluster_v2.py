@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from selfsup.errors import UserError
 from selfsup.functional import deepcluster_loss, spherical_lloyd
@@ -111,6 +112,8 @@ class DeepClusterV2(Method):
                 generator = torch.Generator().manual_seed(fold_in(fold_in(self.seed, epoch), number))
                 drawn = torch.randperm(len(points), generator=generator)[: len(weight)].to(points.device)
                 centroids, self.assignment[number] = spherical_lloyd(points, points[drawn], rounds)
+                if isinstance(weight, DTensor):  # sharded training: each rank keeps its part
+                    centroids = distribute_tensor(centroids, weight.device_mesh, weight.placements)
                 weight.copy_(centroids)
             self.clustered.fill_(epoch)
         self._read = (self.clustered._version, epoch)

@@ -1,5 +1,7 @@
 import itertools
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from PIL import Image
 from tiny import resident
 
 from selfsup.data import FileDataset, TrainLoader, eval_batches
+from selfsup.data.crashes import Reading, crash_of
 from selfsup.data.encoded import Decoding
 from selfsup.data.loader import Share
 from selfsup.errors import UserError
@@ -253,3 +256,18 @@ def test_a_worker_that_ends_is_told_with_its_file(tmp_path, monkeypatch, number,
         signal.signal(signal.SIGCHLD, heard)
     assert "\n" not in str(told.value)
     assert lacks_memory(told.value) == (number == signal.SIGKILL)
+
+
+def test_a_worker_that_ends_while_it_hands_over_a_batch_is_told_too(tmp_path):
+    reading = Reading(_files(tmp_path, 16), 1)
+    reading.rows[0] = 7
+    process = multiprocessing.get_context("fork").Process(target=os.kill, args=(0, 0))
+    process.run = lambda: os.kill(os.getpid(), signal.SIGSEGV)
+    heard = signal.getsignal(signal.SIGCHLD)
+    try:
+        process.start()
+        reading.watch([process])
+        assert re.search(r"crashed while it read \S+/007\.png \(signal 11\)", str(crash_of(EOFError())))
+    finally:
+        signal.signal(signal.SIGCHLD, heard)
+        process.join()
