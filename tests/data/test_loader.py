@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -258,7 +259,8 @@ def test_a_worker_that_ends_is_told_with_its_file(tmp_path, monkeypatch, number,
     assert lacks_memory(told.value) == (number == signal.SIGKILL)
 
 
-def test_a_worker_that_ends_while_it_hands_over_a_batch_is_told_too(tmp_path):
+def test_a_worker_that_ends_while_it_hands_over_a_batch_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("selfsup.data.crashes._at_work", weakref.WeakSet())  # without the loaders of other tests
     reading = Reading(_files(tmp_path, 16), 1)
     reading.rows[0] = 7
     process = multiprocessing.get_context("fork").Process(target=os.kill, args=(0, 0))
