@@ -172,6 +172,12 @@ def labels_of(dataset: ImageDataset) -> Tensor:
     return known_labels(FeatureSet(empty, dataset.labels, dataset.index), dataset.split)
 
 
+def in_float16(values: Tensor) -> Tensor:
+    """Return values for safe keeping in half the memory, float16 on the CPU; those beyond its range are at its end."""
+    largest = torch.finfo(torch.float16).max
+    return values.clamp(-largest, largest).to("cpu", torch.float16)
+
+
 def positions_of(images: ImageDataset, index: Tensor) -> Tensor:
     """Return where the images with these stable indices are in the dataset; extraction may have left some out."""
     order = images.index.argsort()

@@ -25,10 +25,9 @@ from selfsup.eval.features import (
     tell_absent,
 )
 from selfsup.eval.record import Record, Spread
-from selfsup.eval.subject import SplitFeatures, Subject
+from selfsup.eval.subject import SPLIT_OFF, SplitFeatures, Subject
 from selfsup.functional.arguments import count, integers, number
 
-SPLIT_OFF = 0.1
 CONFUSION_CLASSES = 100  # most classes whose confusions are recorded and drawn; more cannot be read
 
 Setting = TypeVar("Setting")

@@ -22,6 +22,7 @@ from selfsup.eval.features import FeatureSet
 from selfsup.eval.shown import feature_map, nearest_images
 from selfsup.types import Size, size_words
 
+SPLIT_OFF = 0.1  # of the training images, for choices where there is no hold-out
 NOTHING_TO_SCORE = "data.holdout: the source has no test images; set aside some of the training images (0.1)."
 
 
@@ -227,6 +228,32 @@ def crop_words(size: Size, resize: int | None) -> str:
 def image_counts(train: int, holdout: int, test: int) -> dict[str, int]:
     """Return what records say of the numbers of images."""
     return {"train_images": train, "holdout_images": holdout, "test_images": test}
+
+
+def set_aside(
+    train: ImageDataset, holdout: ImageDataset | None, most: int, seed: int, name: str
+) -> tuple[ImageDataset, ImageDataset, str]:
+    """Return the images that a protocol trains on, those that it chooses on, and in words which these are.
+
+    Args:
+        train: At most ``most`` of these, drawn with ``seed``, are taken.
+        holdout: Images to choose on; None sets 10 % of those that were drawn aside.
+        most: Number of images.
+        seed: Of the draw.
+        name: Of the protocol.
+
+    Raises:
+        UserError: Too few images to set some aside.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:most]
+    words = "holdout"
+    if holdout is None:
+        aside = round(SPLIT_OFF * len(order))
+        if not 1 <= aside < len(order):
+            raise UserError(f"{name}: {len(order)} training images leave none to choose on; set data.holdout.")
+        holdout, order = train.subset(order[:aside].sort().values), order[aside:]
+        words = f"{SPLIT_OFF:.0%} of train ({aside} images)"
+    return train.subset(order.sort().values), holdout, words
 
 
 def evenly(dataset: ImageDataset, most: int) -> ImageDataset:

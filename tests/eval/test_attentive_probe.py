@@ -269,3 +269,13 @@ def test_a_network_without_maps_is_left_out_with_a_sentence():
     data = scenes(40)
     with pytest.raises(UserError, match=r"no map \(forward_dense\)"):
         evaluate(Pooled(), Splits(data, data, data.subset(torch.arange(10)), data), eval_config(), ["attentive_probe"])
+
+
+def test_tokens_beyond_the_range_of_float16_are_at_its_end():
+    class Large(Cells):
+        def forward_dense(self, images):
+            return 1e6 * super().forward_dense(images)
+
+    settings = AttentiveProbeSettings(**{**SETTINGS, "epochs": 1, "learning_rates": [1e-4], "form": "v_jepa"})
+    found = attentive_probe(Encoder(Large(), progress=False), scenes(40), scenes(20, 1), settings)
+    assert math.isfinite(found.settings[0].holdout_loss)

@@ -17,14 +17,13 @@ from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.attentive import FORMS, POOLS, CapiPool, all_logits
 from selfsup.eval.encoder import Encoder, home_of
-from selfsup.eval.features import check_finite, labels_of, positions_of
+from selfsup.eval.features import check_finite, in_float16, labels_of, positions_of
 from selfsup.eval.probing import Tally, better, class_positions, image_probe, score, tally
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
-from selfsup.eval.subject import Subject
+from selfsup.eval.subject import Subject, set_aside
 from selfsup.settings import setting
 
-SPLIT_OFF = 0.1
 HEAD = 64  # channels of a head, in CAPI's probe and in the transformers that are judged
 
 
@@ -137,20 +136,11 @@ def attentive_probe(
             too few images to set some aside.
     """
     start = time.perf_counter()
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: settings.images]
-    if holdout is None:
-        aside = round(SPLIT_OFF * len(order))
-        if not 1 <= aside < len(order):
-            raise UserError(f"attentive_probe: {len(order)} training images leave none to choose on; set data.holdout.")
-        holdout, order = train.subset(order[:aside].sort().values), order[aside:]
-        selected_on = f"{SPLIT_OFF:.0%} of train ({aside} images)"
-    else:
-        selected_on = "holdout"
-    train = train.subset(order.sort().values)
+    train, holdout, selected_on = set_aside(train, holdout, settings.images, seed, "attentive_probe")
     where = torch.device(encoder.device) if encoder.device is not None else home_of(encoder.network)[0]
     kept, labels = [], []
     for tokens, truth in _tokens(encoder, train):
-        kept.append(tokens.to("cpu", torch.float16))
+        kept.append(in_float16(tokens))
         labels.append(truth)
     classes = torch.unique(torch.cat(labels))
     targets = class_positions(torch.cat(labels), classes, "train")

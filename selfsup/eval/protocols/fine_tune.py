@@ -18,11 +18,11 @@ from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, frozen, home_of, input_channels
 from selfsup.eval.features import FeatureSet, labels_of
-from selfsup.eval.probing import SPLIT_OFF, ProbeParts, better, class_positions, image_probe
+from selfsup.eval.probing import ProbeParts, better, class_positions, image_probe
 from selfsup.eval.published import CROP_AND_FLIP, CROP_AND_FLIP_WORDS, augmented_views, linear_layer
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
-from selfsup.eval.subject import Subject
+from selfsup.eval.subject import Subject, set_aside
 from selfsup.eval.tuning import layer_groups, warm_cosine
 from selfsup.ragged import Images
 from selfsup.settings import setting
@@ -151,15 +151,7 @@ def fine_tune(
             "eval.fine_tune.learning_rates: give at least one value; eval.fine_tune.epochs: at least 1; "
             "eval.fine_tune.batch_size: at least 2; eval.fine_tune.layer_decay: above 0, at most 1."
         )
-    if holdout is None:
-        count = round(SPLIT_OFF * len(train))
-        if count < 1:
-            raise UserError(f"fine_tune: {len(train)} training images leave none to choose on; set data.holdout.")
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        holdout, train = train.subset(order[:count].sort().values), train.subset(order[count:].sort().values)
-        selected_on = f"{SPLIT_OFF:.0%} of train ({count} images)"
-    else:
-        selected_on = "holdout"
+    train, holdout, selected_on = set_aside(train, holdout, len(train), seed, "fine_tune")
     classes = torch.unique(labels_of(train))
     labels_of(holdout), labels_of(test)
     if len(train) < 2:

@@ -19,7 +19,7 @@ from selfsup.bars import progress_bar
 from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, home_of
-from selfsup.eval.features import check_finite
+from selfsup.eval.features import check_finite, in_float16
 from selfsup.eval.pixels import (
     IGNORED,
     by_name,
@@ -35,11 +35,10 @@ from selfsup.eval.pixels import (
 )
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
-from selfsup.eval.subject import Subject, image_counts
+from selfsup.eval.subject import Subject, image_counts, set_aside
 from selfsup.settings import setting
 
 MOMENTUM = 0.9
-SPLIT_OFF = 0.1
 LEARNING_RATES = (0.1, 1.0, 10.0)
 
 
@@ -190,23 +189,13 @@ def segmentation_probe(
             "batch_size: at least 1."
         )
     encoder = replace(encoder, batch_size=settings.batch_size)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: settings.images]
-    if holdout is None:
-        aside = round(SPLIT_OFF * len(order))
-        if not 1 <= aside < len(order):
-            raise UserError(f"segmentation: {len(order)} training images leave none to choose on; set data.holdout.")
-        holdout, order = train.subset(order[:aside].sort().values), order[aside:]
-        selected_on = f"{SPLIT_OFF:.0%} of train ({aside} images)"
-    else:
-        selected_on = "holdout"
-    train = train.subset(order.sort().values)
+    train, holdout, selected_on = set_aside(train, holdout, settings.images, seed, "segmentation")
 
     kept_maps, kept_masks = [], []
-    largest = torch.finfo(torch.float16).max
     with masked_maps(encoder, train) as batches:
         for some, masks_of_them in batches:
             check_finite(some.flatten(1), f"feature maps of '{train.name}'")
-            kept_maps.append(some.clamp(-largest, largest).to("cpu", torch.float16))
+            kept_maps.append(in_float16(some))
             kept_masks.append(masks_of_them)
     maps, masks = torch.cat(kept_maps), torch.cat(kept_masks)
     kept_maps.clear()

@@ -36,13 +36,11 @@ from selfsup.eval.pixels import (
 )
 from selfsup.eval.record import Record
 from selfsup.eval.registry import protocol
-from selfsup.eval.subject import Subject, image_counts
+from selfsup.eval.subject import Subject, image_counts, set_aside
 from selfsup.eval.tuning import layer_groups, warm_cosine
 from selfsup.ragged import Images
 from selfsup.settings import setting
 from selfsup.types import height_width
-
-SPLIT_OFF = 0.1
 
 
 @dataclass
@@ -194,13 +192,7 @@ def segmentation_fine_tune(
             "eval.segmentation_fine_tune.learning_rates: give at least one value; eval.segmentation_fine_tune.epochs "
             "and images: at least 1; batch_size: at least 2."
         )
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: settings.images]
-    selected_on = "holdout"
-    if holdout is None:
-        aside = round(SPLIT_OFF * len(order))
-        selected_on = f"{SPLIT_OFF:.0%} of train ({aside} images)"
-        holdout, order = train.subset(order[:aside].sort().values), order[aside:]
-    train = train.subset(order.sort().values)
+    train, holdout, selected_on = set_aside(train, holdout, settings.images, seed, "segmentation_fine_tune")
     if not len(holdout) or len(train) < settings.batch_size:
         raise UserError(
             f"eval.segmentation_fine_tune.batch_size is {settings.batch_size}, and there are {len(train)} images to "
