@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import dense_info_nce, dense_match, info_nce
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
+from selfsup.methods.queued import check_queue, groups_of_a_rank
 from selfsup.nn import (
     DenseEncoder,
     FeatureQueue,
@@ -78,17 +78,8 @@ class DenseCL(Method):
 
     def __init__(self, config: DenseCLConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.queue_size < parts.batch_size:
-            raise UserError(
-                f"method.queue_size={config.queue_size} is smaller than the {parts.batch_size} keys of a step; "
-                "raise it or lower batch_size."
-            )
-        groups = max(1, config.bn_groups // parts.world_size)
-        if parts.batch_size // parts.world_size < 2 * groups:
-            raise UserError(
-                f"method.bn_groups={config.bn_groups} leaves fewer than two images to a group; "
-                "lower it or raise batch_size."
-            )
+        check_queue(config.queue_size, parts.batch_size, "keys")
+        groups = groups_of_a_rank(config.bn_groups, parts)
         check_dense(self.backbone, self.views.sizes)
         self.temperature, self.momentum = config.temperature, config.momentum
         self.dense_weight, self.dense_warmup_steps = config.dense_weight, config.dense_warmup_steps

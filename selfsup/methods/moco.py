@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import info_nce
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
+from selfsup.methods.queued import check_queue, groups_of_a_rank
 from selfsup.nn import FeatureQueue, MomentumEncoder, projection_head, shuffle, split_batch_norm, unshuffle
 from selfsup.registry import methods
 from selfsup.settings import setting
@@ -77,17 +77,8 @@ class MoCo(Method):
     def __init__(self, config: MoCoConfig, parts: Parts) -> None:
         super().__init__(parts)
         keys_a_step = parts.batch_size * (2 if config.symmetric else 1)
-        if config.queue_size < keys_a_step:
-            raise UserError(
-                f"method.queue_size={config.queue_size} is smaller than the {keys_a_step} keys of a step; "
-                "raise it or lower batch_size."
-            )
-        groups = max(1, config.bn_groups // parts.world_size)
-        if parts.batch_size // parts.world_size < 2 * groups:
-            raise UserError(
-                f"method.bn_groups={config.bn_groups} leaves fewer than two images to a group; "
-                "lower it or raise batch_size."
-            )
+        check_queue(config.queue_size, keys_a_step, "keys")
+        groups = groups_of_a_rank(config.bn_groups, parts)
         self.temperature, self.momentum, self.symmetric = config.temperature, config.momentum, config.symmetric
         dim = self.backbone.dim
         hidden = [config.hidden_dim or dim] * (config.head_layers - 1)

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from selfsup.errors import UserError
 from selfsup.functional import nearest_neighbor, negative_cosine
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
+from selfsup.methods.queued import check_queue
 from selfsup.nn import FeatureQueue, MomentumEncoder, projection_head
 from selfsup.optimization import cosine_schedule
 from selfsup.registry import methods
@@ -54,11 +54,7 @@ class NNBYOL(Method):
 
     def __init__(self, config: NNBYOLConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.queue_size < parts.batch_size:
-            raise UserError(
-                f"method.queue_size={config.queue_size} is smaller than the {parts.batch_size} images of a step; "
-                "raise it or lower batch_size."
-            )
+        check_queue(config.queue_size, parts.batch_size)
         self.momentum = config.momentum
         hidden, dim = config.hidden_dim, config.output_dim
         self.projector = projection_head([self.backbone.dim, hidden, dim], batch_norm=True, last_bias=False)

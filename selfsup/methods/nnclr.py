@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import cross_view_nce, nearest_neighbor
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
+from selfsup.methods.queued import check_queue
 from selfsup.nn import FeatureQueue, projection_head
 from selfsup.registry import methods
 from selfsup.settings import setting
@@ -56,11 +56,7 @@ class NNCLR(Method):
 
     def __init__(self, config: NNCLRConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.queue_size < parts.batch_size:
-            raise UserError(
-                f"method.queue_size={config.queue_size} is smaller than the {parts.batch_size} images of a step; "
-                "raise it or lower batch_size."
-            )
+        check_queue(config.queue_size, parts.batch_size)
         self.temperature = config.temperature
         hidden, dim = config.hidden_dim, config.output_dim
         self.projector = projection_head(

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from selfsup.distributed import world
-from selfsup.errors import UserError
 from selfsup.functional import ressl_loss
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.parts import Parts
+from selfsup.methods.queued import check_queue, groups_of_a_rank
 from selfsup.nn import FeatureQueue, MomentumEncoder, projection_head, shuffle, split_batch_norm, unshuffle
 from selfsup.registry import methods
 from selfsup.settings import setting
@@ -62,17 +62,8 @@ class ReSSL(Method):
 
     def __init__(self, config: ReSSLConfig, parts: Parts) -> None:
         super().__init__(parts)
-        if config.queue_size < parts.batch_size:
-            raise UserError(
-                f"method.queue_size={config.queue_size} is smaller than the {parts.batch_size} keys of a step; "
-                "raise it or lower batch_size."
-            )
-        groups = max(1, config.bn_groups // parts.world_size)
-        if parts.batch_size // parts.world_size < 2 * groups:
-            raise UserError(
-                f"method.bn_groups={config.bn_groups} leaves fewer than two images to a group; "
-                "lower it or raise batch_size."
-            )
+        check_queue(config.queue_size, parts.batch_size, "keys")
+        groups = groups_of_a_rank(config.bn_groups, parts)
         self.config = config
         self.head = projection_head([self.backbone.dim, config.hidden_dim, config.output_dim])
         if groups > 1:
