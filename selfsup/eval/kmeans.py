@@ -1,4 +1,7 @@
-"""Spherical k-means by torch's matrix product: Lloyd's iterations as faiss runs them, several times faster on a CPU.
+"""Spherical k-means by torch's matrix product: Lloyd's iterations as faiss runs them.
+
+Torch knows the processor, where the BLAS in faiss's wheels takes some for an older one; what it costs beside faiss is
+printed by ``benchmarks/neighbours.py --kmeans``.
 
 Starts, empty clusters and objective are those of ``faiss.Kmeans(spherical=True)``, so that one seed gives the centroids
 that faiss gives, up to rounding (facebookresearch/faiss, ``Clustering.cpp``).

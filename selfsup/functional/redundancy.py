@@ -95,8 +95,7 @@ def vicreg_loss(
         loss = invariance_weight * F.mse_loss(z1, z2)  # of this rank's own images
         views, group = _of_all((z1, z2), 2, group)
         for z in views:
-            centred = z - _mean(z, group)
-            covariance = sum_over(centred.T @ centred, group) / (len(z) * size_of(group) - 1)
+            covariance = _covariance(z, group)
             spread = (covariance.diagonal() + eps).sqrt()
             loss = loss + variance_weight * F.relu(1 - spread).mean() / 2
             loss = loss + covariance_weight * _off_diagonal_square(covariance) / z.shape[1]
@@ -182,8 +181,7 @@ def vibcreg_loss(
         loss = invariance_weight * F.mse_loss(z1, z2)  # of this rank's own images
         views, group = _of_all((z1, z2), 2, group)
         for z in views:
-            centred = z - _mean(z, group)
-            covariance = sum_over(centred.T @ centred, group) / (len(z) * size_of(group) - 1)
+            covariance = _covariance(z, group)
             variance = covariance.diagonal()
             scale = variance.clamp_min(1e-24).rsqrt()
             correlation = covariance * scale * scale[:, None]
@@ -226,6 +224,12 @@ def _standardised(z: Tensor, eps: float, group: dist.ProcessGroup | None) -> Ten
     centred = z - _mean(z, group)
     variance = z.var(0, correction=0) if group is None else _mean(centred.square(), group)
     return centred * (variance + eps).rsqrt()
+
+
+def _covariance(z: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return the covariance ``[D,D]`` of the embeddings of all ranks, which divides by N - 1."""
+    centred = z - _mean(z, group)
+    return sum_over(centred.T @ centred, group) / (len(z) * size_of(group) - 1)
 
 
 def _off_diagonal_square(matrix: Tensor) -> Tensor:
