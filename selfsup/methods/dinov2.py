@@ -98,6 +98,7 @@ class DINOv2(Method):
             self.gram_teacher = MomentumEncoder(self.backbone, evaluates=True)
         self.gram_renewals: Tensor
         self.register_buffer("gram_renewals", torch.zeros((), dtype=torch.long))
+        self._gram_looked_at: tuple[int, int] | None = None
 
     @property
     def evaluated_backbone(self) -> Backbone:
@@ -132,11 +133,14 @@ class DINOv2(Method):
 
     def renew_gram_teacher(self) -> None:
         """Let the network that the Gram loss holds to become the teacher of now, when it is time."""
+        if self._gram_looked_at == (self.gram_renewals._version, self.current_epoch):
+            return  # reading the count waits for the device
         since = self.current_epoch - self.config.gram_start_epoch
         wanted = 1 + min(since // self.config.gram_every_epochs, 3)
         if int(self.gram_renewals) < wanted:
             self.gram_teacher.update(self.teacher.module, 0.0)
             self.gram_renewals.fill_(wanted)
+        self._gram_looked_at = self.gram_renewals._version, self.current_epoch
 
     def after_optimizer_step(self) -> None:
         """Let the teacher follow."""

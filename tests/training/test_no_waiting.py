@@ -68,6 +68,11 @@ def test_no_value_is_read_between_two_rows(
     assert reads_in_a_run(config, monkeypatch) == []
 
 
+def test_nor_for_the_gram_loss(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("dinov2", *settings(100, "method.gram_weight=1"))
+    assert reads_in_a_run(config, monkeypatch) == []
+
+
 def test_a_read_would_be_noticed(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from selfsup.methods.simclr import SimCLR
 
