@@ -85,6 +85,20 @@ def test_compiled_views_resume(tiny_config: Callable[..., Any], monkeypatch: pyt
     assert_same_state(whole, parts)
 
 
+def test_a_gram_teacher_resumes(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is renewed at the start of both epochs; a run that stops behind that goes on with the one it had."""
+    settings = ["method.gram_weight=1", "method.gram_every_epochs=1", "method.momentum=0.9"]
+    whole = train(tiny_config("dinov2", *settings, run="whole"))
+    for steps in (2, 6):
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(Interrupted) as stopped:
+                train(tiny_config("dinov2", *settings, run=f"parts{steps}"))
+        parts = stopped.value.checkpoint.parent.parent
+        train(load_resumed_config([f"resume={parts}"]))
+        assert_same_state(whole, parts)
+
+
 def test_the_comparison_notices_a_difference(tiny_config: Callable[..., Any]) -> None:
     one, other = train(tiny_config("moco", run="a")), train(tiny_config("moco", "seed=1", run="b"))
     with pytest.raises(AssertionError):
