@@ -29,8 +29,7 @@ from selfsup.engine.stop import Interrupted, StopSignal
 from selfsup.errors import UserError
 from selfsup.eval import extract_features, knn
 from selfsup.eval.features import labelled
-from selfsup.eval.probing import SPLIT_OFF
-from selfsup.eval.subject import evenly
+from selfsup.eval.subject import SPLIT_OFF, evenly
 from selfsup.functional import alignment, feature_std, rank_me
 from selfsup.functional.arguments import trusted_values
 from selfsup.methods import Method
