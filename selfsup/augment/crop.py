@@ -13,6 +13,7 @@ from selfsup.augment.base import Part, between
 from selfsup.settings import setting
 
 _TRIES = 10
+PRODUCT_VALUES = 2**17  # numbers of source images that are cropped at a time on a CPU: half a MiB
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,15 @@ def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     On CUDA the products follow the process's TF32 setting.
     """
-    wide = torch.bmm(images.flatten(1, 2), columns.transpose(1, 2)).view(*images.shape[:3], columns.shape[1])
-    # one product a channel: a broadcast product would copy the matrices for every channel first
-    return torch.stack([torch.bmm(rows, channel) for channel in wide.unbind(1)], dim=1)
+    result = images.new_empty(*images.shape[:2], rows.shape[1], columns.shape[1])
+    # on a CPU so many at a time that what lies between stays in the cache
+    count = PRODUCT_VALUES // max(1, images.shape[1:].numel()) if images.device.type == "cpu" else len(images)
+    parts = (torch.split(tensor, max(1, count)) for tensor in (images, rows, columns, result))
+    for part, down, across, made in zip(*parts, strict=True):
+        wide = torch.bmm(part.flatten(1, 2), across.transpose(1, 2)).view(*part.shape[:3], across.shape[1])
+        # one product a channel: a broadcast product would copy the matrices for every channel first
+        torch.stack([torch.bmm(down, channel) for channel in wide.unbind(1)], dim=1, out=made)
+    return result
 
 
 def _triangle(distance: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class ViewGenerator(nn.Module):
         )
         if image.shape[1] == 1:
             mean, std = mean.mean(dim=1, keepdim=True), std.mean(dim=1, keepdim=True)
-        return View((image - mean).div_(std), to_source)
+        return View(image.sub_(mean).div_(std), to_source)
 
 
 def two_crop(recipe: str = "simclr", size: Size = 224, normalization: Normalization = IMAGENET) -> ViewGenerator:
@@ -252,7 +252,9 @@ def perform(operation: Operation, drawn: Drawn, image: Tensor, to_source: Tensor
         portion = max(1, CACHED_VALUES // math.prod(image.shape[1:]) if image.device.type == "cpu" else len(position))
         for start in range(0, len(position), portion):
             part = position[start : start + portion]
-            image[part] = function(image[part], **{name: value[part] for name, value in own.items()})
+            # whole rows of memory, which indexing with [] moves at half the speed
+            changed = function(image.index_select(0, part), **{name: value[part] for name, value in own.items()})
+            image.index_copy_(0, part, changed)
     position = drawn.chosen.nonzero().squeeze(1)
     movement = operation.movement(**{name: value[position] for name, value in drawn.parameters.items()})
     if movement is not None:
