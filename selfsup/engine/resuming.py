@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from selfsup.checkpoint import INFO
 from selfsup.config import TrainConfig, from_values
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
+from selfsup.shortage import lacks_memory
 
 
 class Rule(Enum):
@@ -138,14 +142,57 @@ def saved_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: The checkpoint lacks what a run needs to go on.
     """
-    values = checkpoint[INFO].get("config") if isinstance(checkpoint[INFO], dict) else None
-    lacking = [key for key in ("optimizer_states", "lr_schedulers", "loops", "global_step") if key not in checkpoint]
-    if not isinstance(values, dict) or lacking or "epochs_done" not in checkpoint[INFO]:
-        missing = f" ({', '.join(lacking)})" if lacking else ""
+    lacking = [key for key, right in _GOES_ON.items() if key not in checkpoint or not right(checkpoint[key])]
+    if lacking:
         raise UserError(
-            f"resume: the checkpoint lacks what a training needs to go on{missing}; give the run's last.ckpt."
+            f"resume: the checkpoint lacks what a training needs to go on ({', '.join(lacking)}); give the run's "
+            "last.ckpt."
         )
+    values: dict[str, Any] = checkpoint[INFO]["config"]
     return values
+
+
+@contextlib.contextmanager
+def restoring(checkpoint: Path | None) -> Iterator[None]:
+    """Train inside, from a checkpoint.
+
+    Raises:
+        UserError: The checkpoint holds something that the optimiser, its schedule, a callback or Lightning's counters
+            cannot be given. None of it was trained with.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or lacks_memory(error) or not _while_restoring(error):
+            raise
+        raise UserError(
+            f"resume: {checkpoint} does not fit the training that is to go on from it "
+            f"({type(error).__name__}: {reason_of(error)}); take another checkpoint, or start another run."
+        ) from error
+
+
+def _while_restoring(error: BaseException) -> bool:
+    """Return whether an error was raised while Lightning gave parts of a checkpoint to their owners."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        frame.f_globals.get("__name__") == "pytorch_lightning.trainer.connectors.checkpoint_connector"
+        and frame.f_code.co_name.lstrip("_").startswith(("restore", "resume_start"))
+        for frame in frames
+    )
+
+
+def _are_states(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(state, Mapping) for state in value)
+
+
+#: What a training goes on from besides what its network is built from, and what each must be.
+_GOES_ON: dict[str, Callable[[Any], bool]] = {
+    "optimizer_states": _are_states,
+    "lr_schedulers": _are_states,
+    "loops": lambda value: isinstance(value, Mapping),
+    "callbacks": lambda value: isinstance(value, Mapping),
+    "global_step": lambda value: type(value) is int and value >= 0,
+}
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -166,8 +213,8 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+def _shape(value: Any) -> tuple[bool | int, ...] | None:
+    return (value.is_floating_point(), *value.shape) if isinstance(value, Tensor) else None
 
 
 def _shown(value: Any) -> str:

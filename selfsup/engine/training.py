@@ -26,7 +26,7 @@ from selfsup.engine.log import RunLog
 from selfsup.engine.loggers import keep_rows
 from selfsup.engine.progress import Progress
 from selfsup.engine.ranks import together
-from selfsup.engine.resuming import Change, changes, check_changes, check_fit, saved_config
+from selfsup.engine.resuming import Change, changes, check_changes, check_fit, restoring, saved_config
 from selfsup.engine.run_folder import (
     begun_without_checkpoint,
     choose_run_dir,
@@ -204,7 +204,7 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
         work.log.keep(run_dir, trainer.global_rank)
     checkpoint = None if resumed is None else resumed.checkpoint
     ranks = trainer.global_rank, trainer.world_size
-    with together(*ranks), progress.watching(*ranks), fitting(config, run_dir):
+    with together(*ranks), progress.watching(*ranks), fitting(config, run_dir), restoring(checkpoint):
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         seconds = stopwatch.seconds
