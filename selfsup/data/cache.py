@@ -50,16 +50,15 @@ logger = logging.getLogger(__name__)
 class Pixels:
     """The images of a complete cache, mapped into memory."""
 
-    def __init__(self, folder: Path, form: Form = PHOTOGRAPHS) -> None:
-        about = from_json((folder / ABOUT).read_text("utf-8"))
-        reasons = about.get("reasons", ["it could not be decoded when the cache was built"] * len(about["undecodable"]))
-        self.undecodable: dict[int, str] = dict(zip(about["undecodable"], reasons, strict=True))
-        count, side = about["images"], about["side"]
+    def __init__(self, folder: Path, extent: tuple[int, int], form: Form = PHOTOGRAPHS) -> None:
+        count, side = extent
+        about = _read_about(folder, count)
+        self.undecodable: dict[int, str] = dict(zip(about["undecodable"], about["reasons"], strict=True))
         self._shapes = _read_shapes(folder, count, side)
         self._begins = _begins(self._shapes, form)
         self._path = folder / IMAGES
-        if self._path.stat().st_size != self._begins[-1]:
-            raise self._damaged()
+        if not self._path.is_file() or self._path.stat().st_size != self._begins[-1]:
+            raise _damaged(self._path)
         with self._path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._form = form
@@ -76,7 +75,7 @@ class Pixels:
             UserError: The file is not as long as it was.
         """
         if self._map.size() != len(self._map):  # to read what is no longer there would end the process (SIGBUS)
-            raise self._damaged()
+            raise _damaged(self._path)
         if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads all of them at once, not one after the other
             for row in rows.tolist():
                 begin, end = (int(place) for place in self._begins[row : row + 2])
@@ -88,9 +87,6 @@ class Pixels:
             return Read(images, self._decoded[rows])
         image, size = pack([self._image(row) for row in rows.tolist()])
         return Read(image, self._decoded[rows], size)
-
-    def _damaged(self) -> UserError:
-        return UserError(f"data.cache: {self._path} is damaged; delete {self._path.parent}, it will be built again.")
 
     def _image(self, row: int) -> Tensor:
         begin, end = self._begins[row : row + 2]
@@ -130,15 +126,15 @@ def open_cache(
     settings = {"images": count, "side": side, "decoder": VERSION, **libraries}
     folder = root / f"{name}-{digest(chain([json.dumps(settings).encode()], identity))}"
     try:
-        if not folder.is_dir() or _lacked_a_package(folder):
+        if not folder.is_dir() or _lacked_a_package(folder, count):
             root.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f"{folder.name}.lock")):
-                if folder.is_dir() and _lacked_a_package(folder):
+                if folder.is_dir() and _lacked_a_package(folder, count):
                     logger.warning("%s was built without a package that is here now, and is built again", folder)
                     shutil.rmtree(folder)
                 if not folder.is_dir():
                     _build(folder, settings, Decode(decode, shape, form))
-        return Pixels(folder, form)
+        return Pixels(folder, extent, form)
     except OSError as error:
         gigabytes = int(_begins(_read_shapes(_part(folder), count, side), form)[-1]) / 1e9
         raise UserError(
@@ -147,10 +143,36 @@ def open_cache(
         ) from error
 
 
-def _lacked_a_package(folder: Path) -> bool:
+def _lacked_a_package(folder: Path, count: int) -> bool:
     """Whether images are left out of a cache for want of a package, and other packages were there than now."""
-    about = from_json((folder / ABOUT).read_text("utf-8"))
-    return any(INSTALL in reason for reason in about.get("reasons", ())) and about.get("packages") != _packages()
+    about = _read_about(folder, count)
+    return any(INSTALL in reason for reason in about["reasons"]) and about.get("packages") != _packages()
+
+
+def _read_about(folder: Path, count: int) -> dict[str, Any]:
+    """Return what a complete cache says of itself, with the rows that could not be decoded and the reason of each.
+
+    Raises:
+        UserError: It says something else.
+    """
+    path = folder / ABOUT
+    if not path.is_file():  # of a pipe nobody may ever write the end
+        raise _damaged(path)
+    try:
+        about = from_json(path.read_bytes())
+        rows = about["undecodable"]
+        about.setdefault("reasons", ["it could not be decoded when the cache was built"] * len(rows))
+        sound = len(rows) == len(about["reasons"]) and all(isinstance(reason, str) for reason in about["reasons"])
+        sound = sound and all(type(row) is int and 0 <= row < count for row in rows)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path) from error
+    if not sound:
+        raise _damaged(path)
+    return dict(about)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"data.cache: {path} is damaged; delete {path.parent}, it will be built again.")
 
 
 def _packages() -> list[str]:
@@ -219,10 +241,18 @@ def _measure(part: Path, settings: dict[str, Any], shape: Callable[[int], tuple[
 
 
 def _read_shapes(folder: Path, count: int, side: int) -> np.ndarray[Any, Any]:
-    """Return int ``[N,2]``: height and width of each image in a cache or a part of one."""
-    if not (folder / SHAPES).exists():
+    """Return int ``[N,2]``: height and width of each image in a cache or a part of one.
+
+    Raises:
+        UserError: The file holds something else.
+    """
+    path = folder / SHAPES
+    if not path.exists():
         return np.full((count, 2), side, np.int32)
-    return np.fromfile(folder / SHAPES, np.int32).reshape(-1, 2)
+    shapes = np.fromfile(path, np.int32) if path.is_file() and path.stat().st_size == 8 * count else np.zeros(0)
+    if len(shapes) != 2 * count or (shapes < 1).any():
+        raise _damaged(path)
+    return shapes.reshape(-1, 2)
 
 
 def _begins(shapes: np.ndarray[Any, Any], form: Form) -> np.ndarray[Any, Any]:

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import signal
@@ -352,6 +353,58 @@ def test_a_damaged_cache_is_named(tmp_path):
     images = next((tmp_path / "cache").glob("*/images.u8"))
     images.write_bytes(images.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"images.u8 is damaged; delete"):
+        _load(root, tmp_path / "cache")
+
+
+def _at(key, value):
+    return lambda content: json.dumps(json.loads(content) | {key: value}).encode()
+
+
+ABOUT = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[:-30],
+    "no text": lambda content: b"\xff\xfe\0",
+    "100,000 levels": lambda content: b"[" * 10**5 + b"]" * 10**5,
+    "a list": lambda content: b"[]",
+    "no keys": lambda content: b"{}",
+    "rows that are a number": _at("undecodable", 3),
+    "a row that is text": _at("undecodable", ["4"]),
+    "a row that is no image": _at("undecodable", [6]),
+    "a row below the first": _at("undecodable", [-1]),
+    "a reason too many": _at("reasons", ["x", "y"]),
+    "reasons that are numbers": _at("reasons", [5]),
+}
+SHAPES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[:-1],
+    "an image missing": lambda content: content[:-8],
+    "an image of no height": lambda content: bytes(4) + content[4:],
+    "an image of height -1": lambda content: b"\xff" * 4 + content[4:],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [*(("about.json", c) for c in ABOUT.values()), *(("shapes.i32", c) for c in SHAPES.values())],
+    ids=[*(f"about, {what}" for what in ABOUT), *(f"shapes, {what}" for what in SHAPES)],
+)
+def test_a_damaged_part_of_a_cache_is_named(tmp_path, name, change):
+    root = _folder(tmp_path / "images", 6, broken=(4,))
+    _load(root, tmp_path / "cache")
+    file = next((tmp_path / "cache").glob(f"*/{name}"))
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(UserError, match=rf"data\.cache: .*{name} is damaged; delete"):
+        _load(root, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["about.json", "shapes.i32", "images.u8"])
+def test_a_pipe_in_a_cache_is_not_waited_for(tmp_path, name):
+    root = _folder(tmp_path / "images", 6, broken=(4,))
+    _load(root, tmp_path / "cache")
+    file = next((tmp_path / "cache").glob(f"*/{name}"))
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=rf"data\.cache: .*{name} is damaged; delete"):
         _load(root, tmp_path / "cache")
 
 
