@@ -86,6 +86,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}
         self._told: socket.socket | None = None
         self._wire_before = -1
+        self._ignored_before = sys.unraisablehook
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
@@ -95,6 +96,7 @@ class StopSignal:
             _count(1)
             self._wire_before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._answer, args=(heard,), name="answers signals", daemon=True).start()
+            self._ignored_before, sys.unraisablehook = sys.unraisablehook, self._ignored
             self.listen()
         return self
 
@@ -102,6 +104,7 @@ class StopSignal:
         self._leave()
         self._before.clear()
         if self._told is not None:
+            sys.unraisablehook = self._ignored_before
             signal.set_wakeup_fd(self._wire_before)
             _count(-1)
             self._told.send(END)  # closing would not do: a forked worker may hold its own end of it
@@ -128,6 +131,21 @@ class StopSignal:
         if not self.training:
             raise Interrupted(number, None)
 
+    def _ignored(self, told: sys.UnraisableHookArgs) -> None:
+        """Take what Python ignores, as it does of all that is raised while an object is deleted, for not heard yet."""
+        if not isinstance(told.exc_value, Interrupted):
+            self._ignored_before(told)
+            return
+        end = threading.Timer(GRACE, self._end, (told.exc_value.signal,))
+        end.daemon = True
+        end.start()
+
+    def _end(self, number: int) -> None:
+        """End the process, unless it has begun to train, and stops after its first step, or has ended to train."""
+        if not self.training and self._told is not None:
+            _say(str(Interrupted(number, None)))
+            os._exit(128 + number)
+
     def _answer(self, heard: socket.socket) -> None:
         """Say what a signal does as soon as it comes, and end the process where a second one finds no ear."""
         signals = 0
@@ -139,8 +157,7 @@ class StopSignal:
                         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
                         _say(f"stopping after {self.after}{again}")
                     elif signals == 1 and not self._noted.wait(GRACE) and not self.training:
-                        _say(str(Interrupted(number, None)))
-                        os._exit(128 + number)
+                        self._end(number)
                     elif signals > 1 and not self._acted.wait(GRACE):
                         os._exit(128 + number)
 
