@@ -17,6 +17,7 @@ from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
 from selfsup.eval.cropping import crop_centre
 from selfsup.eval.encoder import Encoder
+from selfsup.eval.features import positions_of
 from selfsup.eval.shown import Panels
 from selfsup.unit_range import shown_channels
 
@@ -36,14 +37,16 @@ class PixelPredictor(Protocol):
 def masked_maps(encoder: Encoder, dataset: ImageDataset) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Give the feature maps float32 ``[n,D,h,w]`` and masks uint8 ``[n,h,w]`` of every image, in order."""
 
-    def masks(index: Tensor) -> Tensor:
-        stored = dataset.read_masks(torch.isin(dataset.index, index).nonzero().flatten())
-        assert stored is not None  # the protocol needs them
-        # resized and cropped as the images are, by nearest neighbour
-        return crop_centre(stored[:, None], dataset.image_size, encoder.resize, mode="nearest-exact")[:, 0]
-
     with encoder.maps(dataset) as batches:
-        yield ((maps, masks(index)) for maps, index in batches)
+        yield ((maps, masks_of(encoder, dataset, positions_of(dataset, index))) for maps, index in batches)
+
+
+def masks_of(encoder: Encoder, dataset: ImageDataset, positions: Tensor) -> Tensor:
+    """Return the masks uint8 ``[n,h,w]`` of some images of data that has them, at their evaluation crop."""
+    stored = dataset.read_masks(positions)
+    assert stored is not None  # the protocol needs them
+    # resized and cropped as the images are, by nearest neighbour
+    return crop_centre(stored[:, None], dataset.image_size, encoder.resize, mode="nearest-exact")[:, 0]
 
 
 def segment(encoder: Encoder, classifier: PixelPredictor, dataset: ImageDataset) -> tuple[Tensor, Tensor]:

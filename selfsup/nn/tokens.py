@@ -85,7 +85,7 @@ def check_tokens(network: nn.Module) -> Any:
     known = getattr(type(network), "forward_features", None) in ways
     if not known or not isinstance(transformer.patch_embed, PatchEmbed):  # others let a patch see its neighbours
         raise UserError(
-            f"backbone: this method needs the tokens of a plain vision transformer, and {type(network).__name__} is "
+            f"backbone: this needs the tokens of a plain vision transformer, and {type(network).__name__} is "
             "none; take backbone=vit_small, or another of timm's vit_…, deit_…, eva02_… or …_dinov3 by backbone.name."
         )
     if isinstance(transformer.norm, nn.Identity) and not isinstance(transformer.fc_norm, nn.Identity):
