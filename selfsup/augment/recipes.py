@@ -1,9 +1,9 @@
 """What each paper does to an image before the network sees it.
 
 Sources: google-research/simclr, facebookresearch/moco and its CIFAR notebook, deepmind-research/byol,
-facebookresearch/swav, dino, dinov2, ijepa, mae and data2vec_vision, bytedance/ibot, microsoft/SimMIM, and solo-learn's
-CIFAR configurations. Where an author's code measures the strength in PIL terms, the torchvision argument of the same
-meaning is given.
+facebookresearch/swav, dino, dinov2, msn, ijepa, mae and data2vec_vision, bytedance/ibot, microsoft/SimMIM, and
+solo-learn's CIFAR configurations. Where an author's code measures the strength in PIL terms, the torchvision argument
+of the same meaning is given.
 """
 
 from __future__ import annotations
@@ -155,6 +155,9 @@ _WMSE_SMALL = _like(_SIMCLR_SMALL, scale=(0.2, 1.0), gray_p=0.1)
 # Colours as DINO's, other crops; small versions are ours, without blur.
 _IBOT, _DINOV2 = (_like(_DINO, scale=(least, 1.0)) for least in (0.25, 0.32))
 _IBOT_SMALL, _DINOV2_SMALL = (_like(recipe, blur_p=0.0) for recipe in (_IBOT, _DINOV2))
+# MSN: the target and the large anchor, and focal views; all blurred half of the time. The small version is ours.
+_MSN = ViewRecipe(scale=(0.3, 1.0), blur_p=0.5)
+_MSN_SMALL = _like(_MSN, blur_p=0.0)
 # I-JEPA changes no colour and mirrors nothing.
 _IJEPA = ViewRecipe((), scale=(0.3, 1.0))
 
@@ -183,6 +186,7 @@ RECIPES: dict[str, Recipe] = {
         (_DINOV2, _like(_DINOV2, blur_p=0.1, solarize_p=0.2)),
         (_like(_DINOV2, scale=(0.05, 0.32), blur_p=0.5),),
     ),
+    "msn": ((_MSN,), (_like(_MSN, scale=(0.05, 0.3)),)),
     "ijepa": ((_IJEPA,),),
     "wmse": ((_SIMCLR,),),  # on ImageNet-100
     "ressl": ((_MOCO_V2, _WEAK),),
@@ -205,6 +209,7 @@ RECIPES: dict[str, Recipe] = {
         (_DINOV2_SMALL, _like(_DINOV2_SMALL, solarize_p=0.2)),
         (_like(_DINOV2_SMALL, scale=(0.05, 0.32)),),
     ),
+    "msn_small": ((_MSN_SMALL,), (_like(_MSN_SMALL, scale=(0.05, 0.3)),)),
     "swav_small": ((_SWAV_SMALL,), (_like(_SWAV_SMALL, scale=(0.05, 0.3)),)),
 }
 

@@ -62,6 +62,7 @@ from selfsup.functional.reconstruction import (
 from selfsup.functional.redundancy import barlow_twins_loss, feature_loss, vibcreg_loss, vicreg_loss
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
 from selfsup.functional.self_distillation import gram_loss, koleo_loss, masked_cross_entropy
+from selfsup.functional.siamese import code_prediction, prior_divergence, sharpened_codes
 from selfsup.functional.sketching import sigreg, visreg
 from selfsup.functional.spectrum import coding_rate, emp_ssl_loss, frossl_loss, mmcr_loss, tico_loss
 from selfsup.functional.whitening import whiten, whitening_mse
@@ -76,6 +77,7 @@ __all__ = [
     "centroid_distance",
     "channel_whiten",
     "channel_whitening_mse",
+    "code_prediction",
     "coding_rate",
     "cross_view_nce",
     "deepcluster_loss",
@@ -124,9 +126,11 @@ __all__ = [
     "pixcontrast_loss",
     "pixpro_loss",
     "pixpro_mask",
+    "prior_divergence",
     "random_mask",
     "rank_me",
     "ressl_loss",
+    "sharpened_codes",
     "sigreg",
     "similarity_maps",
     "singular_values",

@@ -14,7 +14,7 @@ from selfsup.functional import block_mask, mixed_ratios, stratified_ratios
 from selfsup.functional.collectives import rank_of, size_of
 from selfsup.functional.masks import Draw
 from selfsup.methods.parts import Parts
-from selfsup.nn import token_grid
+from selfsup.nn import check_tokens, token_grid
 from selfsup.types import size_words
 
 GLOBAL_VIEWS = 2
@@ -47,6 +47,20 @@ def check_global_views(parts: Parts, method: str) -> None:
         raise UserError(f"{method}'s first two views are global ones of one size; let augment.counts begin with 2.")
 
 
+def check_class_token(parts: Parts) -> None:
+    """Look whether the feature of the network is its class token.
+
+    Raises:
+        UserError: It is another, or the network is no transformer whose tokens are known.
+    """
+    network: Any = check_tokens(parts.backbone.network)
+    if getattr(network, "cls_token", None) is None or getattr(network, "global_pool", None) != "token":
+        raise UserError(
+            "backbone: this method learns a class token, and the feature of this network is not its class token; take "
+            "backbone=vit_small, or leave global_pool and class_token out of backbone.kwargs."
+        )
+
+
 def check_class_tokens(parts: Parts, ratios: Sequence[float]) -> None:
     """Look at the views, the network and the ratios of a method that learns class and patch tokens.
 
@@ -55,13 +69,8 @@ def check_class_tokens(parts: Parts, ratios: Sequence[float]) -> None:
             range, or that mask no patch.
     """
     check_global_views(parts, "This method")
-    network: Any = parts.backbone.network
-    rows, columns = token_grid(network, parts.views.sizes[0])
-    if getattr(network, "cls_token", None) is None or getattr(network, "global_pool", None) != "token":
-        raise UserError(
-            "backbone: this method learns class and patch tokens, and the feature of this network is not its class "
-            "token; take backbone=vit_small, or leave global_pool and class_token out of backbone.kwargs."
-        )
+    check_class_token(parts)
+    rows, columns = token_grid(parts.backbone.network, parts.views.sizes[0])
     if len(ratios) != 2 or ratios[0] > ratios[1]:
         raise UserError(f"method.mask_ratios={list(ratios)} must be two numbers, the lower first.")
     if round(ratios[1] * rows * columns) < 1:

@@ -11,7 +11,7 @@ from selfsup.nn.heads import projection_head
 from selfsup.nn.memory import ImageMemory
 from selfsup.nn.mixture import NeighborMixture
 from selfsup.nn.momentum import MomentumEncoder
-from selfsup.nn.prototypes import Prototypes
+from selfsup.nn.prototypes import CosinePrototypes, Prototypes
 from selfsup.nn.queue import FeatureQueue
 from selfsup.nn.recompute import in_chunks, unchanged_statistics
 from selfsup.nn.token_transformer import TokenTransformer
@@ -22,6 +22,7 @@ __all__ = [
     "AdaptedLinear",
     "Backbone",
     "BackboneConfig",
+    "CosinePrototypes",
     "DINOHead",
     "DenseEncoder",
     "FeatureQueue",

@@ -9,6 +9,27 @@ from torch import Tensor, nn
 from selfsup.functional.arguments import full_precision
 
 
+class CosinePrototypes(nn.Module):
+    """Trainable directions without offsets: scores are cosines, and gradients flow through the division by lengths.
+
+    Args:
+        count: Number of prototypes ``K``.
+        dim: Width ``D`` of an embedding.
+
+    Attributes:
+        weight: ``[K,D]``, at any length; uniform in ±D^(-1/2) at first.
+    """
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim).uniform_(-(dim**-0.5), dim**-0.5))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the cosines ``[...,K]`` of embeddings ``[...,D]``, in float32 under autocast too."""
+        with torch.autocast(z.device.type, enabled=False):
+            return F.linear(F.normalize(full_precision(z), dim=-1), F.normalize(full_precision(self.weight), dim=1))
+
+
 class Prototypes(nn.Module):
     """Trainable unit vectors (cluster centres) without offsets.
 
