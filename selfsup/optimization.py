@@ -42,6 +42,9 @@ class OptimizerConfig(Section):
         patch_embed_lr: Further factor on the rate of a transformer's patch embedding; DINOv2 has 0.2.
         clip_by: What the norm of ``trainer.gradient_clip`` is taken of: ``all`` gradients together, those of each
             ``module`` of the method (backbone, heads) apart, as in DINOv2, or of each ``tensor``, as in DINO and iBOT.
+        tract: Multiply the gradient of the first layer's weight by the inverse of its inputs' second moments plus this
+            number (TrAct, see :class:`~selfsup.first_layer.TrAct`), so that bright images and those rich in contrast
+            move it no more than others. The paper has 0.1, with the rates as they were. None leaves it as it is.
         momentum: For optimisers that have one.
         warmup_epochs: Epochs over which the learning rate rises linearly from zero; at most half of the training.
         schedule: After the warm-up: ``cosine``, ``constant``, or ``steps``, which multiplies the rate by ``drop`` at
@@ -65,6 +68,7 @@ class OptimizerConfig(Section):
     layer_decay: float = setting(1.0, above=0, most=1)
     patch_embed_lr: float = setting(1.0, least=0)
     clip_by: str = setting("all", choices=("all", "module", "tensor"))
+    tract: float | None = setting(None, above=0)
     momentum: float = setting(0.9, least=0)
     warmup_epochs: float = setting(0.0, least=0)
     schedule: str = setting("cosine", choices=("cosine", "steps", "constant"))

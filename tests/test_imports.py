@@ -25,7 +25,7 @@ RULES = {
     "nn": ({"functional"} | NEUTRAL, {"torch", "timm"}),
     "augment": ({"functional"} | NEUTRAL, {"torch", "kornia", "matplotlib"}),
     "methods": (
-        {"functional", "nn", "augment", "checkpoint", "optimization"} | NEUTRAL,
+        {"functional", "nn", "augment", "checkpoint", "optimization", "first_layer"} | NEUTRAL,
         {"torch", "pytorch_lightning"},
     ),
     "settings": ({"errors", "imports", "registry"}, {"hydra", "omegaconf", "timm", "yaml"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from abc import ABC, ABCMeta, abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from selfsup.checkpoint import INFO, stamp
 from selfsup.distributed import world
 from selfsup.errors import UserError
+from selfsup.first_layer import TrAct
 from selfsup.functional.arguments import trusted_values
 from selfsup.functional.collectives import size_of
 from selfsup.functional.masks import Draw
 from selfsup.methods.holding import Holding
-from selfsup.methods.parts import Parts, as_batch, parts_of
+from selfsup.methods.parts import BuiltFromBackbone, Parts, as_batch
 from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
     Schedule,
@@ -54,16 +55,7 @@ class MethodConfig(Section):
     name: str = "???"
 
 
-class _BuiltFromBackbone(ABCMeta):
-    """Lets a method be built from a network and settings by name, too: ``SimCLR(network, temperature=0.2)``."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(kwargs.get("backbone", args[0] if args else None), nn.Module):
-            return super().__call__(*parts_of(cls, *args, **kwargs))
-        return super().__call__(*args, **kwargs)
-
-
-class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
+class Method(Holding, ABC, metaclass=BuiltFromBackbone):
     """A self-supervised method. A subclass writes ``__init__`` and ``step``.
 
     It trains under :func:`selfsup.train`, under any ``pl.Trainer`` with any loader of images, and in a loop of one's
@@ -120,6 +112,7 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
         self.last_loss: Tensor | None = None
         self.epoch = self.calls = self.look_until = 0
         self._frozen: list[nn.Parameter] = []
+        self._tract: TrAct | None = None
         self.finite: Tensor
         self.register_buffer("finite", torch.ones((), dtype=torch.bool), persistent=False)
 
@@ -335,6 +328,9 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the per-step schedule."""
         config, trainer = self.optimizer_config, self.trainer
+        if self._tract is not None:
+            self._tract.remove()
+        self._tract = None if config.tract is None else TrAct(self.backbone.network, config.tract)
         lr = scaled_lr(config, self.batch_size * trainer.accumulate_grad_batches)
         # Lightning cannot clip what a fused optimiser unscales by itself (trainer.precision=16-mixed)
         groups = refined_groups(self.param_groups(), self, self.backbone.network, config)
@@ -343,6 +339,12 @@ class Method(Holding, ABC, metaclass=_BuiltFromBackbone):
         self.log_every_steps = max(1, int(trainer.log_every_n_steps))  # type: ignore[attr-defined]
         factors = learning_rate_factors(config, self.total_steps, max(1, trainer.max_epochs or 1), optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": Schedule(optimizer, factors), "interval": "step"}}
+
+    @final
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Change the gradient of the first layer (``optimizer.tract``), before gradients are clipped."""
+        if self._tract is not None:
+            self._tract.precondition()
 
     @final
     def configure_gradient_clipping(

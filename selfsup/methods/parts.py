@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABCMeta
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,15 @@ def parts_of(
         index=None if images is None else torch.arange(images),
     )
     return config, parts
+
+
+class BuiltFromBackbone(ABCMeta):
+    """Lets a method be built from a network and settings by name, too: ``SimCLR(network, temperature=0.2)``."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(kwargs.get("backbone", args[0] if args else None), nn.Module):
+            return super().__call__(*parts_of(cls, *args, **kwargs))
+        return super().__call__(*args, **kwargs)
 
 
 def as_batch(batch: Any, number: int | None = 0) -> Batch:
