@@ -18,6 +18,9 @@ from selfsup.errors import UserError
 from selfsup.settings.meanings import no_command
 from selfsup.tables import printable
 
+#: What a system says of a file that it does not let grow, or be written.
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
+
 OVERVIEW = """\
 selfsup {version}: learn visual representations without labels, and prove how good they are
 
@@ -68,7 +71,7 @@ def _run(given: list[str]) -> int:
         print("\n".join(map(printable, said.split("\n"))), file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno not in NOT_WRITTEN:
             raise
         file = error.filename or "a file"
         print(f"selfsup {name}: {file} could not be written: {error.strerror}.", file=sys.stderr)

@@ -55,7 +55,7 @@ def replacing(path: str | os.PathLike[str], advice: str = "make room, or choose 
     """
     target = Path(path)
     draft = target.with_name(f".{target.name}.new")
-    try:
+    with writing(target, advice):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle = _open_alone(draft)
         try:
@@ -67,11 +67,25 @@ def replacing(path: str | os.PathLike[str], advice: str = "make room, or choose 
             raise
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str], advice: str = "make room, or choose another folder") -> Iterator[None]:
+    """Write a file inside, by whatever library.
+
+    Args:
+        path, advice: As of :func:`replacing`.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         if lacks_memory(error):
             raise
         reason = getattr(error, "strerror", None) or reason_of(error)
-        raise UserError(f"{target} could not be written ({reason}); {advice}.") from error
+        raise UserError(f"{Path(path)} could not be written ({reason}); {advice}.") from error
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:

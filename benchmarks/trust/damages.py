@@ -350,7 +350,7 @@ def caches(lab: Lab) -> Tried:
             more |= {"no keys": put("{}"), "a list": put("[]"), "100,000 levels": put("[" * 10**5 + "]" * 10**5)}
             more |= {"other numbers": text(lambda t: t.replace("32", "16")), "rows out of range": text(_out_of_range)}
         for what, change in more.items():
-            name = f"image cache, {file.name}: {what}"
+            name = f"image cache, {file.parent.name.split('-')[1]}, {file.name}: {what}"
             yield name, lambda change=change, file=file: _changed_file(lab, place / "cache", file, change, cached)
     shards = place / "shards"
     shards.mkdir()

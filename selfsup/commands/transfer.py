@@ -22,7 +22,7 @@ from selfsup.errors import UserError
 from selfsup.shortage import EVALUATION as LESS
 from selfsup.shortage import lacks_memory, sentence
 from selfsup.tables import console_table, csv_table, markdown_table
-from selfsup.writing import check_output
+from selfsup.writing import check_output, replace_text
 
 if TYPE_CHECKING:
     from selfsup.eval import Record
@@ -94,12 +94,11 @@ class TransferTable:
 
     def save(self) -> None:
         """Write ``transfer.md`` and ``transfer.csv`` (values as fractions)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = markdown_table(*self._cells(), [f"left out: {note}" for note in self._notes()])
-        (self.folder / "transfer.md").write_text(text, "utf-8")
+        replace_text(self.folder / "transfer.md", text)
         flat = [{**record, "data": name} for name, found in self.records.items() for record in found.values()]
         rows = ([record.get(column) for column in COLUMNS] for record in flat)
-        (self.folder / "transfer.csv").write_text(csv_table(COLUMNS, rows), "utf-8", newline="")
+        replace_text(self.folder / "transfer.csv", csv_table(COLUMNS, rows))
 
     def _notes(self) -> list[str]:
         return [f"{name}: {reason}" for name, reason in self.left_out.items()]

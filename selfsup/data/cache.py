@@ -235,9 +235,17 @@ def _measure(part: Path, settings: dict[str, Any], shape: Callable[[int], tuple[
     with ThreadPoolExecutor(usable_cores()) as pool:
         found = pool.map(measured, range(count))
         shapes = list(progress_bar(found, total=count, desc=f"shapes of {part.stem}", unit="image", delay=2))
-    draft = part / f"{SHAPES}.draft"
-    np.array(shapes, np.int32).tofile(draft)
-    draft.replace(part / SHAPES)
+    _replace(part / SHAPES, np.array(shapes, np.int32).tobytes())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all (NumPy's ``tofile`` says nothing of a disk that is full)."""
+    draft = path.with_name(f"{path.name}.draft")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def _read_shapes(folder: Path, count: int, side: int) -> np.ndarray[Any, Any]:
@@ -301,13 +309,7 @@ def _fill(part: Path, settings: dict[str, Any], decode: Decode) -> None:
             "undecodable": undecodable,
             "reasons": [reasons.get(row) or _reason(row, decode.image) for row in undecodable],
         }
-        about = json.dumps(settings | kept, indent=1) + "\n"
-        draft = part / f"{ABOUT}.draft"
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(about)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(part / ABOUT)
+        _replace(part / ABOUT, (json.dumps(settings | kept, indent=1) + "\n").encode())
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(images)

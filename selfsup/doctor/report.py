@@ -11,6 +11,7 @@ from pathlib import Path
 from selfsup.engine.environment import environment
 from selfsup.tables import markdown_table
 from selfsup.wording import counted
+from selfsup.writing import replace_text
 
 LEAST = 0.02  # share of a step that is worth a setting
 
@@ -126,7 +127,7 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write all numbers, and what they were measured on, as JSON."""
         values = {**dataclasses.asdict(self), "environment": environment()}
-        Path(path).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        replace_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _page(report: Report) -> Iterator[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 
 import torch.distributed as dist
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from selfsup.engine.stop import Interrupted
 from selfsup.errors import UserError, reason_of
 
 FIRST = "SELFSUP_FIRST_PROCESS"  # set for the processes that the first one starts: its number
@@ -27,6 +30,7 @@ def together(rank: int, world_size: int) -> Iterator[None]:
 
     Raises:
         UserError: Another process has ended, where the collectives would raise errors of their own.
+        Interrupted: The first one got SIGTERM just before the first step, when Lightning hears it and tells the others.
     """
     if world_size == 1:
         yield
@@ -39,6 +43,8 @@ def together(rank: int, world_size: int) -> Iterator[None]:
         threading.Thread(target=_watch, args=(rank, int(first), ended), name="watches rank 0", daemon=True).start()
     try:
         yield
+    except SIGTERMException:
+        raise Interrupted(signal.SIGTERM, None) from None
     except RuntimeError as error:
         if not _is_lost(error):
             raise

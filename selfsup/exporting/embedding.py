@@ -30,7 +30,7 @@ from selfsup.errors import UserError, from_json, packages, reason_of
 from selfsup.eval import FeatureSet, extract_features
 from selfsup.eval.subject import crop_words
 from selfsup.types import as_size
-from selfsup.writing import check_output
+from selfsup.writing import check_output, writing
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
         progress_bar(total=sum(map(len, parts)), desc="embedding", unit="image", disable=not progress) as bar,
     ):
         draft = Path(folder) / target.name
-        writer = _WRITERS[target.suffix](draft, about, None if classes is None else list(classes))
+        with writing(target):
+            writer = _WRITERS[target.suffix](draft, about, None if classes is None else list(classes))
         try:
             for block in itertools.chain.from_iterable(map(_blocks, parts)):
                 # the device is the backbone's: None leaves it there between blocks
@@ -128,7 +129,8 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
                 )
                 if labelled and found.labels is None:
                     found = dataclasses.replace(found, labels=torch.full_like(found.index, -1))
-                writer.add(found, [block.split] * len(found), _paths(block, found))
+                with writing(target):
+                    writer.add(found, [block.split] * len(found), _paths(block, found))
                 count += len(found)
                 bar.update(len(block))
         except BaseException as error:
@@ -143,8 +145,9 @@ def embed(what: EvaluateConfig | Sequence[str], out: str | Path, progress: bool 
                     raise UserError(f"{error} {note}") from error
                 logger.warning(note)
             raise
-        writer.close()
-        os.replace(draft, target)
+        with writing(target):
+            writer.close()
+            os.replace(draft, target)
     return target, count
 
 
@@ -197,7 +200,7 @@ class _NpzWriter:
 
     def add(self, found: FeatureSet, split: list[str], paths: list[str] | None) -> None:
         self.dim = found.features.shape[1]
-        found.features.numpy().astype("<f4", copy=False).tofile(self.file)
+        self.file.write(found.features.numpy().astype("<f4", order="C", copy=False).data)
         self.columns["index"] += found.index.tolist()
         self.columns["split"] += split
         self.columns["labels"] += [] if found.labels is None else found.labels.tolist()

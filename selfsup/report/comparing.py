@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from selfsup.report.comparison import Table, read_table
 from selfsup.report.drawing import save
 from selfsup.tables import csv_table
+from selfsup.writing import replace_text
 
 if TYPE_CHECKING:
     from selfsup.eval.kernel_alignment import CkaTable
@@ -37,9 +38,8 @@ def save_comparison(table: Table, output: str | Path) -> None:
     from selfsup.report.page import write_report
 
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.md").write_text(table.markdown(), "utf-8")
-    (folder / "comparison.csv").write_text(table.csv(), "utf-8", newline="")
+    replace_text(folder / "comparison.md", table.markdown())
+    replace_text(folder / "comparison.csv", table.csv())
     (folder / "comparison.png").unlink(missing_ok=True)
     runs = compared(table)
     for chart in accuracies_chart(runs):
@@ -67,7 +67,6 @@ def save_cka(table: CkaTable, folder: str | Path) -> None:
     from selfsup.report.charts.cka import cka_picture
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = ([name, *row] for name, row in zip(table.names, table.values.tolist(), strict=True))
-    (folder / "cka.csv").write_text(csv_table(["", *table.names], rows), "utf-8", newline="")
+    replace_text(folder / "cka.csv", csv_table(["", *table.names], rows))
     save(cka_picture(table), folder / "cka.png")

@@ -24,6 +24,7 @@ from selfsup.report.inline import inline_svg
 from selfsup.report.mapping import map_data
 from selfsup.report.results import protocols, results_grid, settings_rows, shared, written
 from selfsup.report.style import COLOURS, DARK, LIGHT, sign, variables
+from selfsup.writing import replace_text
 
 TEMPLATES = Environment(loader=PackageLoader("selfsup.report", "."), autoescape=True)
 ACCURACY_NOTE = (
@@ -50,9 +51,8 @@ def write_report(table: Table, path: str | Path) -> Path:
         path: The page.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     links = [_link(run.folder, path.parent) for run in table.runs]
-    path.write_text(page_text(table, links), "utf-8")
+    replace_text(path, page_text(table, links))
     return path
 
 

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import resource
 import signal
 import time
 
@@ -412,3 +413,16 @@ def test_a_part_cannot_make_a_cache(tmp_path):
     part = _load(_folder(tmp_path / "images", 6), None).train.subset(torch.tensor([1]))
     with pytest.raises(ValueError, match="before subset"):
         part.use_cache(tmp_path / "cache")
+
+
+def test_a_disk_that_is_full_when_the_shapes_are_written(tmp_path):
+    """NumPy's own writer says nothing of it: what it leaves was taken for the shapes when there was room again."""
+    root = _folder(tmp_path / "images", 6)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"data\.cache: .* cannot be written or read \(File too large\)"):
+            _load(root, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert _load(root, tmp_path / "cache").train.cached

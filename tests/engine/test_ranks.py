@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from selfsup.engine.ranks import FIRST, together
+from selfsup.engine.stop import Interrupted
 from selfsup.errors import UserError
 
 
@@ -35,6 +37,13 @@ def test_other_faults_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="Broken pipe"), together(0, 1):
         raise RuntimeError("Broken pipe")
     assert FIRST not in os.environ
+
+
+def test_a_sigterm_that_lightning_hears_just_before_the_first_step_is_a_sentence() -> None:
+    """It tells the other processes by an exception of its own, which would be a traceback there."""
+    with pytest.raises(Interrupted, match="before the first step") as stopped, together(1, 2):
+        raise SIGTERMException
+    assert stopped.value.signal == signal.SIGTERM
 
 
 def test_who_waits_for_all_to_join_ends_with_the_first_process(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from selfsup.errors import UserError
 from selfsup.exporting.format import check_ending, export_format
 from selfsup.exporting.trained import Features, Trained
 from selfsup.nn import build_backbone
+from selfsup.writing import writing
 
 
 @export_format("detectron2")
@@ -26,7 +27,8 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
         )
     check_ending(target, ".pth", "detectron2")
     content = {"model": to_detectron2(run.state), "__author__": "selfsup", "matching_heuristics": True}
-    torch.save(content, draft)
+    with writing(target):
+        torch.save(content, draft)
     renamed = from_detectron2(torch.load(draft, weights_only=True)["model"])
     again = build_backbone(run.config, run.channels).eval()
     again.network.load_state_dict(again.network.state_dict() | renamed)

@@ -11,6 +11,7 @@ from selfsup.errors import UserError, packages
 from selfsup.exporting.format import export_format, quiet
 from selfsup.exporting.trained import Features, Trained
 from selfsup.types import height_width
+from selfsup.writing import writing
 
 
 @export_format("onnx")
@@ -20,10 +21,9 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
     if sum(value.nbytes for value in run.state.values()) > 1.9e9:
         raise UserError("--format onnx: an ONNX file holds at most 2 GB; use --format exported.")
     with quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             run.with_normalization(),
             (run.images(2),),
-            draft,
             input_names=["images"],
             output_names=["features"],
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
@@ -31,6 +31,9 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
             external_data=False,
             verbose=False,
         )
+        assert program is not None  # as it is with dynamo
+        with writing(target):
+            program.save(draft, external_data=False)
     session = runtime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
 
     def read_back(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from selfsup.exporting.card import model_card
 from selfsup.exporting.format import export_format, loading
 from selfsup.exporting.trained import Features, Trained
 from selfsup.nn import BackboneConfig
+from selfsup.writing import writing
 
 FILE_OF_WEIGHTS = "model.safetensors"
 
@@ -19,11 +20,10 @@ FILE_OF_WEIGHTS = "model.safetensors"
 @export_format("safetensors")
 def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
     """Folder with model.safetensors and a model card, README.md."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    draft.mkdir()
     about = {"format": "pt", "backbone": json.dumps(run.settings["backbone"]), "selfsup": __version__}
-    save_file(run.state, draft / FILE_OF_WEIGHTS, about)
+    weights = save(run.state, about)
 
     def code(folder: Path) -> str:
         read = f"load_file({str(folder / FILE_OF_WEIGHTS)!r})"
@@ -38,5 +38,9 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
         network = f"network = build_backbone(BackboneConfig({settings}), {run.channels}).network"
         return loading(imports, [network], read)
 
-    (draft / "README.md").write_text(model_card(run, code(Path())), "utf-8")
+    card = model_card(run, code(Path()))
+    with writing(target):
+        draft.mkdir()
+        (draft / FILE_OF_WEIGHTS).write_bytes(weights)
+        (draft / "README.md").write_text(card, "utf-8")
     return run.execute(code(draft)), code(target)

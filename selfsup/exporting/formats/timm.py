@@ -10,6 +10,7 @@ import torch
 from selfsup.errors import UserError
 from selfsup.exporting.format import export_format, loading
 from selfsup.exporting.trained import Features, Trained
+from selfsup.writing import writing
 
 
 @export_format("timm")
@@ -20,7 +21,8 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
             f"--format timm: '{run.config.name}' is a network of this toolkit that timm does not have; "
             "use --format safetensors, onnx or exported."
         )
-    torch.save(run.state, draft)
+    with writing(target):
+        torch.save(run.state, draft)
 
     def code(path: Path) -> str:
         read = f"torch.load({str(path)!r}, weights_only=True)"

@@ -11,6 +11,7 @@ from timm.models.resnet import ResNet
 from selfsup.errors import UserError
 from selfsup.exporting.format import export_format, loading
 from selfsup.exporting.trained import Features, Trained
+from selfsup.writing import writing
 
 
 @export_format("torchvision")
@@ -23,7 +24,8 @@ def write(run: Trained, draft: Path, target: Path) -> tuple[Features, str]:
         raise UserError(f"{refused}; use --format timm, safetensors, onnx or exported.")
     if make(weights=None).state_dict().keys() - {"fc.weight", "fc.bias"} != run.state.keys():
         raise UserError(f"{refused} with backbone.kwargs={run.config.kwargs}; use --format timm.")
-    torch.save(run.state, draft)
+    with writing(target):
+        torch.save(run.state, draft)
 
     def code(path: Path) -> str:
         network = [f"network = torchvision.models.{name}()", "network.fc = torch.nn.Identity()", *run.stem()]
