@@ -242,8 +242,11 @@ def table(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
 
 
 def compared(data: str) -> Sequence[str]:
-    """Return the methods that a kind of data compares; those that bring a network of their own are in no table."""
-    return COMPARED.get(data, tuple(name for name in methods if "backbone" not in methods[name].choices))
+    """Return the methods that a kind of data compares; but none that brings a network or needs a teacher."""
+    apart = {
+        name for name in methods if "backbone" in methods[name].choices or hasattr(methods[name].config, "teacher")
+    }
+    return COMPARED.get(data, tuple(name for name in methods if name not in apart))
 
 
 def tune(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:

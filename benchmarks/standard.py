@@ -49,7 +49,8 @@ KEPT = HERE / "kept" / "standard"  # of machines where it was measured; tables s
 FIRST = ("simclr", "moco", "swav", "wmse", "densecl", "pixpro")  # three seeds on two cores; the others one
 RIVALLED = ("simclr", "moco", "swav", "byol", "barlow_twins", "vicreg", "dino")  # rivals.RIVALS, without its import
 BASELINES = ("raw_pixels", "untrained")
-METHODS = sorted(file.stem for file in (Path(selfsup.__file__).parent / "configs/experiment/cifar10").glob("*.yaml"))
+PRESETS = (Path(selfsup.__file__).parent / "configs/experiment/cifar10").glob("*.yaml")
+METHODS = sorted(file.stem for file in PRESETS if file.stem != "distill")  # which needs a teacher: see distil.py
 OURS, THEIRS = "selfsup", "lightly"
 KS, TEMPERATURE = (20, 200), 0.1
 PROBE_EPOCHS = 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import pickle
 import shutil
@@ -154,6 +155,16 @@ def weights_of(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
     """Return the weights of one module out of those of a whole method."""
     prefix = f"{module}."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights, over names, types, shapes and values in the order of the names."""
+    found = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        found.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _is_count(value: Any) -> bool:

@@ -16,15 +16,25 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from selfsup.augment import build_views
-from selfsup.checkpoint import INFO, find_checkpoint, is_checkpoint, read_tensors, run_of, weights_of
+from selfsup.checkpoint import INFO, digest_of, find_checkpoint, is_checkpoint, read_tensors, run_of, weights_of
 from selfsup.config import from_values
 from selfsup.errors import UserError
 from selfsup.external import fit_weights, own_module, timm_network
 from selfsup.imports import recall
-from selfsup.methods import Parts
-from selfsup.nn import Backbone, BackboneConfig, adapt, build_backbone, merge, own_backbone
+from selfsup.methods import MethodConfig, Parts
+from selfsup.methods.taught import TaughtConfig
+from selfsup.nn import (
+    Backbone,
+    BackboneConfig,
+    Teacher,
+    adapt,
+    build_backbone,
+    merge,
+    own_backbone,
+    wrap_backbone,
+)
 from selfsup.registry import methods
-from selfsup.settings.checkpoints import MODULE, OWN, TIMM, may_be_a_run
+from selfsup.settings.checkpoints import BASELINES, MODULE, OWN, TIMM, may_be_a_run
 from selfsup.shortage import lacks_memory
 from selfsup.types import ImageFacts, Normalization, Size, as_size
 
@@ -85,7 +95,11 @@ class Opened:
             views = build_views(config.augment, config.data.image_size, self.normalization)
             with torch.random.fork_rng([]):
                 # a copy, as a method may change the network it is given
-                parts = Parts(copy.deepcopy(self.network), views, config.optimizer, config.batch_size)
+                given = copy.deepcopy(self.network), views, config.optimizer, config.batch_size
+                teacher, _ = open_teacher(
+                    config.method, self.network.in_channels, self.normalization, config.data.image_size
+                )
+                parts = Parts(*given, teacher=teacher)
                 method = methods[config.method.name].target(config.method, parts)
             head = method.head
             if not isinstance(head, nn.Module):
@@ -208,6 +222,56 @@ def _stated_size(network: Backbone) -> Size | None:
     facts = getattr(network.network, "pretrained_cfg", None) or {}
     known = network.normalization is not None or facts.get("fixed_input_size")
     return as_size(facts["input_size"][-2:]) if known and "input_size" in facts else None
+
+
+def open_teacher(
+    method: MethodConfig, channels: int, seen: Normalization, image_size: Size
+) -> tuple[Teacher, dict[str, Any]] | tuple[None, None]:
+    """Open the network that ``method.teacher`` names, and return it with what checkpoints keep of it.
+
+    None twice for a method that has no teacher, or where none is named.
+
+    Args:
+        method: Settings of the method.
+        channels: Of the images that it is to see.
+        seen: Statistics that they are normalised with.
+        image_size: Their side.
+
+    Raises:
+        UserError: As :func:`open_network` and :class:`~selfsup.nn.Teacher`, or what is named cannot teach.
+    """
+    if not isinstance(method, TaughtConfig) or method.teacher is None:
+        return None, None
+    name = method.teacher
+    if name in (*BASELINES, OWN):
+        raise UserError(f"method.teacher={name} has learnt nothing; name a run, a file, timm:NAME or module:….")
+    try:
+        opened = _open_weights(name, method.teacher_backbone)
+        assert opened.network is not None
+        network = opened.network
+        backbone = network if isinstance(network, Backbone) else wrap_backbone(network, image_size)
+    except UserError as error:
+        raise UserError(
+            f"method.teacher: {error} A teacher is opened again whenever a run begins or goes on; "
+            "method.teacher_backbone=NAME says which network a file of weights is of."
+        ) from error
+    backbone.normalization = opened.normalization
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    about = {"name": name, "digest": digest_of(backbone.network.state_dict()), "weights": weights}
+    return Teacher(backbone, seen, channels), {**about, "normalized": opened.normalization is not None}
+
+
+def _open_weights(name: str, network: str | None) -> Opened:
+    """Open what is named; a file of weights is of a timm network, with either stem."""
+    if network is None:
+        return open_network(name)
+    try:
+        return open_network(name, BackboneConfig(network, small_stem=False))
+    except UserError as error:
+        try:
+            return open_network(name, BackboneConfig(network, small_stem=True))
+        except UserError:
+            raise error from None
 
 
 def load_backbone(path: str | Path) -> Backbone:

@@ -168,7 +168,7 @@ def watch(trainer: pl.Trainer, method: Method, clock: Clock) -> None:
         # the slot that nn.Module calls in place of its own forward and hooks when it is set
         call = getattr(module, "_compiled_call_impl", None) or module._call_impl
         module._compiled_call_impl = clock.timed(phase, call)
-        for name in ("forward_dense", "forward_tokens"):
+        for name in ("forward_dense", "forward_both", "forward_tokens"):
             if hasattr(module, name):
                 put(phase, module, name)
 

@@ -18,7 +18,7 @@ from selfsup.nn import Backbone, FeatureQueue
 from selfsup.shortage import TRAINING, ShortageError, lacks_memory, sentence
 from selfsup.types import Batch
 
-_ENTRIES = ("forward", "forward_dense", "forward_tokens")  # the ways into a module
+_ENTRIES = ("forward", "forward_dense", "forward_both", "forward_tokens")  # the ways into a module
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # have no forward
 
 

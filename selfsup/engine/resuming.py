@@ -32,6 +32,7 @@ RULES = {
     "": Rule.STAYS,
     "method": Rule.LEARNS,  # where the weights still fit, which `check_fit` looks at
     "method.name": Rule.STAYS,
+    **dict.fromkeys(("method.teacher", "method.teacher_backbone"), Rule.RUNS),  # its weights are compared
     "augment": Rule.LEARNS,
     "optimizer": Rule.LEARNS,
     "optimizer.name": Rule.STAYS,

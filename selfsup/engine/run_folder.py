@@ -100,7 +100,7 @@ def make_run_dir(run_dir: Path, again: bool) -> None:
         raise UserError(f"run_dir: {run_dir} cannot be written ({error}); choose another.") from error
 
 
-def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits, weights: dict[str, Any]) -> None:
+def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits, info: dict[str, Any]) -> None:
     """Write what a run says of itself before it trains: its configuration, what it runs on, its images, its weights.
 
     Raises:
@@ -119,7 +119,7 @@ def fill_run_dir(run_dir: Path, config: TrainConfig, splits: Splits, weights: di
     replace_text(run_dir / CONFIG, to_yaml(config))
     about = environment() | {"data": None if splits.found is None else splits.found.to_json()}
     about["membership"] = None if splits.membership is None else splits.membership.summary()
-    about |= weights
+    about |= {key: info[key] for key in ("start", "held", "teacher")}
     about["imports"] = record(run_dir)
     replace_text(run_dir / ENVIRONMENT, json.dumps(about, indent=2) + "\n")
 

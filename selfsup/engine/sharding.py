@@ -114,8 +114,8 @@ def shard(method: Method, mesh: DeviceMesh) -> None:
         # each is a root of its own: what calls them is Method.step, which is no forward
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         if isinstance(unit, Backbone):
-            register_fsdp_forward_method(unit, "forward_dense")
-            register_fsdp_forward_method(unit, "forward_tokens")
+            for name in ("forward_dense", "forward_both", "forward_tokens"):
+                register_fsdp_forward_method(unit, name)
 
 
 def _no_view(unit: nn.Module, args: Any, output: Any) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from selfsup.checkpoint import INFO, AtomicCheckpointIO
+from selfsup.checkpoint import INFO, AtomicCheckpointIO, digest_of
 from selfsup.data.membership import Membership
 from selfsup.errors import UserError
 from selfsup.external import fit_weights
@@ -115,16 +113,6 @@ def save_start(method: Method, run_dir: Path, membership: Membership | None) -> 
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, INFO: about}, folder / "checkpoints" / "last.ckpt")
     if membership is not None:
         membership.save(folder)
-
-
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of weights, over names, types, shapes and values in the order of the names."""
-    found = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        found.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _open(name: str, config: BackboneConfig) -> tuple[Opened, Backbone]:

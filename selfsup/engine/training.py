@@ -41,6 +41,7 @@ from selfsup.engine.sharding import ShardedStrategy, check_shardable
 from selfsup.engine.start import save_start, start_from, start_lines
 from selfsup.engine.stop import StopSignal
 from selfsup.engine.summary import next_command, summary
+from selfsup.engine.teaching import check_teacher, teacher_lines
 from selfsup.engine.trained_images import SEEN, go_on
 from selfsup.engine.trainer import TrainData, build_trainer
 from selfsup.errors import UserError
@@ -48,6 +49,7 @@ from selfsup.eval import Record, add_results, read_results
 from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method, Parts
 from selfsup.nn import Backbone, build_backbone, side_step
+from selfsup.opened import open_teacher
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
 from selfsup.report import save, training_curves
@@ -171,6 +173,7 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
     method = build_method(config, splits, trainer.world_size, starts=resumed is None)
     if resumed is not None:
         method.checkpoint_info["start"] = resumed.content[INFO].get("start")
+        check_teacher(resumed.content[INFO].get("teacher"), method.checkpoint_info["teacher"])
     check_batch(config, method, trainer.world_size)
     if config.trainer.precision.startswith("64"):
         method.double()  # Lightning does it after it has read a checkpoint, which would be rounded
@@ -188,7 +191,7 @@ def _train(config: TrainConfig, run_dir: Path, resumed: _Resumed | None, work: _
         if resumed is None:
             make_run_dir(run_dir, again=run_dir.exists())
             work.lock.enter_context(held(run_dir))
-            fill_run_dir(run_dir, config, splits, {key: method.checkpoint_info[key] for key in ("start", "held")})
+            fill_run_dir(run_dir, config, splits, method.checkpoint_info)
             if method.checkpoint_info["start"] is not None:
                 save_start(method, run_dir, splits.membership)
         work.log.keep(run_dir)
@@ -299,7 +302,9 @@ def assemble(
         backbone.to(memory_format=torch.channels_last)
     original, held = hold(backbone, config.backbone)
     backbone.save_memory(config.trainer.chunk_size, config.trainer.activation_checkpointing)
-    parts = Parts(backbone, views, config.optimizer, config.batch_size, world_size, config.seed, labelled, index=index)
+    teacher, about_teacher = open_teacher(config.method, data.channels, data.normalization, views.sizes[0])
+    run = config.optimizer, config.batch_size, world_size, config.seed, labelled
+    parts = Parts(backbone, views, *run, index=index, teacher=teacher)
     method: Method = methods[config.method.name].target(config.method, parts)
     attach_anchor(method, original, config.backbone)
     method.checkpoint_info = {
@@ -312,6 +317,7 @@ def assemble(
         "std": list(data.normalization.std),
         "start": None if start is None else dataclasses.asdict(start),
         "held": held,
+        "teacher": about_teacher,
         "colors_left_out": colors_left_out(views, data.channels),
     }
     return method
@@ -352,7 +358,9 @@ def _announce(
     )
     for change in changed or ():
         print(change, flush=True)
-    for line in (*start_lines(method.checkpoint_info["start"]), *held_lines(method.checkpoint_info["held"])) * first:
+    about = method.checkpoint_info
+    said = *start_lines(about["start"]), *held_lines(about["held"]), *teacher_lines(about["teacher"])
+    for line in said * first:
         print(line, flush=True)
     if first and not len(splits.holdout):
         print(f"note: data.holdout=0: choices, and online/knn, are made on {SEEN}.", flush=True)

@@ -36,6 +36,7 @@ from selfsup.functional.diagnostics import (
     tolerance,
     uniformity,
 )
+from selfsup.functional.distillation import map_distillation, resample_map, similarity_distillation
 from selfsup.functional.geometry import location_grid
 from selfsup.functional.masks import (
     block_mask,
@@ -104,6 +105,7 @@ __all__ = [
     "lidar",
     "linear_cka",
     "location_grid",
+    "map_distillation",
     "mask_of",
     "masked_absolute_error",
     "masked_cross_entropy",
@@ -129,9 +131,11 @@ __all__ = [
     "prior_divergence",
     "random_mask",
     "rank_me",
+    "resample_map",
     "ressl_loss",
     "sharpened_codes",
     "sigreg",
+    "similarity_distillation",
     "similarity_maps",
     "singular_values",
     "sinkhorn",

@@ -15,8 +15,9 @@ from selfsup.functional import gram_distance, negative_cosine
 from selfsup.nn import Backbone, Tokens
 from selfsup.types import StepOutput
 
+Found = Tensor | Tokens | tuple[Tensor, Tensor]
 #: How a pass was made, its images, and what the backbone gave.
-Pass = tuple[str, Tensor, Tensor | Tokens]
+Pass = tuple[str, Tensor, Found]
 
 
 class Anchor(nn.Module):
@@ -68,17 +69,17 @@ class Anchor(nn.Module):
             return gram_distance(features, before, world())
         return 1 + negative_cosine(features, before)
 
-    def _again(self, entry: str, images: Tensor) -> Tensor | Tokens:
+    def _again(self, entry: str, images: Tensor) -> Found:
         # a call, not forward itself, so that what is sharded is put together
-        again: Callable[[Tensor], Tensor | Tokens] = (
-            self.original if entry == "forward" else getattr(self.original, entry)
-        )
+        again: Callable[[Tensor], Found] = self.original if entry == "forward" else getattr(self.original, entry)
         return again(images)
 
 
-def _pooled(found: Tensor | Tokens) -> Tensor:
+def _pooled(found: Found) -> Tensor:
     if isinstance(found, Tokens):
         return found.patches.mean(dim=1)
+    if isinstance(found, tuple):
+        return found[0]
     return found if found.ndim == 2 else found.mean(dim=(2, 3))
 
 
@@ -99,7 +100,7 @@ def _watching(backbone: Backbone) -> Iterator[list[Pass]]:
 
         return run
 
-    entries = ("forward", "forward_dense", "forward_tokens")
+    entries = ("forward", "forward_dense", "forward_both", "forward_tokens")
     own = {entry: vars(backbone).get(entry) for entry in entries}  # compiled, or sharded
     try:
         for entry in entries:

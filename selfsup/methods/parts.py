@@ -15,7 +15,7 @@ from selfsup.augment import IMAGENET, AugmentConfig, ViewGenerator, build_views
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional.collectives import size_of
-from selfsup.nn import Backbone, wrap_backbone
+from selfsup.nn import Backbone, Teacher, wrap_backbone
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import choice, methods, nearest
 from selfsup.types import GREY, Batch, Normalization, Size
@@ -35,6 +35,7 @@ class Parts:
         labelled: Whether the training images have labels.
         index: int64 ``[N]``, the stable index of each training image, for methods that keep something of each; None
             where the images are not known.
+        teacher: The frozen network that ``method.teacher`` names, for methods that learn from one.
         total_steps: Optimiser steps of the whole training, where no trainer knows; what schedules are fractions of.
     """
 
@@ -47,6 +48,7 @@ class Parts:
     labelled: bool = True
     total_steps: int = 1
     index: Tensor | None = None
+    teacher: Teacher | None = None
 
 
 def parts_of(
@@ -62,6 +64,7 @@ def parts_of(
     images: int | None = None,
     normalization: Normalization | None = None,
     optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
     **settings: Any,
 ) -> tuple[Any, Parts]:
     """Return what a method is built from, out of a network and settings by name.
@@ -80,12 +83,19 @@ def parts_of(
         normalization: Statistics of images scaled to [0, 1]; None is the backbone's where it knows them, else
             ImageNet's, their mean for a network that takes grey images.
         optimizer: For training under a trainer; None is what comes with the method, a mapping changes some of that.
+        teacher: The network that ``distill`` learns from, such as ``selfsup.open_network("runs/a").network``; it is
+            frozen, and not copied.
         settings: The method's own, as ``selfsup methods NAME`` lists them.
 
     Raises:
         UserError: No such setting, or values that do not fit.
     """
     entry = methods.of(method, name)
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise UserError(
+            f"{method.__name__} takes a network as its teacher here; selfsup.open_network({str(teacher)!r}).network "
+            "opens one by name."
+        )
     try:
         config = entry.config(**settings)
     except TypeError as error:
@@ -107,6 +117,9 @@ def parts_of(
         seed,
         total_steps=10**9 if total_steps is None else total_steps,
         index=None if images is None else torch.arange(images),
+        teacher=None
+        if teacher is None
+        else Teacher(wrap_backbone(teacher, image_size), statistics, network.in_channels),
     )
     return config, parts
 

@@ -14,6 +14,7 @@ from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import CosinePrototypes, Prototypes
 from selfsup.nn.queue import FeatureQueue
 from selfsup.nn.recompute import in_chunks, unchanged_statistics
+from selfsup.nn.teacher import Teacher
 from selfsup.nn.token_transformer import TokenTransformer
 from selfsup.nn.tokens import MaskToken, Tokens, check_tokens, fix_positions, token_grid
 from selfsup.nn.wrap import give_backbone, own_backbone, wrap_backbone
@@ -33,6 +34,7 @@ __all__ = [
     "PixelPropagation",
     "Prototypes",
     "SplitBatchNorm2d",
+    "Teacher",
     "TokenTransformer",
     "Tokens",
     "adapt",

@@ -235,7 +235,28 @@ class Backbone(nn.Module):
                 f"{type(self.network).__name__} gives features without a map, which this needs: give it a method "
                 "forward_features that returns the map [B,D,S,S] (and num_features, D), or take a network of timm."
             )
-        features = self._run(cast(Callable[[Tensor], Tensor], self.network.forward_features), images)
+        return self._laid_out(
+            self._run(cast(Callable[[Tensor], Tensor], self.network.forward_features), images), images
+        )
+
+    def forward_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``forward`` and ``forward_dense``, after one pass where the network knows how (``forward_head``).
+
+        Raises:
+            UserError: As ``forward_dense``.
+        """
+        if not hasattr(self.network, "forward_features") or not hasattr(self.network, "forward_head"):
+            return self.forward(images), self.forward_dense(images)
+        pooled, features = self._run(self._pooled_and_features, images)
+        return pooled, self._laid_out(features, images)
+
+    def _pooled_and_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        network = cast(Any, self.network)
+        features: Tensor = network.forward_features(images)
+        return network.forward_head(features), features
+
+    def _laid_out(self, features: Tensor, images: Tensor) -> Tensor:
+        """Return what a network's ``forward_features`` gave for these images as a map."""
         if features.ndim == 4:
             width = self.network.num_features
             channels_last = features.shape[1] != width and features.shape[3] == width

@@ -44,9 +44,13 @@ class ConvNet(nn.Module):
         """Keep only what convolutions take and compute the rest again, or not (timm's name for it)."""
         self._checkpointing = enable
 
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the spatial mean ``[B,D]`` of a map."""
+        return features.mean(dim=(2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
         """Return its spatial mean ``[B,D]``."""
-        return self.forward_features(images).mean(dim=(2, 3))
+        return self.forward_head(self.forward_features(images))
 
 
 def narrow_resnet(width: int, blocks: list[int], in_channels: int) -> ResNet:

@@ -32,9 +32,13 @@ class PooledMap(nn.Module):
         features: Tensor = self.network(images)
         return features
 
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the spatial mean ``[B,D]`` of a map."""
+        return features.mean(dim=(2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
         """Return its spatial mean ``[B,D]``."""
-        return self.forward_features(images).mean(dim=(2, 3))
+        return self.forward_head(self.forward_features(images))
 
 
 def wrap_backbone(network: nn.Module, image_size: Size = 224, normalization: Normalization | None = None) -> Backbone:

@@ -49,6 +49,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "inverse_block_mask": {**SAMPLER, "ratio": 0.5, "aspect": 0.5},
     "kept_index": {"mask": torch.tensor([[True, False, True], [False, True, True]])},
     "koleo_loss": {"features": draw(6, 3)},
+    "map_distillation": {"student": MAP, "teacher": draw(2, 3, 4, 3)},
     "mask_of": {"kept": torch.tensor([[0, 2], [1, 2]]), "length": 4},
     "masked_cross_entropy": {
         "student": draw(5, 3),
@@ -126,6 +127,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "pixpro_loss": {"prediction": MAP, "target": MAP + 1, "mask": MASK},
     "pixpro_mask": {"to_source_q": TO_SOURCE, "to_source_k": TO_SOURCE, "size": 2, "threshold": 0.7},
     "rank_me": {"features": draw(6, 3)},
+    "resample_map": {"features": MAP, "size": (3, 4)},
     "ressl_loss": {
         "query": draw(6, 3),
         "key": draw(6, 3),
@@ -137,6 +139,13 @@ CALLS: dict[str, dict[str, Any]] = {
     "prior_divergence": {"scores": draw(6, 3), "temperature": 0.1, "exponent": 0.25},
     "sharpened_codes": {"scores": draw(6, 3), "temperature": 0.1, "sharpening": 0.25, "iterations": 3},
     "sigreg": {"views": draw(2, 6, 3), "slices": 5, "knots": 4, "limit": 3.0},
+    "similarity_distillation": {
+        "student": draw(6, 3),
+        "teacher": draw(6, 3),
+        "queue": draw(5, 3),
+        "temperature": 0.2,
+        "teacher_temperature": 0.1,
+    },
     "similarity_maps": {"features1": MAP, "features2": MAP + 1},
     "singular_values": {"features": draw(6, 3)},
     "sinkhorn": {"scores": draw(6, 3), "epsilon": 0.05, "iterations": 3},

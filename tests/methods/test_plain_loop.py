@@ -46,6 +46,8 @@ def build(name: str, **others: Any) -> selfsup.methods.Method:
     settings = OmegaConf.to_container(words.get("method") or OmegaConf.create())
     multi = len(OmegaConf.select(words, "augment.counts", default=[])) > 1
     views = multi_crop(methods[name].choices["augment"], (32, 16), (2, 2)) if multi else None
+    if "teacher" in settings:
+        settings["teacher"] = selfsup.open_network(settings["teacher"]).network
     torch.manual_seed(3)
     return methods[name].target(
         network(method=name),

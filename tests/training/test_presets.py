@@ -13,7 +13,7 @@ from tiny import written
 from selfsup.augment import build_views
 from selfsup.config import load_config
 from selfsup.methods import Parts
-from selfsup.nn import build_backbone
+from selfsup.nn import Teacher, build_backbone
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
 from selfsup.settings.catalog import choices
@@ -29,7 +29,9 @@ def test_preset_composes_and_builds(preset: str) -> None:
     with torch.device("meta"):
         backbone = build_backbone(config.backbone, 3)
         views = build_views(config.augment, config.data.image_size, Normalization((0.5,) * 3, (0.2,) * 3))
-        parts = Parts(backbone, views, config.optimizer, config.batch_size)
+        taught = hasattr(config.method, "teacher")  # by whatever network
+        teacher = Teacher(build_backbone(config.backbone, 3), views.normalization, 3) if taught else None
+        parts = Parts(backbone, views, config.optimizer, config.batch_size, teacher=teacher)
         method = methods[config.method.name].target(config.method, parts)
         optimizer = build_optimizer(
             method.param_groups(), config.optimizer, scaled_lr(config.optimizer, config.batch_size)
