@@ -7,7 +7,8 @@
 DIR holds ``cifar10/`` (``train/CLASS/``, ``test/CLASS/``: a copy as JPEG) and ``imagenette/`` (``train/``, ``val/``). A
 network is trained on one of them, then trained on on the other in every way of ``WAYS``. After each epoch its kNN
 accuracy is measured on both; epoch 0 is that of the original weights. Whatever is done is not done again: training goes
-on from its last epoch, and each measured epoch is a line of a file.
+on from its last epoch, each measured epoch is a line of a file, and each whole curve a JSON file. The table and the
+picture also show what ``kept/onward/`` keeps of other machines, where there is no result of this one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import fill, write
+from measure import fill, hardware, write
 
 import selfsup
 from selfsup.config import load_config
@@ -28,15 +29,15 @@ from selfsup.eval import extract_features, knn
 from selfsup.report.drawing import new_figure, save
 from selfsup.report.style import DASHES, QUIET, colour, marker
 
-HERE = Path(__file__).parent
+KEPT = Path(__file__).parent / "kept" / "onward"
 DATA = ("cifar10", "imagenette")
 WAYS: dict[str, tuple[str, ...]] = {
     "free": (),
     "gram": ("backbone.anchor=gram", "backbone.anchor_weight=20"),
     "cosine": ("backbone.anchor=cosine", "backbone.anchor_weight=2"),
 }
-IMAGES, QUERIES, K, TEMPERATURE = 3000, 1000, 20, 0.07
-FIRST, ON, WARM = 10, 5, 1
+IMAGES, QUERIES, K, TEMPERATURE = 8000, 2000, 20, 0.07
+FIRST, ON, WARM = 15, 5, 1
 COMMON = (
     "experiment=small/simclr",
     "data.image_size=32",
@@ -100,14 +101,20 @@ def work(out: Path, root: Path, rehearse: bool) -> None:
     """Do what is missing."""
     parts = Parts(root, rehearse)
     tiny = TINY if rehearse else ()
-    for source in DATA:
-        train(out / source, [*COMMON, *images(root, source), f"trainer.max_epochs={FIRST}", *tiny])
     for way in WAYS:
         for source, target in (DATA, DATA[::-1]):
             name = f"{source}-{target}-{way}"
+            if (out / f"{name}.json").exists():
+                continue
+            train(out / source, [*COMMON, *images(root, source), f"trainer.max_epochs={FIRST}", *tiny])
             begin = f"backbone.from={out / source}"
             train(out / name, [*COMMON, *images(root, target), begin, *LATER, *WAYS[way], *tiny])
             measure(out / name, source, target, parts)
+            curve = sorted(measured(out / name / "curve.jsonl"), key=lambda line: line["epoch"])
+            found = {"source": source, "target": target, "way": way, "curve": curve}
+            partial = out / f"{name}.part"
+            partial.write_text(json.dumps({**found, "machine": hardware(), "rehearsal": rehearse}, indent=1) + "\n")
+            partial.rename(out / f"{name}.json")  # what was stopped leaves nothing that looks done
 
 
 def measure(run: Path, source: str, target: str, parts: Parts) -> None:
@@ -127,9 +134,10 @@ def curves(out: Path) -> Iterator[tuple[str, str, str, list[dict[str, Any]]]]:
     """Give the curves that are there: source, target, way and the measured epochs in order."""
     for source, target in (DATA, DATA[::-1]):
         for way in WAYS:
-            found = measured(out / f"{source}-{target}-{way}" / "curve.jsonl")
-            if found:
-                yield source, target, way, sorted(found, key=lambda line: line["epoch"])
+            name = f"{source}-{target}-{way}.json"
+            file = next((folder / name for folder in (out, KEPT) if (folder / name).exists()), None)
+            if file is not None:
+                yield source, target, way, json.loads(file.read_text())["curve"]
 
 
 def rows(out: Path) -> Iterator[Mapping[str, Any]]:

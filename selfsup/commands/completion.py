@@ -23,6 +23,9 @@ from selfsup.settings import key_of, range_of
 from selfsup.settings.catalog import choices, listed, other_names
 from selfsup.settings.excerpts import configuration, excerpt
 
+#: Settings that name a network: a folder, or a file.
+_NETWORKS = ("checkpoint", "backbone.from", "method.teacher")
+
 BASH = """\
 # completion of selfsup for bash, written by `selfsup completion bash`
 _selfsup() {
@@ -184,8 +187,8 @@ def _settings(kind: str, groups: tuple[str, ...], before: list[str], last: str) 
         for name in keys:
             dot = name.find(".", len(last)) if name.startswith(last) else -1
             yield name[: dot + 1] if dot >= 0 else f"{name}="
-    elif key in ("checkpoint", "resume", "run_dir", "backbone.from") or key.endswith("root"):
-        yield from (f"{key}={value}" for value in _folders(text, files=key in ("checkpoint", "backbone.from")))
+    elif key in (*_NETWORKS, "resume", "run_dir") or key.endswith("root"):
+        yield from (f"{key}={value}" for value in _folders(text, files=key in _NETWORKS))
     elif key in keys:
         yield from (f"{key}={value}" for value in keys[key])
 

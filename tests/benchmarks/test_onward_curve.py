@@ -18,6 +18,7 @@ def onward(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import onward
 
+    monkeypatch.setattr(onward, "KEPT", Path("no results are kept"))
     yield onward
     for name in ("onward", "measure"):
         sys.modules.pop(name, None)
@@ -63,3 +64,5 @@ def test_each_epoch_is_measured_once_beside_the_original_weights(
     monkeypatch.setattr(onward.selfsup, "train", None)
     monkeypatch.setattr(onward, "knn", None)
     onward.work(out, tmp_path, True)  # nothing is done again
+    monkeypatch.setattr(onward, "KEPT", out)
+    assert list(onward.rows(tmp_path / "elsewhere")) == rows  # what is kept stands where nothing was measured

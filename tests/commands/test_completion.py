@@ -42,6 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("selfsup train data=image_folder data.root=", [f"data.root={at}" for at in FOLDERS]),
         ("selfsup train 'data.root=my p", ["data.root=my pictures/"]),
         ("selfsup train resume=runs/t", ["resume=runs/two"]),
+        ("selfsup train method=distill method.teacher=runs/t", ["method.teacher=runs/two"]),
         ("selfsup knn runs/", ["runs/one", "runs/two"]),
         ("selfsup knn r", ["run_dir=", "runs/"]),
         ("selfsup compare runs/one ", FOLDERS),
