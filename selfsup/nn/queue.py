@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsup.distributed import world
-from selfsup.functional.arguments import count, floats
+from selfsup.functional.arguments import count, floats, full_precision
 from selfsup.functional.collectives import gather
 
 
@@ -47,7 +47,10 @@ class FeatureQueue(nn.Module):
         """
         store, pointer = cast(Tensor, self.keys), cast(Tensor, self.pointer)
         floats("FeatureQueue", f"[N?,{store.shape[1]}]", keys=keys)
-        keys = gather(F.normalize(keys.to(store.dtype), dim=1), world())
+        keys = full_precision(keys)
+        largest = keys.abs().amax(1, keepdim=True)  # of 1e30 the square is infinite, of 1e-30 it is 0
+        keys = F.normalize(keys / largest.clamp_min(torch.finfo(keys.dtype).tiny), dim=1)
+        keys = gather(keys.to(store.dtype), world())
         size = len(store)
         if len(keys) > size:
             raise ValueError(f"FeatureQueue: a size of {size} keys cannot take {len(keys)} at once.")

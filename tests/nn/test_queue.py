@@ -70,6 +70,26 @@ def test_keys_carry_no_gradient_and_half_keys_are_stored_in_float32():
     torch.testing.assert_close(queue.keys[:2], F.normalize(keys.detach().float(), dim=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-30, 1e-39, 1e30, 3e38])
+@pytest.mark.parametrize("store", [torch.float32, torch.bfloat16])
+def test_keys_of_any_size_are_stored_with_length_one(dtype, scale, store):
+    """In float32 the square of 1e30 is infinite, and that of 1e-30 is 0."""
+    queue = FeatureQueue(4, 3).to(store)
+    keys = (batch(2).double() / batch(2).abs().max() * scale).to(dtype)
+    assert keys.any(dim=1).all()
+    queue.enqueue(keys)
+    lengths = keys.double().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(queue.keys[:2], (keys.double() / lengths).to(store))
+
+
+def test_a_key_of_zeros_stays_one():
+    queue = FeatureQueue(4, 3)
+    queue.enqueue(torch.zeros(2, 3))
+    assert not queue.keys[:2].any()
+    assert queue.keys[2:].any()
+
+
 def test_state_dict_restores_keys_and_pointer(tmp_path):
     queue = FeatureQueue(7, 3)
     queue.enqueue(batch(5))
