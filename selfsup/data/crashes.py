@@ -79,17 +79,22 @@ class Reading:
         return f"image {row} of {self.dataset.name} {self.dataset.split}"
 
 
-def crash_of(error: RuntimeError | EOFError | ConnectionError) -> UserError | None:
+def crash_of(error: RuntimeError | EOFError | ConnectionError, own: Reading | None = None) -> UserError | None:
     """Return what to say of an error of torch's loader about a worker that has ended; None of other errors.
 
     One that ends while it hands over a batch leaves an end of file or a broken connection, and no word of torch's.
+
+    Args:
+        error: What was raised.
+        own: Of the loader that raised it, whose workers an error without a word is about.
     """
-    pids = set[int]()
     if not isinstance(error, RuntimeError):
-        processes = [process for reading in list(_at_work) for process in reading.processes]
-        wait([process.sentinel for process in processes], timeout=1)
-        pids = {process.pid for process in processes if process.pid is not None}
-    elif said := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)", str(error)):
+        if own is None:
+            return None
+        wait([process.sentinel for process in own.processes], timeout=1)
+        return own.crash({process.pid for process in own.processes if process.pid is not None})
+    pids = set[int]()
+    if said := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)", str(error)):
         pids = set(map(int, re.findall(r"\d+", said[1])))
     return next((found for reading in list(_at_work) if (found := reading.crash(pids)) is not None), None)
 

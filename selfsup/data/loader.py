@@ -173,6 +173,7 @@ def eval_batches(dataset: ImageDataset, batch_size: int, workers: int = 0) -> It
 
 def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, replace: bool) -> Iterator[Batch]:
     reads: Iterator[_Read | UserError]
+    reading: Reading | None = None
     if dataset.resident or workers == 0:
         reads = (_read(dataset, positions, replace) for positions in requests)
     elif dataset.cached:
@@ -196,7 +197,7 @@ def _batches(dataset: ImageDataset, requests: Iterable[Tensor], workers: int, re
         started = started_since(before)
         _at_work.update(started)
         reading.watch(started)
-    for read in _told(reads):
+    for read in _told(reads, reading):
         if isinstance(read, UserError):
             raise read
         positions, images, undecodable = read
@@ -222,11 +223,11 @@ class _Reader(Dataset[_Read | UserError]):
             return error  # raised in a worker it would arrive wrapped in a traceback
 
 
-def _told(reads: Iterator[_Read | UserError]) -> Iterator[_Read | UserError]:
+def _told(reads: Iterator[_Read | UserError], reading: Reading | None) -> Iterator[_Read | UserError]:
     try:
         yield from reads
     except (RuntimeError, EOFError, ConnectionError) as error:
-        told = crash_of(error)
+        told = crash_of(error, reading)
         if told is None:
             raise
         raise told from error

@@ -261,7 +261,7 @@ def test_a_worker_that_ends_is_told_with_its_file(tmp_path, monkeypatch, number,
 
 def test_a_worker_that_ends_while_it_hands_over_a_batch_is_told_too(tmp_path, monkeypatch):
     monkeypatch.setattr("selfsup.data.crashes._at_work", weakref.WeakSet())  # without the loaders of other tests
-    reading = Reading(_files(tmp_path, 16), 1)
+    reading, other = (Reading(_files(tmp_path, 16), 1) for _ in range(2))
     reading.rows[0] = 7
     process = multiprocessing.get_context("fork").Process(target=os.kill, args=(0, 0))
     process.run = lambda: os.kill(os.getpid(), signal.SIGSEGV)
@@ -269,7 +269,9 @@ def test_a_worker_that_ends_while_it_hands_over_a_batch_is_told_too(tmp_path, mo
     try:
         process.start()
         reading.watch([process])
-        assert re.search(r"crashed while it read \S+/007\.png \(signal 11\)", str(crash_of(EOFError())))
+        assert re.search(r"crashed while it read \S+/007\.png \(signal 11\)", str(crash_of(EOFError(), reading)))
+        assert crash_of(EOFError(), other) is None, "a worker of another loader says nothing of this one's"
+        assert crash_of(EOFError()) is None
     finally:
         signal.signal(signal.SIGCHLD, heard)
         process.join()
