@@ -90,6 +90,9 @@ class Moments:
         usual = torch.save
 
         def save(content: Any, file: Any, *arguments: Any, **more: Any) -> None:
+            if not isinstance(file, str | os.PathLike):  # a part of something else, in memory
+                usual(content, file, *arguments, **more)
+                return
             whole = io.BytesIO()
             usual(content, whole, *arguments, **more)
             half = len(whole.getvalue()) // 2
