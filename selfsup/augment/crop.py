@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from selfsup.augment.base import Part, between
+from selfsup.augment.resampling import TILE, Resampling, apply_separable, resampling
 from selfsup.settings import setting
 
 _TRIES = 10
-PRODUCT_VALUES = 2**17  # numbers of source images that are cropped at a time on a CPU: half a MiB
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Crop(Part):
     def apply(self, images: Tensor, box: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
         """Crop each image, resize the crop and mirror it where asked; the result is within [0, 1].
 
-        The whole is linear and separable: ``R · image · Cᵀ`` with one matrix for the rows and one for the columns.
+        The whole is linear and separable: one map along the rows and one along the columns.
 
         Args:
             images: ``[B,C,H,W]``.
@@ -78,13 +78,13 @@ class Crop(Part):
             size: Height and width of the result.
         """
         top, left, height, width = box.to(images.dtype).unbind(1)
-        rows = self._matrix(top, height, torch.zeros_like(flip), images.shape[-2], size[0])
-        columns = self._matrix(left, width, flip, images.shape[-1], size[1])
+        rows = self._resampling(top, height, torch.zeros_like(flip), images.shape[-2], size[0])
+        columns = self._resampling(left, width, flip, images.shape[-1], size[1])
         resized = apply_separable(images, rows, columns)
         return resized.clamp_(0, 1) if self.interpolation == "bicubic" else resized
 
-    def _matrix(self, start: Tensor, length: Tensor, reverse: Tensor, source: int, target: int) -> Tensor:
-        """Return ``[B,target,source]``: antialiased resampling of ``start … start + length`` along one axis.
+    def _resampling(self, start: Tensor, length: Tensor, reverse: Tensor, source: int, target: int) -> Resampling:
+        """Return the antialiased resampling of ``start … start + length`` along one axis.
 
         The filter (triangle, or Keys' cubic with a = -0.5) is widened by the down-sampling factor, cut at the ends of
         the crop, and each row sums to 1.
@@ -102,23 +102,8 @@ class Crop(Part):
         weight = weigh((pixel + 0.5 - centre).div_(widening).abs_())
         weight *= (pixel >= low) & (pixel < high)
         weight /= weight.sum(dim=2, keepdim=True)
-        return weight.new_zeros(len(start), target, source).scatter_(2, pixel.long(), weight)
-
-
-def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``rows · image · columnsᵀ``: ``[B,C,H,W]``, ``[B,h,H]``, ``[B,w,W]`` to ``[B,C,h,w]``.
-
-    On CUDA the products follow the process's TF32 setting.
-    """
-    result = images.new_empty(*images.shape[:2], rows.shape[1], columns.shape[1])
-    # on a CPU so many at a time that what lies between stays in the cache
-    count = PRODUCT_VALUES // max(1, images.shape[1:].numel()) if images.device.type == "cpu" else len(images)
-    parts = (torch.split(tensor, max(1, count)) for tensor in (images, rows, columns, result))
-    for part, down, across, made in zip(*parts, strict=True):
-        wide = torch.bmm(part.flatten(1, 2), across.transpose(1, 2)).view(*part.shape[:3], across.shape[1])
-        # one product a channel: a broadcast product would copy the matrices for every channel first
-        torch.stack([torch.bmm(down, channel) for channel in wide.unbind(1)], dim=1, out=made)
-    return result
+        reach = math.ceil((TILE - 1) * source / target) + taps
+        return resampling(pixel.long(), weight, source, reach)
 
 
 def _triangle(distance: Tensor) -> Tensor:

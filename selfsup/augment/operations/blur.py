@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from selfsup.augment.base import Operation, between, operation
-from selfsup.augment.crop import apply_separable
+from selfsup.augment.resampling import TILE, Resampling, apply_separable, resampling
 from selfsup.settings import setting
 
 WIDE = 5.5  # standard deviations to each side; beyond lie 4e-8 of a Gaussian, less than float32 tells apart
@@ -22,12 +22,12 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     An image that is smaller than the kernel is mirrored again and again.
     """
     height, width = images.shape[-2:]
-    rows = blur_matrix(sigma, kernel, height)
-    return apply_separable(images, rows, rows if width == height else blur_matrix(sigma, kernel, width))
+    rows = _blur(sigma, kernel, height)
+    return apply_separable(images, rows, rows if width == height else _blur(sigma, kernel, width))
 
 
-def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
-    """Return ``[B,size,size]``: the blur along one axis, its mirrored borders included."""
+def _blur(sigma: Tensor, kernel: int, size: int) -> Resampling:
+    """Return the blur along one axis, its mirrored borders included."""
     reach = torch.arange(-(kernel // 2), kernel // 2 + 1, device=sigma.device)
     weight = torch.exp(-0.5 * (reach / sigma[:, None]).square())
     weight = functional.threshold(weight, 1e-12, 0.0)  # nothing to see, but subnormal numbers make the product crawl
@@ -36,7 +36,7 @@ def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
     pixel = (torch.arange(size, device=sigma.device)[:, None] + reach).remainder(max(1, 2 * last))
     pixel = last - (last - pixel).abs()  # mirrored at the first and at the last
     shape = (len(sigma), size, kernel)
-    return weight.new_zeros(len(sigma), size, size).scatter_add_(2, pixel.expand(shape), weight[:, None].expand(shape))
+    return resampling(pixel.expand(shape), weight[:, None].expand(shape), size, TILE - 1 + kernel)
 
 
 @operation("blur")
