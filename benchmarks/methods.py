@@ -80,6 +80,8 @@ DATA = {
         "augment.sizes=[24]",
         "augment.override={scale: [0.2, 0.6]}",
     ],
+    # Few photographs and the presets as they are: for short trials. --set data.root=DIR/cifar10 says where they are.
+    "cifar10_few": ["data=image_folder", "data.image_size=32", "data.source_size=32", "data.limit=4000"],
 }
 LOCAL_CROPS = {
     "fashion_mnist": ["augment.sizes=[20, 12]", "augment.local_override={scale: [0.15, 0.4]}"],
@@ -99,7 +101,7 @@ OWN: dict[str, dict[str, list[str]]] = {
 }
 #: ``shapes_dense`` is for the dense methods and what they are compared with; the others compare all.
 COMPARED = {"shapes_dense": ("simclr", "vicreg", "moco", "densecl", "byol", "pixpro", "pixcontrast")}
-EPOCHS = {"shapes": 8, "fashion_mnist": 3, "fashion_mnist_seven": 5, "shapes_dense": 10}
+EPOCHS = {"shapes": 8, "fashion_mnist": 3, "fashion_mnist_seven": 5, "shapes_dense": 10, "cifar10_few": 15}
 BASELINES = ("raw_pixels", "untrained")
 QUICK = ["eval.figures=false", "eval.linear_probe.epochs=30", "eval.segmentation.epochs=5"]
 PROTOCOLS = ("diagnostics", "knn", "linear_probe")
@@ -138,10 +140,10 @@ def preset(name: str, data: str) -> list[str]:
     return [f"experiment=small/{name}", *DATA[data], *crops, *OWN.get(data, {}).get(name, [])]
 
 
-def baseline_job(folder: Path, name: str, data: str) -> Job:
-    """Return the job that evaluates pixels or random weights."""
+def baseline_job(folder: Path, name: str, data: str, settings: Sequence[str] = ()) -> Job:
+    """Return the job that evaluates pixels or random weights; of the further settings it takes those of the images."""
     network = ["backbone=convnet", *(s for s in DATA[data] if s.startswith("backbone."))]
-    images = [s for s in DATA[data] if s.startswith("data")]
+    images = [s for s in (*DATA[data], *settings) if s.startswith("data")]
     return Job(folder, [], [f"checkpoint={name}", *images, *network, f"run_dir={folder}"])
 
 
@@ -229,8 +231,8 @@ def table(names: Sequence[str] | None, arguments: argparse.Namespace) -> None:
     for data in arguments.data:
         folder = Path(arguments.out) / data
         chosen, epochs = names or compared(data), arguments.epochs or EPOCHS[data]
-        settings = [f"seed={arguments.seed}", f"trainer.max_epochs={epochs}"]
-        jobs = [baseline_job(folder / name, name, data) for name in BASELINES]
+        settings = [f"seed={arguments.seed}", f"trainer.max_epochs={epochs}", *arguments.set]
+        jobs = [baseline_job(folder / name, name, data, arguments.set) for name in BASELINES]
         jobs += [train_job(folder / name, name, data, settings, evaluate=True) for name in chosen]
         run_all(jobs, arguments.jobs)
         rows = [row(folder / name, name, data, times.get(data, {})) for name in (*BASELINES, *chosen)]
@@ -329,7 +331,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", default="runs/methods")
-    parser.add_argument("--set", nargs="*", default=[], help="further settings for tune: key=value")
+    parser.add_argument("--set", nargs="*", default=[], help="further settings, for table and tune: key=value")
     parser.add_argument("--factors", nargs="+", type=float, default=list(LEARNING_RATES), help="for tune")
     arguments = parser.parse_args()
     {"table": table, "tune": tune, "time": time_steps}[arguments.what](arguments.methods, arguments)

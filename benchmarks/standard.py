@@ -106,17 +106,23 @@ class Clock(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch; the checkpoint is written after that."""
-        synchronize()
-        now, processor = time.perf_counter(), processor_seconds()
-        self.known["seconds"] += now - self._since
-        self.known["processor_seconds"] += processor - self._processor
-        self._since, self._processor = now, processor
+        self.known = self.so_far()
+        self._since, self._processor = time.perf_counter(), processor_seconds()
         self.known |= {"steps": trainer.global_step, "epochs": trainer.current_epoch + 1}
         self.known["mb"] = max(self.known["mb"], memory_mb())
 
+    def so_far(self) -> dict[str, float]:
+        """Return what is known, with the seconds until now."""
+        if not self._since:
+            return dict(self.known)
+        synchronize()
+        now, processor = time.perf_counter() - self._since, processor_seconds() - self._processor
+        both = {"seconds": now, "processor_seconds": processor}
+        return self.known | {name: self.known[name] + more for name, more in both.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return dict(self.known)
+        """Return what a checkpoint keeps; one that is written in the middle of an epoch has the seconds until there."""
+        return self.so_far()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""

@@ -91,3 +91,23 @@ def test_the_kept_results_are_of_runs_that_there_are(standard: Any, monkeypatch:
         run = standard.Run(**{name: result[name] for name in ("budget", "data", "method", "by", "seed")})
         assert run.result(kept) == file
         assert not result["rehearsal"]
+
+
+def test_a_checkpoint_within_an_epoch_keeps_the_seconds_until_there(
+    standard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(standard.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(standard, "processor_seconds", lambda: now[0] / 2)
+    clock = standard.Clock()
+    assert clock.state_dict()["seconds"] == 0.0
+    clock.on_train_start(None, None)
+    now[0] = 107.0
+    kept = clock.state_dict()
+    assert (kept["seconds"], kept["processor_seconds"]) == (7.0, 3.5)
+    later = standard.Clock()
+    later.load_state_dict(kept)
+    now[0] = 200.0
+    later.on_train_start(None, None)
+    now[0] = 201.0
+    assert later.state_dict()["seconds"] == 8.0
