@@ -42,7 +42,7 @@ MEAN = ("mae", "simmim", "data2vec", "ijepa")
 BASELINES = {"untrained": "vit_small", "untrained, mean of the patches": "vit_small_mean"}
 METHODS = (
     *("simclr", "mae", "dino", "ijepa", "dinov2", "data2vec", "simmim", "lejepa", "ibot", "moco_v3", "visreg"),
-    "vicregl",
+    *("vicregl", "msn"),
 )
 NETWORK = ("backbone.kwargs={patch_size: 8, embed_dim: 96, depth: 4, num_heads: 3}",)
 IMAGES = ("data=imagenette", "data.image_size=64", "data.source_size=80")
@@ -64,7 +64,7 @@ RATE = ("optimizer.lr=0.001", "optimizer.weight_decay=0.04")
 #: Over the preset ``experiment=small/NAME``.
 OWN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("simclr", "moco_v3", "lejepa", "visreg", "vicregl"), (*TWO_VIEWS, *RATE)),
-    **dict.fromkeys(("ibot", "dinov2"), CROPS),
+    **dict.fromkeys(("ibot", "dinov2", "msn"), CROPS),
     "dino": (*CROPS, *RATE),
 }
 JUDGED = ("knn", "linear_probe", "attentive_probe", "diagnostics")

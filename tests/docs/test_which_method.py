@@ -1,4 +1,4 @@
-"""docs/which_method.md names no number that docs/methods.md has not for that method."""
+"""docs/which_method.md names no number that the tables of methods have not for that method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from page import DOCS
 
 def test_its_numbers_are_those_of_the_tables() -> None:
     rows: dict[str, set[str]] = {}
-    for name, cells in re.findall(r"^\| `?([\w ]+?)`? \|(.*)$", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE):
+    tables = "".join((DOCS / page).read_text("utf-8") for page in ("methods.md", "transformers.md"))
+    for name, cells in re.findall(r"^\| `?([\w ]+?)`? +\|(.*)$", tables, re.MULTILINE):
         rows.setdefault(name, set()).update(re.findall(r"\d+(?:\.\d+)?", cells))
     table = re.findall(r"^\| .* \|$", (DOCS / "which_method.md").read_text("utf-8"), re.MULTILINE)[1:]
     assert len(table) > 4
