@@ -1,6 +1,6 @@
 """Forward and backward of small vision transformers on a CPU, with torch's fused attention and with timm's plain form.
 
-    python benchmarks/attention.py      processor milliseconds an image, one thread, in turn
+python benchmarks/attention.py      processor milliseconds an image, one thread, in turn
 """
 
 from __future__ import annotations
