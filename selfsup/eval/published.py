@@ -18,7 +18,7 @@ from selfsup.data.loader import epoch_order, eval_batches
 from selfsup.errors import UserError
 from selfsup.eval.encoder import Encoder, for_channels, frozen, home_of, input_channels
 from selfsup.eval.feature_choices import POOLED, ChosenFeatures, is_transformer
-from selfsup.eval.features import check_finite, known_labels, labels_of
+from selfsup.eval.features import FeatureSet, check_finite, join_labels, known_labels, labels_of
 from selfsup.eval.probing import ProbeParts, ProbeResult, class_positions
 from selfsup.lars import Lars
 from selfsup.types import Batch, Size, height_width
@@ -133,7 +133,8 @@ def paper_probe(
             for positions in torch.split(epoch_order(count, seed, epoch), step_size):
                 if cached is None:
                     part = train.subset(positions)
-                    features, labels = _encode(inside, part, views, fold_in(seed, epoch))
+                    seen = encode_views(inside, part, views, fold_in(seed, epoch))
+                    features, labels = seen.features, known_labels(seen, "train")
                 else:
                     assert cached.labels is not None  # labels_of has looked
                     features, labels = cached.features[positions].to(where), cached.labels[positions]
@@ -207,17 +208,20 @@ def augmented_views(
     return image
 
 
-def _encode(encoder: Encoder, part: ImageDataset, views: ViewGenerator, seed: int) -> tuple[Tensor, Tensor]:
-    """Return features ``[n,D]`` of one view of each image, and the labels."""
+def encode_views(encoder: Encoder, part: ImageDataset, views: ViewGenerator, seed: int) -> FeatureSet:
+    """Return the features, where the network is, of one view of each image that can be decoded.
+
+    The network is frozen and in its place already.
+    """
     network = encoder.network
     assert network is not None
     where, dtype = home_of(network)
-    rows, labels = [], []
+    rows, labels, index = [], [], []
     channels = input_channels(network, part)
     for batch in eval_batches(part, encoder.batch_size, encoder.workers):
-        assert batch.label is not None  # labels_of has looked
         images = augmented_views(batch, where, views, seed, channels, dtype)
         with torch.no_grad():
             rows.append(network(images).float())
         labels.append(batch.label)
-    return torch.cat(rows), torch.cat(labels)
+        index.append(batch.index)
+    return FeatureSet(torch.cat(rows), join_labels(labels), torch.cat(index))

@@ -50,6 +50,7 @@ from selfsup.functional.masks import (
     stratified_ratios,
 )
 from selfsup.functional.matching import vicregl_loss
+from selfsup.functional.objects import lost, token_cut
 from selfsup.functional.prediction import centroid_distance, mec_loss, negative_cosine
 from selfsup.functional.reconstruction import (
     layer_target,
@@ -105,6 +106,7 @@ __all__ = [
     "lidar",
     "linear_cka",
     "location_grid",
+    "lost",
     "map_distillation",
     "mask_of",
     "masked_absolute_error",
@@ -145,6 +147,7 @@ __all__ = [
     "supervised_contrastive",
     "swapped_prediction",
     "tico_loss",
+    "token_cut",
     "tolerance",
     "twist_loss",
     "uniformity",

@@ -26,13 +26,17 @@ def result_table(records: Sequence[Record]) -> str:
     return console_table(heads, cells)
 
 
-def _key(record: Record) -> tuple[str, str, str]:
-    return record.protocol, record.metric, str(record.get("target", ""))
+#: Fields by which one protocol gives several measures that stand side by side.
+ASIDE = ("target", "method", "readout", "classifier")
+
+
+def _key(record: Record) -> tuple[str, ...]:
+    return record.protocol, record.metric, *(str(record.get(name, "")) for name in ASIDE)
 
 
 def _chosen(records: Sequence[Record]) -> list[Record]:
     """Return the record to report of each measure."""
-    chosen: dict[tuple[str, str, str], Record] = {}
+    chosen: dict[tuple[str, ...], Record] = {}
     for record in records:
         key = _key(record)
         if key not in chosen or _worth(record) > _worth(chosen[key]):

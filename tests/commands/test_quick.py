@@ -35,6 +35,7 @@ LINES = [
     "segmentation runs/gone",
     "neighbours untrained",
     "embed timm:resnet50 --out f.npz",
+    "trajectory gone",
     "transfer timm:resnet50",
     "cka timm:resnet50 timm:resnet18",
     "cka one",
