@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("selfsup tra", ["train", "transfer"]),
+        ("selfsup tra", ["train", "trajectory", "transfer"]),
         ("selfsup help kn", ["knn"]),
         ("selfsup train method=moco", ["method=moco", "method=moco_v1", "method=moco_v3"]),
         ("selfsup train method=moco method.que", ["method.queue_size="]),
@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("selfsup knn eval.kn", ["eval.knn."]),
         ("selfsup knn eval.knn.t", ["eval.knn.temperatures="]),
         ("selfsup evaluate runs/one --on", ["--only"]),
-        ("selfsup evaluate --only knn,linear", ["knn,linear_probe"]),
+        ("selfsup evaluate --only knn,linear_p", ["knn,linear_probe"]),
         ("selfsup evaluate --only=rid", ["--only=ridge"]),
         ("selfsup methods barlow", ["barlow_twins"]),
         ("selfsup data image_", ["image_folder"]),
@@ -67,7 +67,7 @@ def test_bash_asks_it(folder: Path) -> None:
     asked = {
         "./selfsup train method=barl": ["barlow_twins"],  # bash splits at = and replaces the last part
         "./selfsup train data.root=my": ["my\\ pictures/"],
-        "./selfsup evaluate --only knn,lin": ["knn,linear_probe"],
+        "./selfsup evaluate --only knn,linear_p": ["knn,linear_probe"],
     }
     for line, expected in asked.items():
         script = f'{BASH}COMP_LINE="$1" COMP_POINT=${{#1}}\n_selfsup ./selfsup\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
