@@ -89,9 +89,9 @@ def writing(path: str | os.PathLike[str], advice: str = "make room, or choose an
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, as :func:`replacing` does; line ends stay as they are."""
+    """Write a text file, as :func:`replacing` does; line ends stay, and what is no Unicode becomes its escape."""
     with replacing(path) as draft:
-        draft.write_bytes(text.encode("utf-8"))
+        draft.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _open_alone(draft: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from selfsup.config import from_values, load_config, to_yaml
 from selfsup.errors import UserError
 from selfsup.methods import BYOLConfig
 from selfsup.settings import check
-from selfsup.settings.values import from_text
+from selfsup.settings.values import from_text, read_yaml
 
 NASTY = [
     "~/pictures",
@@ -253,3 +254,9 @@ def test_runs_saved_before_go_on_with_the_blur_and_the_lars_of_then():
     then = from_values(saved)
     assert then.augment.override == {"blur_p": 0.3}
     assert then.optimizer.kwargs["adapt"] is False, "timm's does not where nothing decays"
+
+
+def test_a_pipe_is_no_configuration_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read as a configuration: it is no file"):
+        read_yaml(tmp_path / "config.yaml")

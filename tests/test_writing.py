@@ -75,3 +75,9 @@ def test_records_that_processes_add_at_once_are_all_kept(tmp_path: Path) -> None
         assert process.exitcode == 0
     assert len(read_results(tmp_path)) == 40
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_text_that_is_no_unicode_becomes_its_escape(tmp_path: Path) -> None:
+    """A run's name may be in another encoding than the system's."""
+    replace_text(tmp_path / "a.txt", "caf\udce9\r\nä\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"caf\\udce9\r\n\xc3\xa4\n"

@@ -38,7 +38,12 @@ def add_results(run_dir: str | Path, records: Sequence[Record | Mapping[str, Any
     with replacing(path) as draft:  # read within, so that nothing that another process adds meanwhile is lost
         merged = {record.identity: record for record in [*(read_results(run_dir) if path.exists() else []), *added]}
         content = {"results": [record.flat() for record in merged.values()]}
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        try:
+            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        except ValueError as error:  # what is added is finite
+            raise _broken(path) from error
+        # the escape of half a surrogate pair, such as a folder's name in no Unicode gives, is JSON's own
+        draft.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -56,7 +61,11 @@ def read_results(run_dir: str | Path) -> list[Record]:
             raise OSError("it is no file")
         return [Record.from_flat(dict(record)) for record in from_json(path.read_text("utf-8"))["results"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"'{path}' is broken; delete it and evaluate the run again.") from error
+        raise _broken(path) from error
+
+
+def _broken(path: Path) -> UserError:
+    return UserError(f"'{path}' is broken; delete it and evaluate the run again.")
 
 
 def peak_memory_mb() -> float:

@@ -296,6 +296,8 @@ def read_yaml(path: Path) -> Any:
         UserError: It is missing, no YAML, or too large, which a small file of aliases can be as well.
     """
     try:
+        if path.exists() and not path.is_file():  # of a pipe nobody may ever write the end
+            raise OSError("it is no file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:

@@ -83,6 +83,23 @@ def test_a_broken_file_is_named(tmp_path, text):
     assert (tmp_path / "results.json").read_text() == text
 
 
+def test_an_old_value_that_no_json_holds_is_named(tmp_path):
+    old = '{"protocol": "knn", "split": "a", "metric": "b", "value": 1e999}'
+    (tmp_path / "results.json").write_text(f'{{"results": [{old}]}}')
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(UserError, match=r"results\.json' is broken; delete it"):
+        add_results(tmp_path, [record()])
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_what_is_no_unicode_is_kept_as_its_escape(tmp_path):
+    """As a folder is called whose name is in another encoding."""
+    add_results(tmp_path, [record(data="caf\udce9")])
+    add_results(tmp_path, [record(k=5)])
+    assert b"caf\\udce9" in (tmp_path / "results.json").read_bytes()
+    assert read_results(tmp_path)[0]["data"] == "caf\udce9"
+
+
 def test_what_is_no_file_is_broken(tmp_path):
     os.mkfifo(tmp_path / "results.json")  # whose end nobody writes
     with pytest.raises(UserError, match=r"results\.json' is broken"):

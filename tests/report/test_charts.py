@@ -128,6 +128,12 @@ def diagnostics(values):
     return Record(protocol="diagnostics", split="train", metric="rank_me", value=3.0, found={"spectrum": spectrum})
 
 
+@pytest.mark.parametrize("spectrum", [None, "x", [1, 2], {"rank": 5, "value": "x"}, {"rank": [1]}, {"value": [1.0]}])
+def test_a_spectrum_that_is_none_is_not_drawn(spectrum):
+    broken = Record(protocol="diagnostics", split="train", metric="rank_me", value=3.0, found={"spectrum": spectrum})
+    assert list(spectrum_chart(alone([broken]))) == []
+
+
 def test_one_value_near_zero_does_not_flatten_the_spectrum():
     values = [1 / rank for rank in range(1, 64)]
     (plain_chart,), (with_one,) = (spectrum_chart(alone([diagnostics(own)])) for own in (values, [*values, 1e-9]))

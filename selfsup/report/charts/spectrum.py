@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfsup.report.compared import Charted, Compared, alone, page_chart
@@ -21,8 +21,9 @@ def spectrum_chart(runs: Compared) -> Sequence[Charted]:
     series, rows = [], []
     for place, run in enumerate(runs.runs):
         record = pick(run.records, "diagnostics", "rank_me")
-        spectrum = (None if record is None else record.get("spectrum")) or {}
-        pairs = list(zip(spectrum.get("rank", ()), spectrum.get("value", ()), strict=False))
+        held = {} if record is None else record.get("spectrum")
+        ranks, values = (held.get(key) if isinstance(held, Mapping) else None for key in ("rank", "value"))
+        pairs = zip(ranks, values, strict=False) if isinstance(ranks, list) and isinstance(values, list) else ()
         points = [(float(r), float(v)) for r, v in pairs if is_number(r) and is_number(v) and r > 0 and v > 0]
         if not points:
             continue
@@ -30,9 +31,9 @@ def spectrum_chart(runs: Compared) -> Sequence[Charted]:
         rows += [(runs.names[place], f"{rank:.0f}", number_text(value)) for rank, value in points]
     if not series:
         return []
-    values = sorted((y for one in series for _, y in one.points), reverse=True)
-    floor = values[int(SHOWN * (len(values) - 1))] / 3
-    left = sum(value < floor for value in values)
+    heights = sorted((y for one in series for _, y in one.points), reverse=True)
+    floor = heights[int(SHOWN * (len(heights) - 1))] / 3
+    left = sum(height < floor for height in heights)
     up = Axis("singular value / largest", log=True, within=(math.log10(floor), 1e9), least=1.0)
     figure, words = line_figure(series, Axis("rank", log=True), up)
     caption = (
@@ -40,7 +41,7 @@ def spectrum_chart(runs: Compared) -> Sequence[Charted]:
         "early has few directions in use (dimensional collapse, arXiv:2110.09348)."
     )
     if left:
-        caption += f" {left} of {len(values)} values are below the end of the axis; the data have them."
+        caption += f" {left} of {len(heights)} values are below the end of the axis; the data have them."
     return [
         Charted(
             "singular values",
