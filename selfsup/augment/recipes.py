@@ -1,7 +1,7 @@
 """What each paper does to an image before the network sees it.
 
 Sources: google-research/simclr, facebookresearch/moco and its CIFAR notebook, deepmind-research/byol,
-facebookresearch/swav, dino, dinov2, msn, ijepa, mae and data2vec_vision, bytedance/ibot, microsoft/SimMIM, and
+facebookresearch/swav, dino, dinov2, msn, ijepa, capi, mae and data2vec_vision, bytedance/ibot, microsoft/SimMIM, and
 solo-learn's CIFAR configurations. Where an author's code measures the strength in PIL terms, the torchvision argument
 of the same meaning is given.
 """
@@ -165,6 +165,7 @@ _IJEPA = ViewRecipe((), scale=(0.3, 1.0))
 # each image before its crop. MAE's and data2vec's authors resize bicubic, SimMIM's bilinear.
 _MAE = ViewRecipe(("flip",), scale=(0.2, 1.0), interpolation="bicubic")
 _SIMMIM = ViewRecipe(("flip",), scale=(0.67, 1.0))
+_CAPI = ViewRecipe(("flip",), scale=(0.6, 1.0), interpolation="bicubic")
 _DATA2VEC = ViewRecipe(("flip", "jitter"), interpolation="bicubic", jitter_p=1.0, hue=0.0)
 
 RECIPES: dict[str, Recipe] = {
@@ -193,6 +194,7 @@ RECIPES: dict[str, Recipe] = {
     "mae": ((_MAE,),),
     "simmim": ((_SIMMIM,),),
     "data2vec": ((_DATA2VEC,),),
+    "capi": ((_CAPI,),),
     "simclr_small": ((_SIMCLR_SMALL,),),
     "moco_v1_small": ((_MOCO_V1,),),  # has no blur, and the paper's crop suits any size
     "moco_v2_small": ((_MOCO_V2_SMALL,),),

@@ -38,6 +38,7 @@ from selfsup.functional.diagnostics import (
 )
 from selfsup.functional.distillation import map_distillation, resample_map, similarity_distillation
 from selfsup.functional.geometry import location_grid
+from selfsup.functional.latent_clusters import chosen_places, positionwise_sinkhorn
 from selfsup.functional.masks import (
     block_mask,
     grid_mask,
@@ -79,6 +80,7 @@ __all__ = [
     "centroid_distance",
     "channel_whiten",
     "channel_whitening_mse",
+    "chosen_places",
     "code_prediction",
     "coding_rate",
     "cross_view_nce",
@@ -130,6 +132,7 @@ __all__ = [
     "pixcontrast_loss",
     "pixpro_loss",
     "pixpro_mask",
+    "positionwise_sinkhorn",
     "prior_divergence",
     "random_mask",
     "rank_me",

@@ -75,7 +75,7 @@ def test_no_recipe_but_the_byol_preset_adds_brightness_and_none_cuts_its_blur():
 
 
 def test_every_recipe_of_two_views_has_a_small_version():
-    one_view = {"mae", "simmim", "data2vec", "ijepa"}  # the papers' crops suit any size
+    one_view = {"mae", "simmim", "data2vec", "ijepa", "capi"}  # the papers' crops suit any size
     large = {name for name in RECIPES if not name.endswith("_small")} - one_view
     assert {name.removesuffix("_small") for name in RECIPES if name.endswith("_small")} == large
 

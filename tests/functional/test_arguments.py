@@ -136,6 +136,8 @@ CALLS: dict[str, dict[str, Any]] = {
         "query_temperature": 0.1,
         "key_temperature": 0.04,
     },
+    "chosen_places": {"draw": numbers, "mask": TOKEN_MASK, "share": 0.5},
+    "positionwise_sinkhorn": {"scores": draw(4, 2, 3), "epsilon": 0.06, "iterations": 3},
     "code_prediction": {"scores": draw(2, 6, 3), "codes": draw(6, 3).softmax(1), "temperature": 0.1},
     "prior_divergence": {"scores": draw(6, 3), "temperature": 0.1, "exponent": 0.25},
     "sharpened_codes": {"scores": draw(6, 3), "temperature": 0.1, "sharpening": 0.25, "iterations": 3},
