@@ -7,9 +7,9 @@ Epoch", 2023.
 
 Defaults are those of the authors' code and of the command in its README (tsb0601/EMP-SSL, bce1514 and 0b79c5a).
 
-Deviations: the authors judge the mean over 128 patches of the head's first hidden layer, a bag of features that costs
-128 passes an image. Here the backbone's feature of the whole image is judged, as with every method, so figures cannot
-be compared with theirs.
+Deviations: the authors judge the mean over 128 patches of the head's first hidden layer. Here the backbone's feature of
+the whole image is judged, as with every method, so that figures cannot be compared with theirs; the protocol
+``bag_of_patches`` (``selfsup evaluate RUN --only bag_of_patches eval.bag_of_patches.layer=head``) judges such means.
 """
 
 from __future__ import annotations
