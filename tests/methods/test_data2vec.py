@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsup.config import load_config
 from selfsup.errors import UserError
+from selfsup.functional import block_mask
 
 TINY = [
     "backbone=vit_small_mean",
@@ -120,6 +121,16 @@ def test_every_image_has_as_many_masked_tokens(tiny_config: Callable[..., Any]) 
     assert masks[0].sum(1).tolist() == [10] * 16  # round(16 · 120 / 196)
     assert len({tuple(row) for row in masks[0].tolist()}) > 8
     assert not torch.equal(masks[0], masks[1])
+
+
+def test_masks_are_blocks_of_at_least_the_smallest_area(tiny_config: Callable[..., Any]) -> None:
+    """A quarter of 16 tokens: blocks from 4 on, and of 10 masked tokens in all."""
+    method, batch = prepared(tiny_config("data2vec", "method.min_block=0.25"))
+    found = masks_of(method)
+    method.training_step(batch, 0)
+    draw = method.draw(batch.index, 0)
+    assert torch.equal(found[0], block_mask(draw, (4, 4), 10, least=4))
+    assert not torch.equal(found[0], block_mask(draw, (4, 4), 10, least=1))
 
 
 def test_the_teacher_follows_with_a_constant_momentum_and_without_the_mask_token(

@@ -37,6 +37,23 @@ def test_the_layer_is_what_a_loop_says(bias: bool) -> None:
     torch.testing.assert_close(merged(x), layer(x), rtol=1e-12, atol=1e-12)
 
 
+def test_a_layer_starts_as_lora_says_and_keeps_its_mode() -> None:
+    """A is drawn as the weight of a linear layer, B is zero; α is the rank where it is not given."""
+    torch.manual_seed(1)
+    layer = AdaptedLinear(nn.Linear(400, 300), 50, 5.0)
+    bound = 400**-0.5  # kaiming's with a = √5
+    assert layer.adapter_a.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert layer.adapter_a.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert not layer.adapter_b.any()
+    assert not layer.eval().merged().training
+    assert layer.train().merged().training
+    for alpha, scale in ((None, 1.0), (6.0, 2.0)):
+        backbone = vit()
+        adapt(backbone, 3, alpha)
+        found = {module.scale for module in backbone.modules() if isinstance(module, AdaptedLinear)}
+        assert found == {scale}
+
+
 def test_a_network_starts_as_it_was_learns_by_its_adapters_alone_and_merges_back() -> None:
     plain, backbone = vit(), vit()
     images = torch.randn(2, 3, 16, 16)

@@ -285,3 +285,22 @@ def test_wrong_masks_and_places_are_refused() -> None:
     learned: Any = build("dinov3").network
     with pytest.raises(UserError, match=r"backbone\.fixed_positions: Eva has no positions"):
         fix_positions(learned)
+
+
+def test_a_mask_token_begins_small() -> None:
+    """Normal, with a deviation of 0.02."""
+    torch.manual_seed(0)
+    token = MaskToken(4000)()
+    assert token.shape == (1, 1, 4000)
+    assert token.std().item() == pytest.approx(0.02, rel=0.05)
+    assert abs(token.mean().item()) < 0.002
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_blocks_are_computed_again_where_that_is_asked_for(again: bool) -> None:
+    backbone, calls = build().train(), []
+    backbone.save_memory(activation_checkpointing=again)
+    for block in backbone.network.blocks:
+        block.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    backbone.forward_tokens(images()).patches.sum().backward()
+    assert len(calls) == (6 if again else 3)

@@ -124,6 +124,22 @@ def test_the_first_convolution_gives_grey_images_what_it_gave(there: int, here: 
     assert f"mean over its {there} channel" in start.notes[0]
 
 
+def test_a_later_convolution_of_other_channels_stays_random_and_is_named(tmp_path: Path) -> None:
+    """Groups of channels: only the first convolution sees colours, whose mean means something."""
+    plain, grouped = (
+        BackboneConfig("resnet50", small_stem=False, kwargs={"layers": [1, 1, 1, 1], "cardinality": n, "base_width": w})
+        for n, w in ((1, 8), (2, 4))
+    )
+    checkpoint = run_of(built(plain, seed=1), tmp_path, plain)
+    backbone, untouched = built(grouped), built(grouped)
+    start = start_from(backbone, config_from(grouped, checkpoint))
+    assert torch.equal(backbone.network.layer1[0].conv2.weight, untouched.network.layer1[0].conv2.weight)
+    (note,) = start.notes
+    assert note.startswith(
+        "4 tensors are of another shape, and left as drawn: layer1.0.conv2.weight (8×8×3×3 there, 8×4"
+    )
+
+
 def test_position_embeddings_are_interpolated_as_timm_does(tmp_path: Path) -> None:
     kwargs = {"depth": 1, "embed_dim": 24, "num_heads": 2}
     vit = BackboneConfig("vit_tiny_patch16_224", kwargs=kwargs)
