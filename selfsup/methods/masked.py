@@ -12,20 +12,21 @@ from selfsup.nn import token_grid
 from selfsup.types import size_words
 
 
-def check_masked(parts: Parts, ratio: float, cell: int = 1) -> tuple[tuple[int, int], int]:
+def check_masked(parts: Parts, ratio: float, cell: int = 1, windowed: bool = False) -> tuple[tuple[int, int], int]:
     """Return rows and columns of the tokens of the views, and the side of a patch in pixels.
 
     Args:
         parts: Of the method.
         ratio: ``method.mask_ratio``, the share of the tokens that is masked.
         cell: ``method.mask_cell``, the side in tokens of the squares that are masked together.
+        windowed: Whether the network may be a Swin transformer.
 
     Raises:
         UserError: A network without tokens, patches that are no squares, or a ratio that masks none or all of them.
     """
     network: Any = parts.backbone.network
     size = parts.views.sizes[0]
-    rows, columns = token_grid(network, size)
+    rows, columns = token_grid(network, size, windowed)
     height, width = network.patch_embed.patch_size
     if height != width:
         raise UserError(f"backbone: patches of {height}×{width} pixels are no squares; take another patch_size.")

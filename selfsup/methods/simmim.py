@@ -5,12 +5,13 @@ is the absolute error of the hidden pixels. Xie et al., "SimMIM: A Simple Framew
 Read: microsoft/SimMIM, d3e29bc.
 
 The network that remains is the encoder. Nothing teaches its class token, so its feature is the mean of the patch tokens
-(``backbone=vit_small_mean``), seen without masks.
+(``backbone=vit_small_mean``), seen without masks. A Swin transformer (``backbone.name=swin_…``), the authors' other
+network, has its patches replaced behind the stem; each token of its last stage predicts the square of 32 pixels that it
+stands for, so that squares are 8 patches of 4 (``method.mask_cell=8``).
 
-Deviations: vision transformers only, timm's, with learned positions where the authors have relative ones shared by all
-layers; Swin transformers, their other network, do not open their tokens here. round(ratio · squares) squares are
-masked, where the authors round up: 29 and 30 of 49. The mask token begins normal, where theirs is cut at one standard
-deviation. The authors add 1e-5 to the number of masked pixels.
+Deviations: networks are timm's, the vision transformer with learned positions where the authors have relative ones
+shared by all layers. round(ratio · squares) squares are masked, where the authors round up: 29 and 30 of 49. The mask
+token begins normal, where theirs is cut at one standard deviation. The authors add 1e-5 to the number of masked pixels.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from selfsup.functional import grid_mask, masked_absolute_error, patchify
+from selfsup.functional import grid_mask, masked_absolute_error, patchify, unpatchify
 from selfsup.methods.base import Method, MethodConfig
 from selfsup.methods.masked import check_masked, check_pooling
 from selfsup.methods.parts import Parts
-from selfsup.nn import MaskToken
+from selfsup.nn import MaskToken, token_stride
 from selfsup.registry import methods
 from selfsup.settings import setting
 from selfsup.types import Batch, StepOutput, View
@@ -35,8 +36,8 @@ class SimMIMConfig(MethodConfig):
 
     Attributes:
         mask_ratio: Share of the squares that are hidden.
-        mask_cell: Side of a square in patches; the paper's squares are 32 pixels, two patches of 16. Single patches
-            (1) are a task that neighbours nearly solve.
+        mask_cell: Side of a square in patches; the paper's squares are 32 pixels, two patches of 16, or eight of 4.
+            Single patches (1) are a task that neighbours nearly solve.
     """
 
     name: str = "simmim"
@@ -53,10 +54,11 @@ class SimMIM(Method):
     def __init__(self, config: SimMIMConfig, parts: Parts) -> None:
         super().__init__(parts)
         self.config = config
-        self.grid, self.patch = check_masked(parts, config.mask_ratio, cell=config.mask_cell)
+        self.grid, self.patch = check_masked(parts, config.mask_ratio, config.mask_cell, windowed=True)
         check_pooling(parts, "SimMIM")
-        self.mask_token = MaskToken(self.backbone.dim)
-        self.head = nn.Linear(self.backbone.dim, self.patch**2 * self.backbone.in_channels)
+        self.channels, self.stride = self.backbone.in_channels, token_stride(self.backbone.network)
+        self.mask_token = MaskToken(int(self.backbone.network.patch_embed.proj.out_channels))  # type: ignore[union-attr]
+        self.head = nn.Linear(self.backbone.dim, self.stride**2 * self.channels)
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
         """Return the mean absolute error of the hidden pixels."""
@@ -64,4 +66,6 @@ class SimMIM(Method):
         draw = self.draw(batch.index, 0)
         mask = grid_mask(draw, self.grid, self.config.mask_ratio, self.config.mask_cell).to(images.device)
         tokens = self.backbone.forward_tokens(images, mask, self.mask_token())
-        return StepOutput(masked_absolute_error(self.head(tokens.patches), patchify(images, self.patch), mask))
+        last = images.shape[-2] // self.stride, images.shape[-1] // self.stride
+        painted = unpatchify(self.head(tokens.patches), last, self.channels)
+        return StepOutput(masked_absolute_error(patchify(painted, self.patch), patchify(images, self.patch), mask))

@@ -14,9 +14,10 @@ from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import CosinePrototypes, Prototypes
 from selfsup.nn.queue import FeatureQueue
 from selfsup.nn.recompute import in_chunks, unchanged_statistics
+from selfsup.nn.subset_depth import SubsetBlock, drop_images
 from selfsup.nn.teacher import Teacher
 from selfsup.nn.token_transformer import TokenTransformer
-from selfsup.nn.tokens import MaskToken, Tokens, check_tokens, fix_positions, token_grid
+from selfsup.nn.tokens import MaskToken, Tokens, check_tokens, fix_positions, token_grid, token_stride
 from selfsup.nn.wrap import give_backbone, own_backbone, wrap_backbone
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PixelPropagation",
     "Prototypes",
     "SplitBatchNorm2d",
+    "SubsetBlock",
     "Teacher",
     "TokenTransformer",
     "Tokens",
@@ -44,6 +46,7 @@ __all__ = [
     "check_dense",
     "check_tokens",
     "dense_head",
+    "drop_images",
     "fix_positions",
     "freeze",
     "give_backbone",
@@ -56,6 +59,7 @@ __all__ = [
     "side_step",
     "split_batch_norm",
     "token_grid",
+    "token_stride",
     "unchanged_statistics",
     "unshuffle",
     "wrap_backbone",

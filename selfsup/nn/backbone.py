@@ -36,6 +36,8 @@ class BackboneConfig(Section):
             weights as they always do.
         fixed_positions: Vision transformers only: sines and cosines of row and column that stay as they are, in place
             of learned positions; zero at class token and registers. MAE, MoCo v3 and I-JEPA have them.
+        subset_drop_path: Vision transformers only: share of the images of a batch that attention and perceptron of each
+            block leave out in training, in place of timm's drop path, which runs them in vain. DINOv2 has it above 0.1.
         kwargs: Further arguments of ``timm.create_model``. What depends on the size of the images (``img_size``,
             ``dynamic_img_size``) follows from ``data.image_size`` and ``augment.sizes`` unless it is given here.
         from_: The setting ``backbone.from``: weights that training starts from, named as for ``checkpoint``: a run, a
@@ -60,7 +62,16 @@ class BackboneConfig(Section):
     section: ClassVar[str] = "backbone"
     #: Settings that say how a network is trained, and not which one it is.
     of_training: ClassVar[frozenset[str]] = frozenset(
-        ("from_", "freeze_epochs", "freeze", "anchor", "anchor_weight", "adapter_rank", "adapter_alpha")
+        (
+            "subset_drop_path",
+            "from_",
+            "freeze_epochs",
+            "freeze",
+            "anchor",
+            "anchor_weight",
+            "adapter_rank",
+            "adapter_alpha",
+        )
     )
 
     name: str = "resnet18"
@@ -70,6 +81,7 @@ class BackboneConfig(Section):
     blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
     zero_init_last: bool | None = None
     fixed_positions: bool = False
+    subset_drop_path: float = setting(0.0, least=0, below=1)
     kwargs: dict[str, Any] = field(default_factory=dict)
     from_: str | None = None
     freeze_epochs: int = setting(0, least=0)
@@ -202,7 +214,8 @@ class Backbone(nn.Module):
         """Return the tokens of a vision transformer behind its final norm, prefix and patches apart.
 
         Without mask and keep they are those of timm's ``forward_features``. Patches are exchanged before positions are
-        added, so that a mask token knows where it is, and left out after that.
+        added, so that a mask token knows where it is, and left out after that. A Swin transformer takes a mask, and
+        neither keep nor layers.
 
         Args:
             images: float ``[N,C,H,W]``.
@@ -216,10 +229,10 @@ class Backbone(nn.Module):
             UserError: The network is no transformer whose tokens are known.
             ValueError: Mask, keep or layers of another type, shape or range.
         """
-        network = check_tokens(self.network)
+        network = check_tokens(self.network, windowed=keep is None and not layers)
         seams = Seams(mask_token, layers, normalize_layers)
         runs = self._run(partial(sequences, network, seams), images, mask, keep)
-        count = network.num_prefix_tokens
+        count = getattr(network, "num_prefix_tokens", 0)
         last, *others = (Tokens(x[:, :count], x[:, count:]) for x in runs)
         return last._replace(layers=tuple(others))
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from timm.layers import PatchEmbed, apply_keep_indices_nlc, build_sincos2d_pos_embed
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +20,8 @@ from selfsup.types import Size, height_width
 
 #: Families of timm's transformers whose way from image to tokens is known here; Eva's have rotary positions.
 FAMILIES = (VisionTransformer, Eva)
+#: Those that attend within windows and merge tokens from stage to stage: patches can be replaced, and not left out.
+WINDOWED = (SwinTransformer, SwinTransformerV2)
 
 
 class Tokens(NamedTuple):
@@ -25,7 +29,8 @@ class Tokens(NamedTuple):
 
     Attributes:
         prefix: ``[N,R,D]``, the class token, if there is one, then the registers.
-        patches: ``[N,L,D]``, row by row of the grid; with ``keep``, ``[N,K,D]`` in the order of its indices.
+        patches: ``[N,L,D]``, row by row of the grid; with ``keep``, ``[N,K,D]`` in the order of its indices. Of a Swin
+            transformer they are those of the last stage, fewer than there are patches.
         layers: The same after each of the blocks that were asked for.
     """
 
@@ -59,34 +64,50 @@ class MaskToken(nn.Module):
         return self.weight.clone()  # sharded training takes the weight itself away after the call
 
 
-def token_grid(network: nn.Module, size: Size) -> tuple[int, int]:
-    """Return the rows and columns of the patch tokens of images of this size.
+def token_grid(network: nn.Module, size: Size, windowed: bool = False) -> tuple[int, int]:
+    """Return the rows and columns of the patches of images of this size.
 
     Args:
         network: Timm's, ``Backbone.network``.
         size: Side of the images in pixels, or (height, width).
+        windowed: As for :func:`check_tokens`.
 
     Raises:
         UserError: The network is no transformer whose tokens are known here.
     """
-    transformer: Any = check_tokens(network)
+    transformer: Any = check_tokens(network, windowed)
     rows, columns = transformer.patch_embed.dynamic_feat_size(height_width(size))
     return int(rows), int(columns)
 
 
-def check_tokens(network: nn.Module) -> Any:
+def token_stride(network: nn.Module) -> int:
+    """Return the side in pixels of what one token at the end of a network stands for."""
+    transformer: Any = check_tokens(network, windowed=True)
+    stages = len(transformer.layers) if isinstance(network, WINDOWED) else 1
+    return int(transformer.patch_embed.patch_size[0]) * 2 ** (stages - 1)
+
+
+def check_tokens(network: nn.Module, windowed: bool = False) -> Any:
     """Return the network, whose tokens can be replaced, left out and looked at.
+
+    Args:
+        network: Timm's, ``Backbone.network``.
+        windowed: Whether it may be a Swin transformer, whose patches can be replaced alone.
 
     Raises:
         UserError: It is another kind of network, ends without its norm, or drops patches by itself.
     """
     transformer: Any = network
-    ways = [family.forward_features for family in FAMILIES]
-    known = getattr(type(network), "forward_features", None) in ways
-    if not known or not isinstance(transformer.patch_embed, PatchEmbed):  # others let a patch see its neighbours
+    forward = getattr(type(network), "forward_features", None)
+    open_patches = isinstance(getattr(transformer, "patch_embed", None), PatchEmbed)  # others see their neighbours
+    if windowed and open_patches and forward in [family.forward_features for family in WINDOWED]:
+        return transformer
+    if not open_patches or forward not in [family.forward_features for family in FAMILIES]:
+        kinds, others = ("a plain vision transformer or a Swin", ", swin_…") if windowed else ("a plain vision", "")
         raise UserError(
-            f"backbone: this needs the tokens of a plain vision transformer, and {type(network).__name__} is "
-            "none; take backbone=vit_small, or another of timm's vit_…, deit_…, eva02_… or …_dinov3 by backbone.name."
+            f"backbone: this method needs the tokens of {kinds} transformer, and {type(network).__name__} is "
+            f"none; take backbone=vit_small, or another of timm's vit_…, deit_…, eva02_…{others} or …_dinov3 by "
+            "backbone.name."
         )
     if isinstance(transformer.norm, nn.Identity) and not isinstance(transformer.fc_norm, nn.Identity):
         word = "use_fc_norm" if isinstance(transformer, Eva) else "fc_norm"
@@ -145,6 +166,8 @@ def sequences(
     x = network.patch_embed(images)
     if mask is not None:
         x = _replaced(x, mask, seams.mask_token)
+    if isinstance(network, WINDOWED):
+        return (network.norm(network.layers(x)).flatten(1, 2),)
     embedded = network._pos_embed(x)
     x, rotary = embedded if isinstance(embedded, tuple) else (embedded, None)
     if keep is not None:

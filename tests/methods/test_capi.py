@@ -128,6 +128,12 @@ def test_uniform_outputs_cost_twice_the_logarithm(tiny_config: Callable[..., Any
     assert method.training_step(batch, 0).item() == pytest.approx(2 * math.log(12), rel=1e-5)
 
 
+def test_clusters_begin_standard_normal_without_offsets(tiny_config: Callable[..., Any]) -> None:
+    method, _ = prepared(tiny_config("capi", "method.clusters=500"))
+    assert method.clusters.weight.std().item() == pytest.approx(1, rel=0.05)
+    assert not method.clusters.bias.any()
+
+
 def test_clusters_have_half_the_rate_and_a_decay_of_their_own(tiny_config: Callable[..., Any]) -> None:
     method, _ = prepared(tiny_config("capi"))
     groups = method.param_groups()

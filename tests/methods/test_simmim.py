@@ -13,6 +13,8 @@ from torch import Tensor
 
 from selfsup.config import load_config
 from selfsup.errors import UserError
+from selfsup.functional import masked_absolute_error, patchify
+from selfsup.types import Batch, View
 
 TINY = [
     "backbone=vit_small_mean",
@@ -121,6 +123,68 @@ def test_defaults_are_the_papers() -> None:
     )
     assert (optimizer.schedule, optimizer.milestones, optimizer.drop) == ("steps", [700], 0.1)
     assert (config.augment.recipe, config.augment.counts) == ("simmim", [1])
+
+
+SWIN_KWARGS = {
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": [2, 2],
+    "num_heads": [2, 2],
+    "window_size": 4,
+    "drop_path_rate": 0.0,
+}
+
+
+def test_one_step_of_a_swin_by_hand(tiny_config: Callable[..., Any]) -> None:
+    """Each token of the last stage paints the 4 × 4 pixels that it stands for; patches of 2 pixels are hidden."""
+    config = tiny_config("simmim", "batch_size=3", "method.mask_cell=4")
+    config.backbone.name, config.backbone.kwargs = "swin_tiny_patch4_window7_224", SWIN_KWARGS
+    method, batch = prepared(config)
+    method.double()
+    twin = copy.deepcopy(method)
+    found = watched(method)
+    loss = method.training_step(batch, 0)
+    (view,) = twin.views(batch.image, seed=twin_seed(method), index=batch.index)
+    images, mask = view.image.double(), found[0]["mask"].view(3, 16, 16)
+    network, token = twin.backbone.network, twin.mask_token.weight[0, 0]
+    stem = torch.where(mask[..., None], token, network.patch_embed(images))
+    last = network.norm(network.layers(stem))  # [3,8,8,16]
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for n in range(3):
+        for row in range(32):
+            for column in range(32):
+                if not mask[n, row // 2, column // 2]:
+                    continue
+                painted = twin.head(last[n, row // 4, column // 4]).view(4, 4, 3)[row % 4, column % 4]
+                total, count = total + (images[n, :, row, column] - painted).abs().sum(), count + 1
+    assert count == 3 * 10 * 64  # round(0.6 · 16) squares of 8 pixels
+    torch.testing.assert_close(loss, total / (3 * count))
+    loss.backward()
+    (total / (3 * count)).backward()
+    for (name, ours), theirs in zip(method.named_parameters(), twin.parameters(), strict=True):
+        assert ours.grad.ne(0).any(), name
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+def test_of_rectangles_each_patch_is_painted_where_it_lies(tiny_config: Callable[..., Any]) -> None:
+    """4 × 2 patches: rows and columns are not exchanged."""
+    method, _ = prepared(tiny_config("simmim"))
+    found = watched(method)
+    image = torch.randn(3, 3, 32, 16, generator=torch.Generator().manual_seed(0))
+    method.grid = (4, 2)
+    batch = Batch(image, None, torch.arange(3))
+    method.seed_step(0)
+    loss = method.step((View(image, torch.zeros(3, 2, 3)),), batch).loss
+    painted = method.head(found[0]["patches"])
+    expected = masked_absolute_error(painted, patchify(image, 8), found[0]["mask"])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_network_of_another_kind_is_refused_by_name(tiny_config: Callable[..., Any]) -> None:
+    config = tiny_config("simmim")
+    config.backbone.name, config.backbone.kwargs = "convnext_atto", {}
+    with pytest.raises(UserError, match="a plain vision transformer or a Swin transformer, and ConvNeXt is none"):
+        prepared(config)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,21 @@ def test_compiled_views_resume(tiny_config: Callable[..., Any], monkeypatch: pyt
     assert_same_state(whole, parts)
 
 
+def test_stochastic_depth_of_subsets_resumes(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which images are left out is drawn by the step, not by a generator that has gone on."""
+    settings = ["backbone.subset_drop_path=0.5"]
+    whole = train(tiny_config("simmim", *settings, run="whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted) as stopped:
+            train(tiny_config("simmim", *settings, run="parts"))
+    parts = stopped.value.checkpoint.parent.parent
+    train(load_resumed_config([f"resume={parts}"]))
+    assert_same_state(whole, parts)
+    with pytest.raises(AssertionError):
+        assert_same_state(train(tiny_config("simmim", run="without")), parts)
+
+
 def test_a_gram_teacher_resumes(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """It is renewed at the start of both epochs; a run that stops behind that goes on with the one it had."""
     settings = ["method.gram_weight=1", "method.gram_every_epochs=1", "method.momentum=0.9"]
