@@ -9,7 +9,7 @@ from typing import Any
 from selfsup.config import TrainConfig
 from selfsup.errors import UserError
 from selfsup.methods import Anchor, Method
-from selfsup.nn import Backbone, BackboneConfig, adapt, freeze
+from selfsup.nn import Backbone, BackboneConfig, adapt, drop_images, freeze
 from selfsup.settings.checkpoints import OWN
 from selfsup.wording import counted
 
@@ -40,14 +40,16 @@ def check_held(config: TrainConfig) -> None:
 
 
 def hold(backbone: Backbone, config: BackboneConfig) -> tuple[Backbone | None, dict[str, Any]]:
-    """Let of a backbone, in place, learn what the settings let learn.
+    """Let of a backbone, in place, learn what the settings let learn, and of each batch what they leave.
 
     Returns:
         A copy of it as it was, where there is an anchor, and what is to be said and kept: numbers of weights, names.
 
     Raises:
-        UserError: As :func:`~selfsup.nn.freeze` and :func:`~selfsup.nn.adapt`.
+        UserError: As :func:`~selfsup.nn.freeze`, :func:`~selfsup.nn.adapt` and :func:`~selfsup.nn.drop_images`.
     """
+    if config.subset_drop_path:
+        drop_images(backbone, config.subset_drop_path)
     original = copy.deepcopy(backbone) if config.anchor is not None else None
     backbone.freeze_epochs = config.freeze_epochs
     frozen = freeze(backbone, config.freeze) if config.freeze else []

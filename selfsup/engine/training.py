@@ -48,7 +48,7 @@ from selfsup.errors import UserError
 from selfsup.eval import Record, add_results, read_results
 from selfsup.eval.results import peak_memory_mb
 from selfsup.methods import Method, Parts
-from selfsup.nn import Backbone, build_backbone, drop_images, side_step
+from selfsup.nn import Backbone, build_backbone, side_step
 from selfsup.opened import open_teacher
 from selfsup.optimization import build_optimizer, learning_rate_factors, scaled_lr
 from selfsup.registry import methods
@@ -297,8 +297,6 @@ def assemble(
     )
     image_sizes = [*views.sizes, as_size(config.data.image_size)]
     backbone = build_backbone(config.backbone, data.channels, data.normalization, image_sizes)
-    if config.backbone.subset_drop_path:
-        drop_images(backbone, config.backbone.subset_drop_path)
     start = start_from(backbone, config.backbone) if starts and config.backbone.from_ is not None else None
     if _fills_vectors(backbone):
         backbone.to(memory_format=torch.channels_last)

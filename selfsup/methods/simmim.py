@@ -17,6 +17,7 @@ token begins normal, where theirs is cut at one standard deviation. The authors 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -56,8 +57,9 @@ class SimMIM(Method):
         self.config = config
         self.grid, self.patch = check_masked(parts, config.mask_ratio, config.mask_cell, windowed=True)
         check_pooling(parts, "SimMIM")
-        self.channels, self.stride = self.backbone.in_channels, token_stride(self.backbone.network)
-        self.mask_token = MaskToken(int(self.backbone.network.patch_embed.proj.out_channels))  # type: ignore[union-attr]
+        network: Any = self.backbone.network
+        self.channels, self.stride = self.backbone.in_channels, token_stride(network)
+        self.mask_token = MaskToken(network.patch_embed.proj.out_channels)
         self.head = nn.Linear(self.backbone.dim, self.stride**2 * self.channels)
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:

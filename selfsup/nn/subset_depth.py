@@ -13,7 +13,7 @@ from selfsup.errors import UserError
 from selfsup.nn.backbone import Backbone
 
 
-class SubsetBlock(Block):
+class SubsetBlock(Block):  # type: ignore[misc]
     """A block of timm's vision transformers whose residuals are of max(⌊B(1 − rate)⌋, 1) of the B images in training.
 
     They are drawn anew for attention and perceptron, and what they add is multiplied by B over their number, so that

@@ -84,7 +84,7 @@ def token_stride(network: nn.Module) -> int:
     """Return the side in pixels of what one token at the end of a network stands for."""
     transformer: Any = check_tokens(network, windowed=True)
     stages = len(transformer.layers) if isinstance(network, WINDOWED) else 1
-    return int(transformer.patch_embed.patch_size[0]) * 2 ** (stages - 1)
+    return int(transformer.patch_embed.patch_size[0]) << (stages - 1)  # each stage halves the sides
 
 
 def check_tokens(network: nn.Module, windowed: bool = False) -> Any:
