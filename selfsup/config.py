@@ -18,7 +18,9 @@ from selfsup.data import DataConfig
 from selfsup.errors import UserError
 from selfsup.eval.config import EvalConfig, eval_config
 from selfsup.methods import MethodConfig
+from selfsup.negatives import NegativesConfig
 from selfsup.nn import BackboneConfig, idle_settings
+from selfsup.objectives import ObjectiveConfig
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import REGISTRIES
 from selfsup.settings import Section, key_of, setting
@@ -149,6 +151,8 @@ class TrainConfig(Section):
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -160,6 +164,11 @@ class TrainConfig(Section):
     seed: int = setting(0, least=0, below=2**32)
     run_dir: str | None = None
     resume: str | None = None
+
+    @property
+    def scheme(self) -> str:
+        """The method, with what was put in the place of its own: ``simclr``, ``simclr+dcl``, ``moco+mochi+dcl``."""
+        return "+".join(part.name for part in (self.method, self.negatives, self.objective) if part.name != "none")
 
 
 @dataclass
@@ -288,6 +297,14 @@ def build(kind: str, values: dict[str, Any], changes: Iterable[Change] = ()) -> 
             f"{' and '.join(idle)} do{'es' * (len(idle) == 1)} nothing for the network '{composed.backbone.name}'.",
             stacklevel=3,
         )
+    if kind == "train" and composed.objective.name != "none":
+        own = [key for key in composed.method.of_loss if f"method.{key}" in keys]
+        for key in own:
+            warnings.warn(
+                f"method.{key} does nothing with objective={composed.objective.name}, which has settings of its own "
+                "(objective.…).",
+                stacklevel=3,
+            )
     for group, registry in REGISTRIES.items():
         if not hasattr(composed, group):
             continue

@@ -1,4 +1,4 @@
-"""Names to classes: methods and data sources register themselves and become choices of the configuration."""
+"""Names to what they call: methods, data sources and objectives register themselves as choices of the configuration."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def _plain(word: str) -> str:
 class Entry(Generic[T]):
     """A registered thing, the dataclass of its settings, the first line of its documentation, and what comes with it.
 
-    ``choices`` are those of other groups, such as ``optimizer: lars``.
+    ``choices`` are those of other groups, such as ``optimizer: lars``. ``over`` says over what it contrasts, see
+    :func:`fits`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Entry(Generic[T]):
     config: type[Any]
     summary: str
     choices: dict[str, str] = dataclasses.field(default_factory=dict)
+    over: tuple[str, ...] = ()
 
 
 class Registry(Generic[T]):
@@ -75,7 +77,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
 
     def register(
-        self, name: str, config: type[Any], *, also: tuple[str, ...] = (), **overrides: str
+        self, name: str, config: type[Any], *, also: tuple[str, ...] = (), over: tuple[str, ...] = (), **overrides: str
     ) -> Callable[[T], T]:
         """Decorate a class or function so that ``group=name`` selects it.
 
@@ -83,6 +85,8 @@ class Registry(Generic[T]):
             name: The name in configs and on the command line.
             config: Dataclass of its settings; the schema of the group's choice, holding the defaults.
             also: What else people call it.
+            over: Of a method: over what its loss contrasts, where another objective may take its place. Of an
+                objective, or of negatives: over what they can. See :func:`fits`.
             overrides: Choices of other groups that come with it, such as ``optimizer="lars"``. Experiments and the
                 command line win over them.
         """
@@ -93,7 +97,7 @@ class Registry(Generic[T]):
             if name in self._entries and self._entries[name].target.__module__ != target.__module__:
                 raise UserError(f"{self.group} '{name}' is already taken; register under another name.")
             summary = (target.__doc__ or "").strip().split("\n")[0]
-            self._entries[name] = Entry(name, target, config, summary, overrides)
+            self._entries[name] = Entry(name, target, config, summary, overrides, over)
             self.other_names |= dict.fromkeys(also, name)
             ConfigStore.instance().store(group=self.group, name=name, node=with_defaults(config, overrides))
             return target
@@ -142,9 +146,26 @@ def with_defaults(config: type[Any], overrides: dict[str, str]) -> type[Any]:
 
 methods: Registry[Any] = Registry("method")
 sources: Registry[Any] = Registry("data")
+objectives: Registry[Any] = Registry("objective")
+negatives: Registry[Any] = Registry("negatives")
 
 #: By group: the sections of a configuration of which each choice has settings of its own.
-REGISTRIES: dict[str, Registry[Any]] = {registry.group: registry for registry in (methods, sources)}
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.group: registry for registry in (methods, sources, objectives, negatives)
+}
+
+
+#: Over what a contrastive method contrasts, in words for messages.
+OVER = {
+    "views": "the views of the images of a batch",
+    "labels": "the images of a batch by their labels",
+    "queue": "a query, its key and a queue of earlier keys",
+}
+
+
+def fits(method: Iterable[str], objective: Iterable[str]) -> bool:
+    """Whether a method can take an objective, or negatives, by the ``over`` of both (words of ``OVER``)."""
+    return bool(set(method) & set(objective))
 
 
 def choice(group: str, name: str, schema: type[T]) -> T:

@@ -146,7 +146,7 @@ class Run(os.PathLike[str]):
         config = self.config
         found = {
             "run": str(self.path),
-            "method": config.method.name,
+            "method": config.scheme,
             "data": config.data.name,
             "backbone": config.backbone.name,
             "epochs": config.trainer.max_epochs,

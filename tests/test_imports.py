@@ -25,9 +25,12 @@ RULES = {
     "nn": ({"functional"} | NEUTRAL, {"torch", "timm"}),
     "augment": ({"functional"} | NEUTRAL, {"torch", "kornia", "matplotlib"}),
     "methods": (
-        {"functional", "nn", "augment", "checkpoint", "optimization", "first_layer"} | NEUTRAL,
+        {"functional", "nn", "augment", "objectives", "negatives", "checkpoint", "optimization", "first_layer"}
+        | NEUTRAL,
         {"torch", "pytorch_lightning"},
     ),
+    "objectives": ({"functional", "nn", "augment"} | NEUTRAL, {"torch"}),
+    "negatives": ({"functional", "nn", "augment", "objectives"} | NEUTRAL, {"torch"}),
     "settings": ({"errors", "imports", "registry"}, {"hydra", "omegaconf", "timm", "yaml"}),
 }
 IMPORT_METHODS = {"commands", "config", "doctor", "engine", "opened"}

@@ -245,6 +245,8 @@ def run_protocol(arguments: argparse.Namespace, protocol: str) -> int:
 #: How a name of each kind is given.
 _TAKEN = {
     "method": "selfsup methods NAME shows its settings; selfsup train method=NAME trains it.",
+    "objective": "selfsup methods NAME shows its settings; selfsup train method=simclr objective=NAME trains with it.",
+    "negatives": "selfsup methods NAME shows its settings; selfsup train method=moco negatives=NAME trains with it.",
     "data": "selfsup data NAME shows its settings; selfsup train data=NAME trains on it.",
     "protocol": "selfsup protocols NAME shows its settings; selfsup evaluate RUN --only NAME runs it.",
 }

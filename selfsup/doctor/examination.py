@@ -189,7 +189,7 @@ def _title(bench: Bench, method: Method) -> str:
     weights = sum(p.numel() for p in method.backbone.parameters()) / 1e6
     where = torch.cuda.get_device_name(bench.device) if cuda else f"{bench.device.type}, {bench.threads} threads"
     return (
-        f"{config.method.name} on {config.data.name} ({size_words(config.data.image_size)} px), "
+        f"{config.scheme} on {config.data.name} ({size_words(config.data.image_size)} px), "
         f"{config.backbone.name} with "
         f"{weights:.2f} M weights, batch {config.batch_size}, {config.trainer.precision}, {where}"
     )

@@ -33,6 +33,10 @@ RULES = {
     "method": Rule.LEARNS,  # where the weights still fit, which `check_fit` looks at
     "method.name": Rule.STAYS,
     **dict.fromkeys(("method.teacher", "method.teacher_backbone"), Rule.RUNS),  # its weights are compared
+    "objective": Rule.LEARNS,
+    "objective.name": Rule.STAYS,
+    "negatives": Rule.LEARNS,
+    "negatives.name": Rule.STAYS,
     "augment": Rule.LEARNS,
     "optimizer": Rule.LEARNS,
     "optimizer.name": Rule.STAYS,
@@ -128,7 +132,7 @@ def check_fit(state: Mapping[str, Any], checkpoint: Mapping[str, Any], changed: 
         key for key in state.keys() & held.keys() if _shape(state[key]) != _shape(held[key])
     )
     if apart:
-        cause = [str(change) for change in changed if change.key.startswith(("method.", "augment."))]
+        cause = [str(change) for change in changed if change.key.startswith(("method.", "objective.", "augment."))]
         because = f"{'; '.join(cause)}, with which" if cause else "the checkpoint is of another network or version:"
         which = f"{apart[0]} and {len(apart) - 1} more" if len(apart) > 1 else apart[0]
         raise UserError(

@@ -58,7 +58,7 @@ def choose_run_dir(config: TrainConfig) -> Path:
     """
     if config.run_dir is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{config.method.name}-{config.data.name}-seed{config.seed}-{stamp}"
+        name = f"{config.scheme}-{config.data.name}-seed{config.seed}-{stamp}"
         return next(
             path for n in itertools.count() if not (path := Path("runs") / (name + (f"-{n}" if n else ""))).exists()
         )

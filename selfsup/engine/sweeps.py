@@ -50,8 +50,7 @@ def sweep_words(overrides: Sequence[str]) -> list[str]:
     chosen = [_alternatives(word, refuse=not folders) for word in groups if word not in computed]
     bases: list[dict[str, Any]] = []
     if computed:
-        registered = itertools.product(*REGISTRIES.values())
-        schemas = [_schema(dict(zip(REGISTRIES, names, strict=True))) for names in registered]
+        schemas = [_schema(group, name) for group, registry in REGISTRIES.items() for name in registry]
     else:
         bases = [compose_choices([*folders, *combination], "train") for combination in itertools.product(*chosen)]
         schemas = [schema_of("train", base) for base in bases]
@@ -77,8 +76,9 @@ def sweep_words(overrides: Sequence[str]) -> list[str]:
     return words
 
 
-def _schema(names: dict[str, str]) -> Schema:
-    return Schema(TrainConfig, {group: REGISTRIES[group][name].config for group, name in names.items()})
+def _schema(group: str, name: str) -> Schema:
+    """Return the settings there are with one choice of a group; a setting is of one group alone."""
+    return Schema(TrainConfig, {group: REGISTRIES[group][name].config})
 
 
 def _alternatives(word: str, *, refuse: bool) -> list[str]:

@@ -305,6 +305,7 @@ def assemble(
     teacher, about_teacher = open_teacher(config.method, data.channels, data.normalization, views.sizes[0])
     run = config.optimizer, config.batch_size, world_size, config.seed, labelled
     parts = Parts(backbone, views, *run, index=index, teacher=teacher)
+    parts.objective, parts.negatives = config.objective, config.negatives
     method: Method = methods[config.method.name].target(config.method, parts)
     attach_anchor(method, original, config.backbone)
     method.checkpoint_info = {
@@ -345,7 +346,7 @@ def _announce(
     effective = config.batch_size * config.trainer.accumulate
     sizes = ", ".join(map(size_words, dict.fromkeys(method.views.sizes)))
     print(
-        f"{config.method.name} on {len(splits.pretrain):,} images of {config.data.name} "
+        f"{config.scheme} on {len(splits.pretrain):,} images of {config.data.name} "
         f"({size_words(config.data.image_size)} px), "
         f"{config.backbone.name} with {weights / 1e6:.2f} M weights, {counted(config.trainer.max_epochs, 'epoch')} of "
         f"{counted(len(splits.pretrain) // config.batch_size, 'step')}, batch {config.batch_size}, "
@@ -353,11 +354,10 @@ def _announce(
         f"{len(method.views.sizes)} {config.augment.recipe} views of {sizes} px"
         f"\nrun folder: {run_dir}",
         *(() if splits.found is None else splits.found.lines()),
+        *(changed or ()),
         sep="\n",
         flush=True,
     )
-    for change in changed or ():
-        print(change, flush=True)
     about = method.checkpoint_info
     said = *start_lines(about["start"]), *held_lines(about["held"]), *teacher_lines(about["teacher"])
     for line in said * first:

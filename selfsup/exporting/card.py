@@ -34,6 +34,10 @@ def model_card(run: Trained, code: str) -> str:
         "Mean": str(list(run.normalization.mean)),
         "Standard deviation": str(list(run.normalization.std)),
     }
+    for group in ("objective", "negatives"):  # which earlier versions did not have
+        given = dict(config.get(group) or {"name": "none"})
+        if (name := given.pop("name")) != "none":
+            facts[group.capitalize()] = name + _settings(given)
     lines = ["---", "library_name: selfsup", "tags: [self-supervised, image-feature-extraction]", "---", ""]
     lines += [f"# {run.config.name}, trained with {method['name']} on {data['name']}", ""]
     lines += [markdown_table(["", ""], list(facts.items())), "## Results", "", _results(run)]

@@ -39,6 +39,7 @@ from selfsup.functional.diagnostics import (
 from selfsup.functional.distillation import map_distillation, resample_map, similarity_distillation
 from selfsup.functional.geometry import location_grid
 from selfsup.functional.latent_clusters import chosen_places, positionwise_sinkhorn
+from selfsup.functional.many_views import align_uniform, decoupled_uniformity, mv_dhel, mv_info_nce
 from selfsup.functional.masks import (
     block_mask,
     grid_mask,
@@ -52,6 +53,18 @@ from selfsup.functional.masks import (
 )
 from selfsup.functional.matching import vicregl_loss
 from selfsup.functional.objects import lost, token_cut
+from selfsup.functional.pair_losses import (
+    attraction_repulsion,
+    debiased_contrastive,
+    decoupled_contrastive,
+    global_contrastive,
+    kernel_nce,
+    log_mean_exp_negatives,
+    model_aware_temperature,
+    poly_view_loss,
+    reweighted_nce,
+)
+from selfsup.functional.pairs import pair_nce, queue_pairs, view_pairs
 from selfsup.functional.prediction import centroid_distance, mec_loss, negative_cosine
 from selfsup.functional.reconstruction import (
     layer_target,
@@ -71,10 +84,12 @@ from selfsup.functional.spectrum import coding_rate, emp_ssl_loss, frossl_loss, 
 from selfsup.functional.whitening import whiten, whitening_mse
 
 __all__ = [
+    "align_uniform",
     "alignment",
     "alpha_req",
     "attention_distance",
     "attention_nmi",
+    "attraction_repulsion",
     "barlow_twins_loss",
     "block_mask",
     "centroid_distance",
@@ -84,6 +99,9 @@ __all__ = [
     "code_prediction",
     "coding_rate",
     "cross_view_nce",
+    "debiased_contrastive",
+    "decoupled_contrastive",
+    "decoupled_uniformity",
     "deepcluster_loss",
     "dense_info_nce",
     "dense_match",
@@ -94,6 +112,7 @@ __all__ = [
     "feature_std",
     "fourier_log_amplitude",
     "frossl_loss",
+    "global_contrastive",
     "gram_distance",
     "gram_loss",
     "grid_mask",
@@ -103,11 +122,13 @@ __all__ = [
     "inverse_block_mask",
     "iterative_whiten",
     "kept_index",
+    "kernel_nce",
     "koleo_loss",
     "layer_target",
     "lidar",
     "linear_cka",
     "location_grid",
+    "log_mean_exp_negatives",
     "lost",
     "map_distillation",
     "mask_of",
@@ -119,25 +140,32 @@ __all__ = [
     "mec_loss",
     "mixed_ratios",
     "mmcr_loss",
+    "model_aware_temperature",
     "momentum_groups",
     "multi_block_masks",
+    "mv_dhel",
+    "mv_info_nce",
     "nearest_neighbor",
     "nearest_neighbors",
     "negative_cosine",
     "normalize_patches",
     "nt_xent",
     "orthogonal_equivariance",
+    "pair_nce",
     "patch_attention",
     "patchify",
     "pixcontrast_loss",
     "pixpro_loss",
     "pixpro_mask",
+    "poly_view_loss",
     "positionwise_sinkhorn",
     "prior_divergence",
+    "queue_pairs",
     "random_mask",
     "rank_me",
     "resample_map",
     "ressl_loss",
+    "reweighted_nce",
     "sharpened_codes",
     "sigreg",
     "similarity_distillation",
@@ -158,6 +186,7 @@ __all__ = [
     "vibcreg_loss",
     "vicreg_loss",
     "vicregl_loss",
+    "view_pairs",
     "visreg",
     "whiten",
     "whitening_mse",

@@ -21,7 +21,7 @@ from selfsup.first_layer import TrAct
 from selfsup.functional.arguments import trusted_values
 from selfsup.functional.collectives import size_of
 from selfsup.functional.masks import Draw
-from selfsup.methods.holding import Holding
+from selfsup.methods.needing import Needing
 from selfsup.methods.parts import BuiltFromBackbone, Parts, as_batch
 from selfsup.nn import Backbone, unchanged_statistics
 from selfsup.optimization import (
@@ -51,11 +51,13 @@ class MethodConfig(Section):
     """
 
     section: ClassVar[str] = "method"
+    #: Settings of the method's own loss, which do nothing where an objective takes its place.
+    of_loss: ClassVar[tuple[str, ...]] = ()
 
     name: str = "???"
 
 
-class Method(Holding, ABC, metaclass=BuiltFromBackbone):
+class Method(Needing, ABC, metaclass=BuiltFromBackbone):
     """A self-supervised method. A subclass writes ``__init__`` and ``step``.
 
     It trains under :func:`selfsup.train`, under any ``pl.Trainer`` with any loader of images, and in a loop of one's
@@ -82,22 +84,14 @@ class Method(Holding, ABC, metaclass=BuiltFromBackbone):
 
     #: Whether BatchNorm statistics are shared over ranks when there are several on GPUs.
     sync_batchnorm = True
-    #: Fewest and most views that ``step`` takes; None is any number.
-    view_count: tuple[int, int | None] = (2, 2)
-    #: Whether ``step`` reads ``batch.label``.
-    needs_labels = False
-    #: Whether ``step`` keeps something of each image by ``batch.index``, which must then be given.
-    needs_index = False
     #: Whether the loss of an image depends on the other images of the batch (negatives, correlations, balanced codes).
     couples_images = False
-    #: Whether the backbone may see the batch in chunks (``trainer.chunk_size``).
-    chunkable = True
     #: Whether ``step`` reads where a view lies in its image (``View.to_source``).
     needs_geometry = False
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self._check(parts)
+        self.take(parts)
         self.backbone = parts.backbone
         self.views = parts.views
         self.optimizer_config = parts.optimizer
@@ -228,7 +222,7 @@ class Method(Holding, ABC, metaclass=BuiltFromBackbone):
                 f"{type(self).__name__} needs to know where a view lies in its image: give views of "
                 "selfsup.augment, or View(image, to_source)."
             )
-        self._check_count(len(images))
+        self.check_count(len(images))
         unknown = torch.full((1, 2, 3), float("nan"))
         views = (v if isinstance(v, View) else View(v, unknown.to(v.device).expand(len(v), -1, -1)) for v in images)
         return tuple(View(view.image.to(self.dtype), view.to_source) for view in views)
@@ -380,21 +374,3 @@ class Method(Holding, ABC, metaclass=BuiltFromBackbone):
                     group["weight_decay"] = decay
         super().optimizer_step(*args, **kwargs)
         self.after_optimizer_step()
-
-    def _check(self, parts: Parts) -> None:
-        self._check_count(
-            len(parts.views.sizes), "augment.counts asks for ", "; choose another augment= or set augment.counts"
-        )
-        if self.needs_labels and not parts.labelled:
-            raise UserError(f"{type(self).__name__} learns from labels and these images have none; choose other data.")
-        if parts.backbone.chunk_size is not None and not self.chunkable:
-            raise UserError(
-                f"{type(self).__name__} needs its batch in one pass, so leave trainer.chunk_size out; "
-                "trainer.activation_checkpointing saves memory too."
-            )
-
-    def _check_count(self, count: int, given: str = "there are", way_out: str = "") -> None:
-        fewest, most = self.view_count
-        if count < fewest or (most is not None and count > most):
-            wanted = f"{fewest}" if fewest == most else f"at least {fewest}"
-            raise UserError(f"{given} {count} view(s) and {type(self).__name__} takes {wanted}{way_out}.")

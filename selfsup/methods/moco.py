@@ -15,6 +15,7 @@ there are (the authors always had one part a device, eight of them).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ class MoCoConfig(MethodConfig):
             at least one. With 1 on a single device BatchNorm lets the network recognise keys by their batch.
     """
 
+    of_loss: ClassVar[tuple[str, ...]] = ("temperature",)
+
     name: str = "moco"
     temperature: float = setting(0.2, above=0)
     queue_size: int = setting(65536, least=1)
@@ -66,8 +69,8 @@ class MoCoV1Config(MoCoConfig):
     head_layers: int = setting(1, least=1)
 
 
-@methods.register("moco_v1", MoCoV1Config, optimizer="sgd", augment="moco_v1")
-@methods.register("moco", MoCoConfig, also=("moco_v2",), optimizer="sgd", augment="moco_v2")
+@methods.register("moco_v1", MoCoV1Config, optimizer="sgd", augment="moco_v1", over=("queue",))
+@methods.register("moco", MoCoConfig, also=("moco_v2",), optimizer="sgd", augment="moco_v2", over=("queue",))
 class MoCo(Method):
     """Find the momentum encoder's key of the same image among a queue of earlier keys; MoCo v1 and v2."""
 
@@ -97,14 +100,20 @@ class MoCo(Method):
         """Return InfoNCE of the queries against the queue as it was before this batch, then enqueue the keys."""
         first, second = views
         pairs = [(first, second), (second, first)] if self.symmetric else [(first, second)]
-        losses, keys = [], []
+        losses, logs, keys, generator = [], {}, [], self.batch_generator()
         for query_view, key_view in pairs:
             keys.append(self.encode_keys(key_view.image))
             query = self.head(self.backbone(query_view.image))
-            losses.append(info_nce(query, keys[-1], self.queue.negatives(), self.temperature))
+            if self.objective is None and self.negatives is None:
+                losses.append(info_nce(query, keys[-1], self.queue.negatives(), self.temperature))
+                continue
+            pair = torch.stack([query, keys[-1]])
+            output = self.apply_objective(pair, batch, self.queue.negatives(), generator, self.temperature)
+            losses.append(output.loss)
+            logs = output.logs
         for view_keys in keys:  # one view after the other: the same order however many ranks there are
             self.queue.enqueue(view_keys)
-        return StepOutput(torch.stack(losses).mean())
+        return StepOutput(torch.stack(losses).mean(), logs)
 
     def after_optimizer_step(self) -> None:
         """Let the key encoder follow."""

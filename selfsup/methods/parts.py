@@ -15,7 +15,9 @@ from selfsup.augment import IMAGENET, AugmentConfig, ViewGenerator, build_views
 from selfsup.distributed import world
 from selfsup.errors import UserError
 from selfsup.functional.collectives import size_of
+from selfsup.negatives import NegativesConfig
 from selfsup.nn import Backbone, Teacher, wrap_backbone
+from selfsup.objectives import ObjectiveConfig
 from selfsup.optimization import OptimizerConfig
 from selfsup.registry import choice, methods, nearest
 from selfsup.types import GREY, Batch, Normalization, Size
@@ -36,6 +38,8 @@ class Parts:
         index: int64 ``[N]``, the stable index of each training image, for methods that keep something of each; None
             where the images are not known.
         teacher: The frozen network that ``method.teacher`` names, for methods that learn from one.
+        objective: What is minimised in place of the method's own loss; None is that.
+        negatives: What changes queries, keys and negatives before; None leaves them.
         total_steps: Optimiser steps of the whole training, where no trainer knows; what schedules are fractions of.
     """
 
@@ -49,6 +53,8 @@ class Parts:
     total_steps: int = 1
     index: Tensor | None = None
     teacher: Teacher | None = None
+    objective: ObjectiveConfig | None = None
+    negatives: NegativesConfig | None = None
 
 
 def parts_of(
@@ -65,6 +71,8 @@ def parts_of(
     normalization: Normalization | None = None,
     optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
     teacher: nn.Module | None = None,
+    objective: ObjectiveConfig | None = None,
+    negatives: NegativesConfig | None = None,
     **settings: Any,
 ) -> tuple[Any, Parts]:
     """Return what a method is built from, out of a network and settings by name.
@@ -85,6 +93,8 @@ def parts_of(
         optimizer: For training under a trainer; None is what comes with the method, a mapping changes some of that.
         teacher: The network that ``distill`` learns from, such as ``selfsup.open_network("runs/a").network``; it is
             frozen, and not copied.
+        objective: What to minimise in place of the method's own loss: ``objectives.DCLConfig(temperature=0.2)``.
+        negatives: What changes queries, keys and negatives before: ``negatives.MoCHiConfig()``.
         settings: The method's own, as ``selfsup methods NAME`` lists them.
 
     Raises:
@@ -120,6 +130,8 @@ def parts_of(
         teacher=None
         if teacher is None
         else Teacher(wrap_backbone(teacher, image_size), statistics, network.in_channels),
+        objective=objective,
+        negatives=negatives,
     )
     return config, parts
 

@@ -11,6 +11,7 @@ which ``sum_views`` does too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selfsup.distributed import world
 from selfsup.functional import nt_xent
@@ -36,6 +37,8 @@ class SimCLRConfig(MethodConfig):
             and BatchNorm scales) moves twice as fast.
     """
 
+    of_loss: ClassVar[tuple[str, ...]] = ("temperature", "sum_views")
+
     name: str = "simclr"
     temperature: float = setting(0.1, above=0)
     hidden_dim: int | None = setting(None, least=1)
@@ -44,7 +47,7 @@ class SimCLRConfig(MethodConfig):
     sum_views: bool = False
 
 
-@methods.register("simclr", SimCLRConfig, optimizer="lars", augment="simclr")
+@methods.register("simclr", SimCLRConfig, optimizer="lars", augment="simclr", over=("views",))
 class SimCLR(Method):
     """Contrast two views of each image with all other images of the batch (NT-Xent)."""
 
@@ -58,6 +61,9 @@ class SimCLR(Method):
         self.head = projection_head([dim, *hidden, config.output_dim], bias=False, batch_norm=True, last_norm="scale")
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
-        """Return NT-Xent of the two views."""
-        z1, z2 = self.head(self.encode(views).flatten(0, 1)).chunk(2)
+        """Return NT-Xent of the two views, or the objective of all of them."""
+        z = self.head(self.encode(views).flatten(0, 1))
+        if self.objective is not None:
+            return self.apply_objective(z.unflatten(0, (len(views), -1)), batch)
+        z1, z2 = z.chunk(2)
         return StepOutput(self.factor * nt_xent(z1, z2, self.temperature, group=world()))

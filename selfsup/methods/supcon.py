@@ -12,6 +12,7 @@ trains with AutoAugment, which is not among the recipes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selfsup.distributed import world
 from selfsup.functional import supervised_contrastive
@@ -36,6 +37,8 @@ class SupConConfig(MethodConfig):
         output_dim: Width of the embedding.
     """
 
+    of_loss: ClassVar[tuple[str, ...]] = ("temperature", "base_temperature")
+
     name: str = "supcon"
     temperature: float = setting(0.1, above=0)
     base_temperature: float | None = setting(None, above=0)
@@ -43,7 +46,7 @@ class SupConConfig(MethodConfig):
     output_dim: int = setting(128, least=1)
 
 
-@methods.register("supcon", SupConConfig, optimizer="lars", augment="simclr")
+@methods.register("supcon", SupConConfig, optimizer="lars", augment="simclr", over=("labels",))
 class SupCon(Method):
     """Contrast the images of each label with those of all other labels of the batch; learns from labels."""
 
@@ -58,10 +61,12 @@ class SupCon(Method):
         self.head = projection_head([dim, config.hidden_dim or dim, config.output_dim])
 
     def step(self, views: tuple[View, ...], batch: Batch) -> StepOutput:
-        """Return the supervised contrastive loss of all views."""
+        """Return the supervised contrastive loss of all views, or the objective."""
         if batch.label is None:
             raise ValueError("SupCon needs a batch with labels")
         z = self.head(self.encode(views).flatten(0, 1)).unflatten(0, (len(views), -1))
+        if self.objective is not None:
+            return self.apply_objective(z, batch)
         return StepOutput(
             supervised_contrastive(z, batch.label, self.temperature, self.base_temperature, group=world())
         )

@@ -8,7 +8,7 @@ from selfsup.nn.dense import DenseEncoder, PixelPropagation, check_dense, dense_
 from selfsup.nn.dino_head import DINOHead
 from selfsup.nn.freezing import freeze
 from selfsup.nn.heads import projection_head
-from selfsup.nn.memory import ImageMemory
+from selfsup.nn.memory import ImageMemory, ImageNumbers
 from selfsup.nn.mixture import NeighborMixture
 from selfsup.nn.momentum import MomentumEncoder
 from selfsup.nn.prototypes import CosinePrototypes, Prototypes
@@ -29,6 +29,7 @@ __all__ = [
     "DenseEncoder",
     "FeatureQueue",
     "ImageMemory",
+    "ImageNumbers",
     "MaskToken",
     "MomentumEncoder",
     "NeighborMixture",

@@ -1,4 +1,4 @@
-"""The memory: something kept of every training image, found by the image's index."""
+"""Memories: something kept of every training image, found by the image's index."""
 
 from __future__ import annotations
 
@@ -13,28 +13,22 @@ from selfsup.functional.arguments import count
 from selfsup.functional.collectives import gather
 
 
-class ImageMemory(nn.Module):
-    """Unit vectors of every training image, identical on all ranks and saved with the checkpoint.
+class ImageIndex(nn.Module):
+    """Which images there are, and where each is kept; what keeps something of them builds on it.
 
     What is kept is keyed by the stable index of an image in its source (``Batch.index``), never by its place in an
     epoch or on a rank: the order of the images, and the number of processes, may change.
 
     Args:
         index: int64 ``[N]``, the images; None holds none, as for a network that is built without its data.
-        dim: Width ``D`` of a vector.
-        banks: Vectors kept of each image.
 
     Attributes:
         index: int64 buffer ``[N]``, ascending.
-        values: float32 buffer ``[banks,N,D]``; at first random unit vectors.
     """
 
-    def __init__(self, index: Tensor | None, dim: int, banks: int = 1) -> None:
+    def __init__(self, index: Tensor | None) -> None:
         super().__init__()
-        count("ImageMemory", dim=dim, banks=banks)
-        kept = torch.empty(0, dtype=torch.long) if index is None else index.sort().values
-        self.register_buffer("index", kept)
-        self.register_buffer("values", F.normalize(torch.randn(banks, len(kept), dim), dim=2))
+        self.register_buffer("index", torch.empty(0, dtype=torch.long) if index is None else index.sort().values)
         self._known: tuple[int, Tensor] | None = None  # a copy on the CPU, and the version that it is of
 
     def __len__(self) -> int:
@@ -57,9 +51,27 @@ class ImageMemory(nn.Module):
         if not len(known) or not all((known[rows.clamp(max=len(known) - 1)] == index.cpu()).tolist()):
             unknown = sorted(set(index.tolist()) - set(known.tolist()))
             raise ValueError(
-                f"ImageMemory: it was built for {len(known)} images, and {unknown[0]} is no index of them."
+                f"{type(self).__name__}: it was built for {len(known)} images, and {unknown[0]} is no index of them."
             )
         return rows.to(own.device, non_blocking=True)
+
+
+class ImageMemory(ImageIndex):
+    """Unit vectors of every training image, identical on all ranks and saved with the checkpoint.
+
+    Args:
+        index: int64 ``[N]``, see :class:`ImageIndex`.
+        dim: Width ``D`` of a vector.
+        banks: Vectors kept of each image.
+
+    Attributes:
+        values: float32 buffer ``[banks,N,D]``; at first random unit vectors.
+    """
+
+    def __init__(self, index: Tensor | None, dim: int, banks: int = 1) -> None:
+        super().__init__(index)
+        count("ImageMemory", dim=dim, banks=banks)
+        self.register_buffer("values", F.normalize(torch.randn(banks, len(self), dim), dim=2))
 
     @torch.no_grad()
     def write(self, rows: Tensor, vectors: Tensor) -> None:
@@ -73,3 +85,34 @@ class ImageMemory(nn.Module):
         vectors = F.normalize(vectors.to(values.dtype), dim=2)
         everybody = gather(vectors.transpose(0, 1), world()).transpose(0, 1)
         values[:, gather(rows, world())] = everybody
+
+
+class ImageNumbers(ImageIndex):
+    """A few numbers of every training image, identical on all ranks and saved with the checkpoint.
+
+    Args:
+        index: int64 ``[N]``, see :class:`ImageIndex`.
+        first: What each of them is at first.
+
+    Attributes:
+        values: float32 buffer ``[len(first),N]``.
+    """
+
+    def __init__(self, index: Tensor | None, *first: float) -> None:
+        super().__init__(index)
+        self.register_buffer("values", torch.tensor(first)[:, None].repeat(1, len(self)))
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the numbers ``[len(first),B]`` of images, whose ``rows`` are as :meth:`rows` gives them."""
+        return cast(Tensor, self.values)[:, rows]
+
+    @torch.no_grad()
+    def write(self, rows: Tensor, numbers: Tensor) -> None:
+        """Keep the numbers of all ranks' images.
+
+        Args:
+            rows: int64 ``[B]``, as :meth:`rows` gives them; no image twice among all ranks.
+            numbers: ``[len(first),B]``.
+        """
+        values = cast(Tensor, self.values)
+        values[:, gather(rows, world())] = gather(numbers.to(values.dtype).T, world()).T

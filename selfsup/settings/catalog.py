@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parents[1]
 
 #: Groups of choices, each a folder of ``configs``, registered, or both; by what they configure.
 GROUPS = {
-    "train": ("experiment", "method", "data", "backbone", "augment", "optimizer", "trainer"),
+    "train": ("experiment", "method", "objective", "negatives", "data", "backbone", "augment", "optimizer", "trainer"),
     "evaluate": ("data", "backbone"),
 }
 
@@ -32,6 +32,8 @@ GROUPS = {
 REGISTERED = {
     "method": ("methods.register", PACKAGE / "methods"),
     "data": ("sources.register", PACKAGE / "data" / "sources"),
+    "objective": ("objectives.register", PACKAGE / "objectives"),
+    "negatives": ("negatives.register", PACKAGE / "negatives"),
     "protocol": ("protocol", PACKAGE / "eval" / "protocols"),
     "format": ("export_format", PACKAGE / "exporting" / "formats"),
 }
@@ -58,6 +60,7 @@ class Listed:
         module: Where it and the dataclass are.
         text: The documentation of its file; of a protocol that of its function.
         choices: Those of other groups that come with it.
+        over: Over what it contrasts, see :func:`selfsup.registry.fits`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Listed:
     module: str
     text: str
     choices: dict[str, str]
+    over: tuple[str, ...]
 
 
 def choices(group: str) -> set[str]:
@@ -157,11 +161,11 @@ def _registered(file: Path, decorator: str) -> Iterator[Listed]:
                 given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
                 own = ast.get_docstring(node) or ""
                 text = own if decorator == "protocol" else ast.get_docstring(tree) or ""
-                also = given.pop("also", ())
+                also, over = given.pop("also", ()), given.pop("over", ())
                 comes = {} if decorator == "protocol" else given
                 summary = own.partition("\n")[0]
                 settings_name = "".join(map(ast.unparse, settings))
-                yield Listed(name, summary, settings_name, also, given.get("key", name), module, text, comes)
+                yield Listed(name, summary, settings_name, also, given.get("key", name), module, text, comes, over)
 
 
 def _yaml_names(folder: Traversable, prefix: str = "") -> set[str]:

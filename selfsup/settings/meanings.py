@@ -14,7 +14,8 @@ from selfsup.settings.catalog import GROUPS, choices, listed, other_names, writt
 
 #: What settings are called elsewhere, by what they are here: the last part of a key, a section, or a whole setting.
 _ELSEWHERE = {
-    "method": "algorithm algo approach ssl loss objective pretext model",
+    "method": "algorithm algo approach ssl pretext model",
+    "objective": "loss criterion loss_fn",
     "backbone": "model arch architecture network net encoder",
     "data": "dataset datasets ds",
     "augment": "augmentation augmentations aug augs transform transforms recipe",
@@ -79,7 +80,7 @@ _OFF = ("false", "no", "off", "0")
 
 #: Sections of the settings of ``selfsup train`` and of ``selfsup evaluate`` that the other has not.
 _SECTIONS = {
-    "train": {"method", "augment", "optimizer", "trainer", "online", "logger", "experiment"},
+    "train": {"method", "objective", "negatives", "augment", "optimizer", "trainer", "online", "logger", "experiment"},
     "evaluate": {"eval"},
 }
 

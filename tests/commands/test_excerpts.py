@@ -21,7 +21,7 @@ from selfsup.settings.described import settings
 from selfsup.settings.excerpts import excerpt
 
 found = {}
-for group in ("method", "data", "protocol"):
+for group in ("method", "data", "objective", "negatives", "protocol"):
     for name, entry in listed(group).items():
         if entry.settings:
             found[f"{group}={name}"] = list(settings(excerpt(entry.module, entry.settings)(), entry.key))

@@ -37,8 +37,31 @@ SAMPLER = {"draw": numbers, "grid": (4, 4)}
 MAP, MASK = draw(2, 3, 2, 2), torch.ones(2, 4, 4, dtype=torch.bool)
 TO_SOURCE = torch.tensor([[0.5, 0, 0.1], [0, 0.5, 0.2]]).repeat(2, 1, 1)
 TOKEN_MASK = torch.tensor([[True, False, True, False]]).repeat(2, 1)
+PAIRS = functional.view_pairs(draw(2, 6, 3))
 #: A call of each function that is right.
 CALLS: dict[str, dict[str, Any]] = {
+    "align_uniform": {"views": draw(2, 6, 3), "queue": draw(5, 3), "alpha": 2.0, "t": 2.0},
+    "attraction_repulsion": {
+        "pairs": PAIRS,
+        "attraction": 1.0,
+        "repulsion": 1.0,
+        "positive_temperature": 1.0,
+        "negative_temperature": 2.0,
+    },
+    "debiased_contrastive": {"pairs": PAIRS, "temperature": 0.5, "prior": 0.1, "concentration": 0.5},
+    "decoupled_contrastive": {"pairs": PAIRS, "temperature": 0.1, "sigma": 0.5},
+    "decoupled_uniformity": {"views": draw(2, 6, 3), "t": 2.0, "kernel": torch.eye(6), "ridge": 0.01},
+    "global_contrastive": {"pairs": PAIRS, "temperature": 0.1, "log_normalizer": draw(12)},
+    "kernel_nce": {"pairs": PAIRS, "temperature": 0.1, "gamma": 1.0},
+    "log_mean_exp_negatives": {"pairs": PAIRS, "temperature": 0.1},
+    "model_aware_temperature": {"pairs": PAIRS, "temperature": 0.1, "alpha": 0.5, "offset": 0.0},
+    "mv_dhel": {"views": draw(2, 6, 3), "temperature": 0.2},
+    "mv_info_nce": {"views": draw(2, 6, 3), "temperature": 0.2},
+    "pair_nce": {"pairs": PAIRS, "temperature": 0.2},
+    "poly_view_loss": {"pairs": PAIRS, "temperature": 0.2},
+    "queue_pairs": {"query": draw(6, 3), "key": draw(6, 3), "negatives": draw(5, 3), "mixed": draw(6, 2, 3)},
+    "reweighted_nce": {"pairs": PAIRS, "temperature": 0.2},
+    "view_pairs": {"views": draw(2, 6, 3), "positives": torch.arange(6) // 2},
     "alignment": {"z1": draw(6, 3), "z2": draw(6, 3), "alpha": 2},
     "alpha_req": {"features": draw(20, 8), "first": 3},
     "attention_distance": {"attention": attention(4), "patch_size": 16.0},
@@ -227,6 +250,14 @@ def test_what_means_nothing_is_refused_by_name(name: str) -> None:
         for what, bad in stands:
             if what == "one nan" and argument.startswith("to_source"):
                 continue  # stands for a view without a map
+            if what == "None" and (name, argument) in (
+                ("align_uniform", "queue"),
+                ("decoupled_uniformity", "kernel"),
+                ("decoupled_contrastive", "sigma"),
+                ("queue_pairs", "mixed"),
+                ("view_pairs", "positives"),
+            ):
+                continue  # stands for having none
             if what == "empty" and (argument == "negatives" or name in ("location_grid", "sinkhorn")):
                 continue  # a queue that has just begun; no views; no sample on this rank
             with pytest.raises(ValueError, match=argument) as refusal:

@@ -13,7 +13,7 @@ import selfsup.methods  # noqa: F401 - fills the registries
 from selfsup.config import TrainConfig, load_config, schema_of
 from selfsup.errors import UserError
 from selfsup.eval import PROTOCOLS
-from selfsup.registry import REGISTRIES, Registry, find, methods, sources
+from selfsup.registry import REGISTRIES, Registry, find, methods, negatives, objectives, sources
 from selfsup.settings import catalog, early
 from selfsup.settings.overrides import Schema
 
@@ -61,7 +61,9 @@ def test_a_configuration_takes_them() -> None:
     assert load_config(written) == load_config(meant)
 
 
-@pytest.mark.parametrize(("group", "registry"), [("method", methods), ("data", sources)])
+@pytest.mark.parametrize(
+    ("group", "registry"), [("method", methods), ("data", sources), ("objective", objectives), ("negatives", negatives)]
+)
 def test_what_is_read_from_the_files_is_what_they_register(group: str, registry: Registry) -> None:
     listed = catalog.listed(group)
     own = [name for name in registry if registry[name].target.__module__.startswith("selfsup.")]
@@ -69,12 +71,14 @@ def test_what_is_read_from_the_files_is_what_they_register(group: str, registry:
     for name in own:
         assert listed[name].summary == registry[name].summary
         assert listed[name].settings == registry[name].config.__name__
+        assert listed[name].over == registry[name].over
     assert {o: e.name for e in listed.values() for o in e.also} == registry.other_names
 
 
 def test_the_settings_read_from_the_files_are_those_that_there_are() -> None:
-    for method, source in itertools.zip_longest(catalog.listed("method"), catalog.listed("data"), fillvalue=None):
-        chosen = {"method": method or "simclr", "data": source or "shapes"}
+    first = {"method": "simclr", "data": "shapes", "objective": "none", "negatives": "none"}
+    for names in itertools.zip_longest(*(catalog.listed(group) for group in first)):
+        chosen = {group: name or first[group] for group, name in zip(first, names, strict=True)}
         live = Schema(TrainConfig, {group: REGISTRIES[group][name].config for group, name in chosen.items()}).known()
         soon = early.known("train", chosen)
         assert list(soon.keys) == list(live.keys)

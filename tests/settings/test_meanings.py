@@ -27,7 +27,7 @@ TRAINING = {
     "model=no_such": "backbone=NAME",
     "arch=vit_small_patch16_224": "backbone.name=vit_small_patch16_224",
     "algorithm=BYOL": "method=byol",
-    "loss=infonce": "method=NAME",
+    "loss=infonce": "objective=NAME",
     "dataset=cifar10": "data=cifar10",
     "dataset=./pictures": "data=image_folder data.root=./pictures",
     "data_dir=/x y": "data.root=/x y",
