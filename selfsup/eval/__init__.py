@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from selfsup.eval.registry import protocol
     from selfsup.eval.results import add_results, read_results
     from selfsup.eval.runner import measure
+    from selfsup.eval.selecting import select_images
     from selfsup.eval.subject import SplitFeatures, Subject, choice_splits, extract_splits
     from selfsup.eval.targets import average_precision, with_targets
     from selfsup.eval.voting import KnnResult, KnnSettings, knn, knn_grid, knn_loo
@@ -118,5 +119,6 @@ __all__ = [
     "segmentation_fine_tune",
     "segmentation_knn",
     "segmentation_probe",
+    "select_images",
     "with_targets",
 ]
