@@ -174,6 +174,37 @@ def test_a_picture_and_its_numbers(tmp_path):
     assert {record["metric"]: record["images"] for record in alone} == {"explained_variance": 5, "position_share": 5}
 
 
+class Placed(Cells):
+    """The same, and a hundredfold of it the place."""
+
+    def forward_dense(self, images):
+        maps = super().forward_dense(images)
+        where = torch.linspace(-1, 1, 6).expand(6, 6)
+        return maps + 100 * torch.stack([where, where.T] + [torch.zeros(6, 6)] * 5)
+
+
+def test_the_place_can_be_taken_off():
+    found = {}
+    for network, without in ((Placed(), False), (Placed(), True), (Cells(), True)):
+        config = eval_config(patch_pca={"without_place": without}, batch_size=4)
+        records = evaluate(network, scenes(40), config, ["patch_pca"])
+        found[type(network), without] = {record["metric"]: record["value"] for record in records}
+        assert records[2]["without_place"] is without
+    placed, without, plain = found.values()
+    assert placed["position_share"] == without["position_share"] > 0.99 > plain["position_share"]
+    assert without["foreground_iou"] == pytest.approx(plain["foreground_iou"], abs=0.02)
+    assert without["foreground_iou"] > placed["foreground_iou"] + 0.1
+
+
+def test_without_places_the_object_is_on_the_side_that_reaches_farther():
+    maps = 0.01 * torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    maps[0, 0, 0, :3] = maps[1, 0, 3, 1:4] = maps[2, 0, 5, 2:5] = maps[3, 0, 2, 2:4] = -3.0
+    maps = maps - maps.mean(0)
+    for sign in (1, -1):
+        objects, _ = object_colours(sign * maps, border=False)
+        assert bool(objects[maps[:, 0] < -1].all())
+
+
 def test_what_has_no_patches_is_refused():
     with pytest.raises(UserError, match="no network"):
         evaluate(None, scenes(), eval_config(), ["patch_pca"])

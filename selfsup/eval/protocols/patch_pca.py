@@ -33,12 +33,15 @@ class PatchPcaSettings:
         classes: Classes that are shown, spaced evenly over those there are. Data without classes gives one group.
         shown: Images of each in the picture.
         images: Most images of each that the components are of.
+        without_place: Take the mean of each place over the images of a class off first, and show what is left: most of
+            what the patches of masked image models say may be where they are.
         batch_size: Images in a forward pass.
     """
 
     classes: int = setting(3, least=1)
     shown: int = setting(6, least=1)
     images: int = setting(32, least=1)
+    without_place: bool = False
     batch_size: int = setting(32, least=1)
 
 
@@ -59,8 +62,10 @@ def evaluate(subject: Subject, settings: PatchPcaSettings) -> Iterator[Record]:
     groups, every, agreements = [], [], []
     for title, images in groups_of(scored, settings):
         maps, images = _read(encoder, images)
-        objects, joint = object_colours(maps)
         every.append(maps)
+        if settings.without_place:
+            maps = maps - maps.mean(0)
+        objects, joint = object_colours(maps, border=not settings.without_place)
         if masked:
             agreements += agreement(objects, masks_of(encoder, images, torch.arange(len(images))))
         shown = torch.arange(min(settings.shown, len(images)))
@@ -77,6 +82,7 @@ def evaluate(subject: Subject, settings: PatchPcaSettings) -> Iterator[Record]:
     if agreements:
         value = sum(agreements) / len(agreements)
         how |= {"grouped_by": "class" if len(groups) > 1 else "none", "mask_images": len(agreements)}
+        how |= {"without_place": settings.without_place}
         yield Record(split=split, metric="foreground_iou", value=value, unit=FRACTION, how=how)
 
 
@@ -166,7 +172,7 @@ def colours_of_each(maps: Tensor) -> Tensor:
     return torch.stack([as_colours(principal_components(one.flatten(0, 1), count), one) for one in places])
 
 
-def object_colours(maps: Tensor) -> tuple[Tensor, Tensor]:
+def object_colours(maps: Tensor, border: bool = True) -> tuple[Tensor, Tensor]:
     """Tell the object from the background, and colour it.
 
     Two rules and no more: the first component of all patches of all images is cut at its mean, and the object is on
@@ -175,16 +181,19 @@ def object_colours(maps: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         maps: float ``[N,D,h,w]``.
+        border: Whether the border tells the side. Where the mean of each place is taken off it cannot, and the object
+            is on the side of the component that reaches farther.
 
     Returns:
         Which patches are of the object, bool ``[N,h,w]``, and their colours, float64 ``[N,h,w,3]``.
     """
     places = maps.permute(0, 2, 3, 1)
     score = principal_components(patches_of(maps), 1).scores(places)[..., 0]
-    border = torch.ones(score.shape[1:], dtype=torch.bool)
-    border[1:-1, 1:-1] = False
-    # of a map without an inside the sign of the component itself is taken
-    outward = bool((~border).any()) and float(score[:, border].mean()) > float(score[:, ~border].mean())
+    outside = torch.ones(score.shape[1:], dtype=torch.bool)
+    outside[1:-1, 1:-1] = False
+    # of a map without an inside the sign of the component itself is taken, too
+    known = border and bool((~outside).any())
+    outward = known and float(score[:, outside].mean()) > float(score[:, ~outside].mean())
     objects = score < 0 if outward else score > 0
     components = principal_components(places[objects], min(COLOURS, maps.shape[1]))
     return objects, as_colours(components, places)

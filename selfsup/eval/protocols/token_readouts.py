@@ -40,7 +40,7 @@ def evaluate(subject: Subject, settings: TokenReadoutsSettings) -> Iterator[Reco
     ``class`` is the class token behind the final norm, ``patches`` the mean of the patch tokens, ``class+patches`` both
     side by side, ``class_last_4`` and ``patches_last_4`` those of the last four blocks, each behind the final norm.
     Methods that teach no class token (masked images, I-JEPA) are judged by the patches: read by their class token they
-    look several times worse than they are. The classifiers are the first of ``eval.knn.k`` and the probe of
+    can look several times worse than they are. The classifiers are the first of ``eval.knn.k`` and the probe of
     ``eval.linear_probe``. For kNN the parts of a feature are brought to length 1, so that each counts the same. Records
     have the accuracy on the hold-out, where there is one, by which a reader chooses.
     """
