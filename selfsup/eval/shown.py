@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,53 @@ class SimilarityMaps:
     exact: Tensor
     smooth_grad: Tensor
     masking: Tensor
+
+
+@dataclass(frozen=True)
+class MatchedViews:
+    """Two views of some images, and which cell of the second is most like each cell of the first.
+
+    Attributes:
+        images: float ``[N,2,C,H,W]`` in [0, 1].
+        match: int64 ``[N,S²]``: the cell of the second view.
+        same: bool ``[N,S²,S²]``: which cells of the first and the second view show the same place.
+    """
+
+    images: Tensor
+    match: Tensor
+    same: Tensor
+
+
+@dataclass(frozen=True)
+class SaliencyMaps:
+    """What the similarity of some images to their nearest training image comes from, by several ways.
+
+    Attributes:
+        pictures: float ``[N,2,C,H,W]`` in [0, 1]: the image and the one that is nearest.
+        similarity: float ``[N]``.
+        maps: By way, float ``[N,H,W]``.
+        curves: By way, float ``[P]``: the mean response at information 0 to 1, evenly.
+    """
+
+    pictures: Tensor
+    similarity: Tensor
+    maps: Mapping[str, Tensor]
+    curves: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CueScenes:
+    """Scenes in which all cues say the same, and scenes in which no two do.
+
+    Attributes:
+        equal: uint8 ``[V,3,H,W]``, one a class.
+        opposed: uint8 ``[M,3,H,W]``.
+        answer: int64 ``[M]``: the class that these were taken for.
+    """
+
+    equal: Tensor
+    opposed: Tensor
+    answer: Tensor
 
 
 @dataclass(frozen=True)

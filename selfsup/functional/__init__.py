@@ -11,8 +11,17 @@ from selfsup.functional.assignment import (
     swapped_prediction,
     twist_loss,
 )
-from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
+from selfsup.functional.attention import (
+    attention_distance,
+    attention_iou,
+    attention_nmi,
+    commonest_offset,
+    fourier_log_amplitude,
+    patch_attention,
+)
+from selfsup.functional.attribution import blurred, deletion_mask, infill_mask, integrated_gradients, norm_grad, spread
 from selfsup.functional.channel_whitening import channel_whiten, channel_whitening_mse, intl_loss, iterative_whiten
+from selfsup.functional.concentration import augmented_distance, class_overlap, misaligned_share
 from selfsup.functional.contrastive import (
     cross_view_nce,
     info_nce,
@@ -22,7 +31,15 @@ from selfsup.functional.contrastive import (
     ressl_loss,
     supervised_contrastive,
 )
-from selfsup.functional.dense import dense_info_nce, dense_match, pixcontrast_loss, pixpro_loss, pixpro_mask
+from selfsup.functional.dense import (
+    dense_alignment,
+    dense_info_nce,
+    dense_match,
+    match_accuracy,
+    pixcontrast_loss,
+    pixpro_loss,
+    pixpro_mask,
+)
 from selfsup.functional.diagnostics import (
     alignment,
     alpha_req,
@@ -37,6 +54,7 @@ from selfsup.functional.diagnostics import (
     uniformity,
 )
 from selfsup.functional.distillation import map_distillation, resample_map, similarity_distillation
+from selfsup.functional.faithfulness import infidelity, information_area, max_sensitivity, separation
 from selfsup.functional.geometry import location_grid
 from selfsup.functional.latent_clusters import chosen_places, positionwise_sinkhorn
 from selfsup.functional.many_views import align_uniform, decoupled_uniformity, mv_dhel, mv_info_nce
@@ -66,6 +84,7 @@ from selfsup.functional.pair_losses import (
 )
 from selfsup.functional.pairs import pair_nce, queue_pairs, view_pairs
 from selfsup.functional.prediction import centroid_distance, mec_loss, negative_cosine
+from selfsup.functional.procrustes import orthogonal_map
 from selfsup.functional.reconstruction import (
     layer_target,
     masked_absolute_error,
@@ -76,6 +95,7 @@ from selfsup.functional.reconstruction import (
     unpatchify,
 )
 from selfsup.functional.redundancy import barlow_twins_loss, feature_loss, vibcreg_loss, vicreg_loss
+from selfsup.functional.regions import graph_segments, region_order, widened
 from selfsup.functional.saliency import masking_map, similarity_maps, smooth_grad
 from selfsup.functional.self_distillation import gram_loss, koleo_loss, masked_cross_entropy
 from selfsup.functional.siamese import code_prediction, prior_divergence, sharpened_codes
@@ -88,21 +108,28 @@ __all__ = [
     "alignment",
     "alpha_req",
     "attention_distance",
+    "attention_iou",
     "attention_nmi",
     "attraction_repulsion",
+    "augmented_distance",
     "barlow_twins_loss",
     "block_mask",
+    "blurred",
     "centroid_distance",
     "channel_whiten",
     "channel_whitening_mse",
     "chosen_places",
+    "class_overlap",
     "code_prediction",
     "coding_rate",
+    "commonest_offset",
     "cross_view_nce",
     "debiased_contrastive",
     "decoupled_contrastive",
     "decoupled_uniformity",
     "deepcluster_loss",
+    "deletion_mask",
+    "dense_alignment",
     "dense_info_nce",
     "dense_match",
     "dino_loss",
@@ -115,9 +142,14 @@ __all__ = [
     "global_contrastive",
     "gram_distance",
     "gram_loss",
+    "graph_segments",
     "grid_mask",
     "group_prediction",
+    "infidelity",
+    "infill_mask",
     "info_nce",
+    "information_area",
+    "integrated_gradients",
     "intl_loss",
     "inverse_block_mask",
     "iterative_whiten",
@@ -137,7 +169,10 @@ __all__ = [
     "masked_smooth_l1",
     "masked_squared_error",
     "masking_map",
+    "match_accuracy",
+    "max_sensitivity",
     "mec_loss",
+    "misaligned_share",
     "mixed_ratios",
     "mmcr_loss",
     "model_aware_temperature",
@@ -148,9 +183,11 @@ __all__ = [
     "nearest_neighbor",
     "nearest_neighbors",
     "negative_cosine",
+    "norm_grad",
     "normalize_patches",
     "nt_xent",
     "orthogonal_equivariance",
+    "orthogonal_map",
     "pair_nce",
     "patch_attention",
     "patchify",
@@ -163,9 +200,11 @@ __all__ = [
     "queue_pairs",
     "random_mask",
     "rank_me",
+    "region_order",
     "resample_map",
     "ressl_loss",
     "reweighted_nce",
+    "separation",
     "sharpened_codes",
     "sigreg",
     "similarity_distillation",
@@ -174,6 +213,7 @@ __all__ = [
     "sinkhorn",
     "smooth_grad",
     "spherical_lloyd",
+    "spread",
     "stratified_ratios",
     "supervised_contrastive",
     "swapped_prediction",
@@ -190,4 +230,5 @@ __all__ = [
     "visreg",
     "whiten",
     "whitening_mse",
+    "widened",
 ]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from selfsup.functional.arguments import count, floats, looks_at, number
+from selfsup.functional.arguments import count, floats, integers, kind, looks_at, number, within
 
 
 def attention_distance(attention: Tensor, patch_size: float = 1.0) -> Tensor:
@@ -83,6 +83,73 @@ def patch_attention(attention: Tensor, prefix: int) -> Tensor:
     total = patches.sum(3, keepdim=True)
     even = torch.full_like(patches, 1 / patches.shape[3])
     return torch.where(total > 0, patches / total.clamp_min(torch.finfo(attention.dtype).tiny), even)
+
+
+def commonest_offset(key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return in which direction each head looks most often, and how often.
+
+    A head whose share is near 1 moves features by a constant step, as a convolution could (Walmer et al., "Teaching
+    Matters: Investigating the Role of Supervision in Vision Transformers", arXiv:2212.03862, offset local attention
+    heads; only the README of its code was at hand).
+
+    Args:
+        key: int64 ``[B,h,S²]``: for each query, the patch with the most attention; patches lie on a square grid, row
+            by row.
+
+    Returns:
+        int64 ``[h,2]``, the offset of the key from the query, down and to the right (the first of equally common
+        ones), and float64 ``[h]``, its share of all queries of all images.
+
+    Raises:
+        ValueError: The tokens do not lie on a square grid.
+    """
+    integers("commonest_offset", "[B,h,Q]", key=key)
+    queries = key.shape[2]
+    within("commonest_offset", 0, queries, key=key)
+    side = math.isqrt(queries)
+    if not key.numel() or side * side != queries:
+        raise ValueError(f"commonest_offset: key {list(key.shape)} is that of no square grid of patches.")
+    query = torch.arange(queries, device=key.device)
+    down, right = key // side - query // side, key % side - query % side
+    width = 2 * side - 1
+    number = ((down + side - 1) * width + right + side - 1).transpose(0, 1).flatten(1)
+    counts = torch.stack([torch.bincount(row, minlength=width * width) for row in number])
+    best = counts.argmax(1)
+    offset = torch.stack([best // width, best % width], 1) - (side - 1)
+    return offset, counts.amax(1).double() / number.shape[1]
+
+
+def attention_iou(attention: Tensor, inside: Tensor, mass: float = 0.6) -> Tensor:
+    """Return how far the patches that hold most of a query's attention are those of an object: ``[B,h]``.
+
+    Intersection over union of the object and the fewest patches that hold ``mass`` of the attention (the threshold of
+    DINO, arXiv:2104.14294; arXiv:2212.03862 compares it with masks so). An image without an object gives NaN.
+
+    Args:
+        attention: float ``[B,h,P]``: of one query, as a rule the class token, to the patches.
+        inside: bool ``[B,P]``: which patches show the object.
+        mass: Share of the attention to the patches, in (0, 1].
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    (attention,) = floats("attention_iou", "[B,h,P]", attention=attention)
+    number("attention_iou", above=0, mass=mass)
+    fits = isinstance(inside, Tensor) and inside.dtype == torch.bool and inside.ndim == 2
+    if not fits or inside.is_sparse or inside.device != attention.device or inside.shape != attention[:, 0].shape:
+        raise ValueError(f"attention_iou: inside must be bool {list(attention[:, 0].shape)}, got {kind(inside)}.")
+    if mass > 1:
+        raise ValueError(f"attention_iou: mass must be a number above 0 and at most 1, got {mass}.")
+    ordered, order = attention.sort(dim=2, descending=True, stable=True)
+    share = ordered.cumsum(2) / ordered.sum(2, keepdim=True).clamp_min(torch.finfo(ordered.dtype).tiny)
+    # a patch is taken while those before it do not hold the mass yet
+    before = torch.cat([torch.zeros_like(share[..., :1]), share[..., :-1]], 2)
+    eps = 8 * torch.finfo(share.dtype).eps
+    taken = torch.zeros_like(before, dtype=torch.bool).scatter(2, order, before < mass - eps)
+    object_: Tensor = inside[:, None].expand_as(taken)
+    both, either = (taken & object_).sum(2), (taken | object_).sum(2)
+    iou = both.to(attention.dtype) / either
+    return torch.where(inside.any(1)[:, None], iou, torch.nan)
 
 
 def fourier_log_amplitude(features: Tensor) -> Tensor:

@@ -174,6 +174,52 @@ def pixcontrast_loss(query: Tensor, key: Tensor, mask: Tensor, temperature: floa
     return ((cell_loss * matched).sum(dim=1) / matched.sum(dim=1).clamp_min(1)).mean()
 
 
+def dense_alignment(features1: Tensor, features2: Tensor, mask: Tensor, alpha: float = 2) -> Tensor:
+    """Return the mean distance of cells that show the same place in two views, to the power ``alpha``; 0 is perfect.
+
+    The alignment of :func:`~selfsup.functional.diagnostics.alignment` with corresponding cells in the place of views:
+    the mean of ``‖u_bi - v_bj‖^α`` over all pairs with ``A_bij``, ``u, v`` the L2-normalised cells.
+
+    Args:
+        features1, features2: Maps ``[B,D,S,S]``; L2-normalised over D here.
+        mask: A, bool ``[B,S²,S²]``: cells of the first map by cells of the second, see :func:`pixpro_mask`.
+        alpha: The power, above 0.
+
+    Raises:
+        ValueError: Shapes that do not fit; on a CPU also a mask without a pair.
+    """
+    features1, features2 = floats("dense_alignment", MAPS, features1=features1, features2=features2)
+    number("dense_alignment", above=0, alpha=alpha)
+    _check_mask("dense_alignment", mask, features1)
+    pairs = mask.sum()
+    if looks_at(features1) and not pairs:
+        raise ValueError("dense_alignment: mask holds no pair of cells; the views do not overlap.")
+    lengths1, lengths2 = (F.normalize(_cells(x), dim=2).square().sum(2) for x in (features1, features2))
+    squares = (lengths1[:, :, None] + lengths2[:, None] - 2 * _cosines(features1, features2)).clamp_min(0)
+    return (squares.pow(alpha / 2) * mask).sum() / pairs
+
+
+def match_accuracy(features1: Tensor, features2: Tensor, mask: Tensor) -> Tensor:
+    """Return how often the cell of the other view that is most alike shows the same place: from 0 to 1.
+
+    Of the cells of the first map that have a pair in the mask, the share whose :func:`dense_match` is one of theirs.
+
+    Args:
+        features1, features2: Maps ``[B,D,S,S]``; L2-normalised over D here.
+        mask: bool ``[B,S²,S²]``: cells of the first map by cells of the second, see :func:`pixpro_mask`.
+
+    Raises:
+        ValueError: Shapes that do not fit; on a CPU also a mask without a pair.
+    """
+    features1, features2 = floats("match_accuracy", MAPS, features1=features1, features2=features2)
+    _check_mask("match_accuracy", mask, features1)
+    paired = mask.any(2)
+    if looks_at(features1) and not paired.any():
+        raise ValueError("match_accuracy: mask holds no pair of cells; the views do not overlap.")
+    right = mask.gather(2, dense_match(features1, features2)[:, :, None])[:, :, 0]
+    return (right & paired).sum().to(features1.dtype) / paired.sum()
+
+
 def _cells(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 

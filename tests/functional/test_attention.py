@@ -6,7 +6,14 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
-from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
+from selfsup.functional.attention import (
+    attention_distance,
+    attention_iou,
+    attention_nmi,
+    commonest_offset,
+    fourier_log_amplitude,
+    patch_attention,
+)
 
 
 def random_attention(batch, heads, tokens):
@@ -114,3 +121,47 @@ def test_amplitude_of_constant_and_checkerboard():
     assert torch.isfinite(fourier_log_amplitude(torch.zeros(1, 1, 4, 4))).all()
     with pytest.raises(ValueError, match=r"B,D,S,S"):
         fourier_log_amplitude(torch.zeros(1, 1, 4, 5))
+
+
+def test_heads_that_look_one_step_aside():
+    place = torch.arange(9).view(3, 3)
+    right = torch.stack([place[:, 1], place[:, 2], place[:, 2]], 1).flatten()  # the last column looks at itself
+    self_, random = torch.arange(9), torch.randint(0, 9, (4, 9), generator=torch.Generator().manual_seed(0))
+    key = torch.stack([torch.stack([right, self_, row]) for row in random])
+    offset, share = commonest_offset(key)
+    assert offset[:2].tolist() == [[0, 1], [0, 0]]
+    assert share[:2].tolist() == pytest.approx([6 / 9, 1])
+    counts = {}
+    for row in random.tolist():
+        for q, k in enumerate(row):
+            step = (k // 3 - q // 3, k % 3 - q % 3)
+            counts[step] = counts.get(step, 0) + 1
+    assert share[2].item() == pytest.approx(max(counts.values()) / 36)
+    assert counts[tuple(offset[2].tolist())] == max(counts.values())
+    with pytest.raises(ValueError, match="key must be from 0 to 8"):
+        commonest_offset(key + 1)
+    with pytest.raises(ValueError, match="no square grid"):
+        commonest_offset(key[:, :, :5].clamp_max(4))
+
+
+def test_attention_to_objects_is_the_loop():
+    attention = random_attention(3, 2, 9)[:, :, 0]
+    inside = torch.rand(3, 9, generator=torch.Generator().manual_seed(1)) < 0.4
+    inside[2] = False
+    found = attention_iou(attention, inside, 0.6)
+    for b in range(2):
+        for h in range(2):
+            taken, held = set(), 0.0
+            for patch in sorted(range(9), key=lambda p: -attention[b, h, p].item()):
+                if held >= 0.6 * attention[b, h].sum().item():
+                    break
+                taken.add(patch)
+                held += attention[b, h, patch].item()
+            own = set(inside[b].nonzero().flatten().tolist())
+            assert found[b, h].item() == pytest.approx(len(taken & own) / len(taken | own))
+    assert found[2].isnan().all()
+    # all on the object, evenly: the whole mass takes all of it
+    even = inside[:1, None].double() / inside[0].sum()
+    assert attention_iou(even, inside[:1], 1.0).item() == 1
+    with pytest.raises(ValueError, match="mass must be a number above 0 and at most 1"):
+        attention_iou(attention, inside, 1.5)
