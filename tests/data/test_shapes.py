@@ -63,7 +63,7 @@ def test_edges_are_antialiased():
 
 def test_only_the_object_depends_on_the_class(monkeypatch):
     images, labels, masks = draw_scenes(torch.arange(200), 0, 32)
-    monkeypatch.setattr(shapes, "_OUTLINES", tuple(lambda x, y: torch.full_like(x, 9.0) for _ in CLASSES))
+    monkeypatch.setattr(shapes, "OUTLINES", tuple(lambda x, y: torch.full_like(x, 9.0) for _ in CLASSES))
     empty, same_labels, no_masks = draw_scenes(torch.arange(200), 0, 32)
     assert torch.equal(labels, same_labels)
     assert not no_masks.any()
@@ -80,7 +80,7 @@ def test_several_objects_are_seen_where_the_mask_says(monkeypatch):
     images, labels, masks = draw_scenes(torch.arange(200), 0, 64, 3)
     one, _, _ = draw_scenes(torch.arange(200), 0, 64, 1)
     assert not torch.equal(images, one)
-    monkeypatch.setattr(shapes, "_OUTLINES", tuple(lambda x, y: torch.full_like(x, 9.0) for _ in CLASSES))
+    monkeypatch.setattr(shapes, "OUTLINES", tuple(lambda x, y: torch.full_like(x, 9.0) for _ in CLASSES))
     empty, same_labels, _ = draw_scenes(torch.arange(200), 0, 64, 3)
     assert torch.equal(labels, same_labels)
     difference = (images.int() - empty.int()).abs().amax(1)
@@ -94,15 +94,15 @@ def test_several_objects_are_seen_where_the_mask_says(monkeypatch):
 
 
 def test_the_front_object_hides_the_others(monkeypatch):
-    monkeypatch.setattr(shapes, "_OUTLINES", tuple(lambda x, y: torch.full_like(x, -9.0) for _ in CLASSES))
+    monkeypatch.setattr(shapes, "OUTLINES", tuple(lambda x, y: torch.full_like(x, -9.0) for _ in CLASSES))
     _, labels, masks = draw_scenes(torch.arange(50), 0, 32, 3)
     assert (masks == (labels + 1)[:, None, None]).all()
 
 
 def test_objects_are_the_smaller_the_more_there_are(monkeypatch):
     """Discs in place of all outlines and of all but the front one: its area is a third of a single one's."""
-    disc = tuple(shapes._disc for _ in CLASSES)
-    monkeypatch.setattr(shapes, "_OUTLINES", disc)
+    disc = (shapes.OUTLINES[CLASSES.index("disc")],) * len(CLASSES)
+    monkeypatch.setattr(shapes, "OUTLINES", disc)
     _, _, alone = draw_scenes(torch.arange(300), 0, 64, 1)
     _, labels, three = draw_scenes(torch.arange(300), 0, 64, 3)
     seen = (alone > 0).flatten(1).float().mean(1)
@@ -168,7 +168,7 @@ _AREAS = {
 def _field(name, cells=800, reach=1.2):
     line = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells * 2 * reach - reach
     y, x = torch.meshgrid(line, line, indexing="ij")
-    return x, y, shapes._OUTLINES[CLASSES.index(name)](x, y), 2 * reach / cells
+    return x, y, shapes.OUTLINES[CLASSES.index(name)](x, y), 2 * reach / cells
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -200,7 +200,7 @@ def test_outlines_differ_under_every_turn():
     line = torch.linspace(-1.2, 1.2, 64)
     y, x = torch.meshgrid(line, line, indexing="ij")
     turned = {}
-    for name, outline in zip(CLASSES, shapes._OUTLINES, strict=True):
+    for name, outline in zip(CLASSES, shapes.OUTLINES, strict=True):
         inside = []
         for degrees, mirror in itertools.product(range(0, 360, 5), (1, -1)):
             c, s = math.cos(_TURN(degrees)), math.sin(_TURN(degrees))

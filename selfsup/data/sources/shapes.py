@@ -13,7 +13,6 @@ methods that learn from places rather than from whole images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,13 +23,13 @@ from torch import Tensor
 from selfsup.bars import progress_bar
 from selfsup.data.base import DataConfig, SourceSplits
 from selfsup.data.drawn import Canvas, DrawnDataset
+from selfsup.data.outlines import CLASSES, OUTLINES, length
 from selfsup.data.resident import ResidentDataset
 from selfsup.errors import UserError
 from selfsup.random import fold_in, uniform
 from selfsup.registry import sources
 from selfsup.settings import setting
 
-CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "arrow", "crescent", "corner")
 SMALLEST = 32  # below this side the outlines can no longer be distinguished
 TEST_START = 2**40  # test scenes are those from this index on, so that either split may grow without moving the other
 
@@ -167,7 +166,7 @@ def _outline(pose: _Pose, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cos, sin, scale = _plane(pose.turn.cos()), _plane(pose.turn.sin()), _plane(pose.radius)
     u, v = (x * cos + y * sin) / scale, (y * cos - x * sin) / scale
     distance = torch.empty_like(u)
-    for label, outline in enumerate(_OUTLINES):
+    for label, outline in enumerate(OUTLINES):
         rows = (pose.labels == label).nonzero().squeeze(1)
         if len(rows):
             distance[rows] = outline(u[rows], v[rows])
@@ -227,7 +226,7 @@ def _background(dice: _Dice, centres: Tensor) -> Tensor:
         cos, sin = _plane(angle.cos()), _plane(angle.sin())
         dx, dy = x - _plane(middle[:, 0]), y - _plane(middle[:, 1])
         along, across = dx * cos + dy * sin, dy * cos - dx * sin
-        distance = _length((along.abs() - _plane(half)).clamp(min=0), across) - width
+        distance = length((along.abs() - _plane(half)).clamp(min=0), across) - width
         colour = dice.uniform(0.2, 0.7, 3).float()[:, :, None, None]
         image = _paint(image, colour, _smooth(0.5 - distance / softness))
     return image
@@ -269,7 +268,7 @@ def _surface(dice: _Dice, u: Tensor, v: Tensor) -> Tensor:
         elif texture == 2:  # checks
             mix[rows] = 0.5 + 2 * (_wave(a) - 0.5) * (_wave(b) - 0.5)
         elif texture == 3:  # dots
-            mix[rows] = _smooth(2.5 - 6 * _length(a - a.floor() - 0.5, b - b.floor() - 0.5))
+            mix[rows] = _smooth(2.5 - 6 * length(a - a.floor() - 0.5, b - b.floor() - 0.5))
         elif texture == 4:  # noise
             column, row = a.floor().long() % cells, b.floor().long() % cells
             mix[rows] = grain[rows].flatten(1).gather(1, (row * cells + column).flatten(1)).view_as(a)
@@ -290,96 +289,3 @@ def _surface(dice: _Dice, u: Tensor, v: Tensor) -> Tensor:
 def _wave(t: Tensor) -> Tensor:
     """Return a smooth wave of period 1 between 0 and 1."""
     return _smooth(((t - t.floor() - 0.5).abs() * 2 - 0.5) * 2 + 0.5)
-
-
-# --- outlines: signed distance, negative inside, to a shape about the origin that reaches to radius 1 ------------
-
-
-def _length(x: Tensor, y: Tensor) -> Tensor:
-    return (x * x + y * y).sqrt()
-
-
-def _box(x: Tensor, y: Tensor, half_x: float, half_y: float) -> Tensor:
-    dx, dy = x.abs() - half_x, y.abs() - half_y
-    return _length(dx.clamp(min=0), dy.clamp(min=0)) + torch.maximum(dx, dy).clamp(max=0)
-
-
-def _convex(x: Tensor, y: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
-    """Return the largest distance from the sides' lines; corners in the order in which the inside is on the left."""
-    sides = []
-    for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
-        length = math.hypot(x1 - x0, y1 - y0)
-        sides.append(((x - x0) * (y1 - y0) - (y - y0) * (x1 - x0)) / length)
-    return torch.stack(sides).amax(0)
-
-
-def _polar(radius: float, degrees: float) -> tuple[float, float]:
-    return radius * math.cos(math.radians(degrees)), radius * math.sin(math.radians(degrees))
-
-
-def _disc(x: Tensor, y: Tensor) -> Tensor:
-    return _length(x, y) - 0.88
-
-
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return (_length(x, y) - 0.72).abs() - 0.2
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x, y, 0.74, 0.74)
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    return _convex(x, y, [_polar(1.05, degrees) for degrees in (90, 210, 330)])
-
-
-def _star(x: Tensor, y: Tensor) -> Tensor:
-    # Reflections fold the plane into the tenth that holds the side from the tip at 90° to the notch at 54°
-    x = x.abs()
-    for normal_x, normal_y in (_polar(1, -36), _polar(1, 216)):
-        beyond = (x * normal_x + y * normal_y).clamp(min=0) * 2
-        x, y = x - beyond * normal_x, y - beyond * normal_y
-    x = x.abs()
-    (tip_x, tip_y), (notch_x, notch_y) = (0.0, 1.05), _polar(0.44, 54)
-    length = math.hypot(notch_x - tip_x, notch_y - tip_y)
-    return ((x - tip_x) * (tip_y - notch_y) + (y - tip_y) * (notch_x - tip_x)) / length
-
-
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 0.95, 0.27), _box(x, y, 0.27, 0.95))
-
-
-def _heart(x: Tensor, y: Tensor) -> Tensor:
-    # A square on its corner and a disc on each of its two upper sides
-    half = 0.5
-    body = _box((x + y + 0.2) * math.sqrt(0.5), (y + 0.2 - x) * math.sqrt(0.5), half, half)
-    middle = half * math.sqrt(0.5)
-    lobes = _length(x.abs() - middle, y + 0.2 - middle) - half
-    return torch.minimum(body, lobes)
-
-
-def _arrow(x: Tensor, y: Tensor) -> Tensor:
-    head = _convex(x, y, [(0.0, 1.0), (-0.75, 0.1), (0.75, 0.1)])
-    return torch.minimum(head, _box(x, y + 0.42, 0.2, 0.56))
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(_length(x + 0.1, y) - 0.92, 0.72 - _length(x - 0.38, y))
-
-
-def _corner(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x + 0.46, y, 0.24, 0.82), _box(x, y + 0.58, 0.7, 0.24))
-
-
-_OUTLINES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    _disc,
-    _ring,
-    _square,
-    _triangle,
-    _star,
-    _cross,
-    _heart,
-    _arrow,
-    _crescent,
-    _corner,
-)
