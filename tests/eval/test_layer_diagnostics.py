@@ -1,6 +1,7 @@
 """The protocols that look into a network: layers, invariance, attention, CKA; and their pictures."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -256,11 +257,25 @@ def test_attention_of_a_network_that_looks_everywhere():
         assert distance["value"] == pytest.approx(mean, rel=1e-5)
         assert distance["per_head"] == pytest.approx([mean] * 3, rel=1e-5)
         assert found[layer, "attention_nmi"]["value"] == pytest.approx(0, abs=1e-5)
+        offset = found[layer, "offset_share"]
+        assert offset["per_head"] == pytest.approx([1 / 16] * 3), (
+            "of equal keys the first: another offset for each query"
+        )
+        assert len(offset["offsets"]) == 3
+        assert (layer, "object_iou") not in found, "there are no masks"
         curve = found[layer, "high_frequency"]
         assert len(curve["amplitude"]) == 3
         assert curve["value"] == curve["amplitude"][-1]
     with pytest.raises(UserError, match="choose a ViT"):
         evaluate(resnet(), splits(), CONFIG, ["attention"])
+    # even attention: 60 % is held by the first ten of 16 patches, of which the upper half of the image has eight
+    masks = torch.zeros(60, 16, 16, dtype=torch.uint8)
+    masks[:, :8] = 3
+    parts = splits()
+    records = evaluate(backbone, replace(parts, train=parts.train.with_masks(masks)), CONFIG, ["attention"])
+    for record in (r for r in records if r.metric == "object_iou"):
+        assert record["per_head"] == pytest.approx([0.8] * 3)
+    assert sum(r.metric == "object_iou" for r in records) == 2
 
 
 def test_cka_of_networks(tmp_path):
@@ -288,7 +303,9 @@ def test_cka_of_networks(tmp_path):
 def test_everything_goes_on_without_what_cannot_run(tmp_path):
     with pytest.warns(UserWarning, match=r"Left out: attention \(.*vision transformer.*knn, .*no label"):
         records = evaluate(resnet(), splits(labels=False), CONFIG, run_dir=tmp_path)
-    assert {r["protocol"] for r in records} == {"diagnostics", "layers", "invariance"}
+    found = {r["protocol"] for r in records}
+    assert found >= {"diagnostics", "layers", "invariance", "dense_alignment", "shortcuts"}
+    assert not found & {"attention", "knn", "linear_probe", "concentration"}
     with pytest.raises(UserError, match="no network"):
         evaluate(None, splits(), CONFIG, ["layers"])
     (rank,) = [r for r in read_results(tmp_path) if (r["protocol"], r["metric"]) == ("diagnostics", "rank_me")]

@@ -9,12 +9,24 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from selfsup.data.base import ImageDataset
 from selfsup.errors import UserError
-from selfsup.eval.record import Record
+from selfsup.eval.encoder import Encoder
+from selfsup.eval.features import positions_of
+from selfsup.eval.pixels import IGNORED, masks_of
+from selfsup.eval.record import FRACTION, Record
 from selfsup.eval.registry import protocol
 from selfsup.eval.subject import Subject, evenly
-from selfsup.functional.attention import attention_distance, attention_nmi, fourier_log_amplitude, patch_attention
+from selfsup.functional.attention import (
+    attention_distance,
+    attention_iou,
+    attention_nmi,
+    commonest_offset,
+    fourier_log_amplitude,
+    patch_attention,
+)
 
 IMAGES, BATCH = 256, 16  # a batch holds images × heads × tokens² numbers
 
@@ -25,8 +37,11 @@ def evaluate(subject: Subject, settings: None) -> Iterator[Record]:
 
     ``attention_distance`` in pixels, ``attention_nmi`` (both among patches, means over images and heads, with
     ``per_head``) and ``high_frequency``, the relative log amplitude of the block's output at the highest frequency,
-    with the whole curve as ``amplitude``; see :mod:`selfsup.functional.attention`. At most 256 training images are
-    used, spaced evenly.
+    with the whole curve as ``amplitude``; see :mod:`selfsup.functional.attention`. ``offset_share`` is how often the
+    patch with the most attention lies at the head's commonest ``offsets`` (down, right) from the query: the largest of
+    the heads, near 1 for one that moves features by a constant step. Where there are masks and a class token,
+    ``object_iou`` is the intersection over union of the objects and the patches that hold 60 % of its attention, of
+    the best head. At most 256 training images are used, spaced evenly.
     """
     backbone = subject.network
     obstacle = attention_obstacle(backbone)
@@ -35,14 +50,22 @@ def evaluate(subject: Subject, settings: None) -> Iterator[Record]:
     network: Any = getattr(backbone, "network", backbone)
     images = evenly(subject.splits.train, IMAGES)
     prefix, side = int(network.num_prefix_tokens), int(network.patch_embed.grid_size[0])
+    has_class_token = getattr(network, "cls_token", None) is not None
     pixels = float(network.patch_embed.patch_size[0])
     distances: list[list[Tensor]] = [[] for _ in network.blocks]
     shares: list[list[Tensor]] = [[] for _ in network.blocks]
     amplitudes: list[list[Tensor]] = [[] for _ in network.blocks]
+    nearest: list[list[Tensor]] = [[] for _ in network.blocks]
+    ious: list[list[Tensor]] = [[] for _ in network.blocks]
+    objects: list[Tensor] = []  # of the batch that passes
 
     def before_attention(depth: int) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            maps = patch_attention(attention_of(module, inputs[0]), prefix)
+            whole = attention_of(module, inputs[0])
+            maps = patch_attention(whole, prefix)
+            nearest[depth].append(maps.argmax(3).cpu())
+            if objects:
+                ious[depth].append(attention_iou(whole[:, :, 0, prefix:], objects[0].to(whole.device)).cpu())
             distances[depth].append(attention_distance(maps, pixels).cpu())
             shares[depth].append(attention_nmi(maps).cpu())
 
@@ -60,7 +83,8 @@ def evaluate(subject: Subject, settings: None) -> Iterator[Record]:
     encoder = replace(subject.encoder, batch_size=min(subject.encoder.batch_size, BATCH))
     try:
         with encoder.passes(images, "attention") as batches:
-            for prepared, _ in batches:
+            for prepared, batch in batches:
+                objects[:] = _objects(encoder, images, batch.index, side) if has_class_token else []
                 backbone(prepared)
     finally:
         for handle in handles:
@@ -71,9 +95,25 @@ def evaluate(subject: Subject, settings: None) -> Iterator[Record]:
             heads = torch.cat(found[depth]).mean(0)
             own = {"per_head": heads.tolist()}
             yield Record(split="train", metric=metric, value=heads.mean().item(), how=how, found=own)
+        offsets, often = commonest_offset(torch.cat(nearest[depth]))
+        own = {"per_head": often.tolist(), "offsets": offsets.tolist()}
+        yield Record(split="train", metric="offset_share", value=often.max().item(), unit=FRACTION, how=how, found=own)
+        if ious[depth] and torch.cat(ious[depth]).isfinite().any():
+            heads = torch.cat(ious[depth]).nanmean(0)
+            own = {"per_head": heads.tolist()}
+            yield Record(split="train", metric="object_iou", value=heads.max().item(), how=how, found=own)
         curve = torch.cat(amplitudes[depth]).mean(0)
         own = {"amplitude": curve.tolist()}
         yield Record(split="train", metric="high_frequency", value=curve[-1].item(), how=how, found=own)
+
+
+def _objects(encoder: Encoder, images: ImageDataset, index: Tensor, side: int) -> list[Tensor]:
+    """Return which patches show more object than background, bool ``[B,P]``, as a list of one; empty without masks."""
+    if images.read_masks(torch.arange(0)) is None:
+        return []
+    masks = masks_of(encoder, images, positions_of(images, index))
+    inside = (masks > 0) & (masks != IGNORED)
+    return [F.adaptive_avg_pool2d(inside[:, None].float(), side).flatten(1) > 0.5]
 
 
 def attention_obstacle(backbone: nn.Module | None) -> str | None:
