@@ -1,9 +1,10 @@
 """Compare what networks make of the same images: linear CKA, 1 for features equal up to rotation and scale.
 
-  selfsup cka RUN RUN … [--layers] [--out DIR] [key=value …]
+  selfsup cka RUN RUN … [--layers] [--align] [--out DIR] [key=value …]
 
 A RUN is whatever `selfsup evaluate` takes; the images are the first one's training images, unless data= says
-otherwise.
+otherwise. --align also rotates the features of each network onto those of each other, fitted in closed form on
+training images, and says how often a test image finds itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from selfsup.settings.early import refuse_mistakes
 from selfsup.writing import check_output
 
 if TYPE_CHECKING:
+    from selfsup.data import Splits
     from selfsup.eval import CkaTable, Encoder
 
 
@@ -30,7 +32,13 @@ def add_arguments(parser: Parser) -> None:
         "--layers", action="store_true", help="compare every stage of every network, not the pooled features alone"
     )
     parser.add_argument(
-        "--out", metavar="DIR", default="runs/cka", help="folder for cka.csv and cka.png (default: runs/cka)"
+        "--align", action="store_true", help="rotate each network's features onto each other's, and judge the rotation"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/cka",
+        help="folder for cka.csv, align.csv and pictures (default: runs/cka)",
     )
 
 
@@ -41,12 +49,24 @@ def run(arguments: Namespace) -> int:
     check_output(arguments.out, "--out")
     _check_names(arguments.words)
     check_words([f"checkpoint={arguments.words[0]}", *arguments.settings])
-    from selfsup.report import save_cka
+    from selfsup.eval import cka
+    from selfsup.eval.feature_alignment import align
+    from selfsup.report import save_aligned, save_cka
 
-    table = compare_networks(arguments.words, arguments.settings, layers=arguments.layers)
+    networks, splits = open_networks(arguments.words, arguments.settings)
+    table = cka(networks, splits.train, layers=arguments.layers)
     save_cka(table, arguments.out)
     print(table)
     print(f"\nlinear CKA, {table.images} images; saved: {arguments.out}/cka.csv, .png")
+    if arguments.align:
+        found = align(networks, splits)
+        save_aligned(found, arguments.out)
+        for one in found:
+            print(
+                f"{one.source} -> {one.target}: cosine {one.cosine:.3f} (other images {one.other:.3f}), "
+                f"{100 * one.matched:.1f} % find themselves among {one.images}"
+            )
+        print(f"\nrotations fitted on {found[0].fitted_on} images; saved: {arguments.out}/align.csv, .png")
     return 0
 
 
@@ -70,13 +90,23 @@ def compare_networks(
     Raises:
         UserError: As ``selfsup.load_evaluate_config`` and ``selfsup.eval.cka``, or a run is named twice.
     """
+    from selfsup.eval import cka
+
+    networks, splits = open_networks(runs, overrides, progress=progress)
+    return cka(networks, splits.train, layers=layers)
+
+
+def open_networks(
+    runs: Sequence[str], overrides: Sequence[str] = (), *, progress: bool = True
+) -> tuple[dict[str, Encoder], Splits]:
+    """Return networks by name, ready to run, and the images of the first one; see :func:`compare_networks`."""
     from selfsup.data import load_splits
     from selfsup.engine.evaluation import announce, build_encoder, check_network, open_evaluation, open_for
-    from selfsup.eval import cka
 
     _check_names(runs)
     config, opened = open_evaluation([f"checkpoint={runs[0]}", *overrides])
-    images = load_splits(config.data).train
+    splits = load_splits(config.data)
+    images = splits.train
     networks: dict[str, Encoder] = {}
     for run in runs:
         if run != runs[0]:
@@ -89,4 +119,4 @@ def compare_networks(
         networks[run] = build_encoder(config, opened.network, progress)
         if progress:
             announce(opened, images.facts)
-    return cka(networks, images, layers=layers)
+    return networks, splits

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from selfsup.report.charts.patches import patches_picture
     from selfsup.report.charts.similarity import similarity_picture
     from selfsup.report.charts.training import training_curves
-    from selfsup.report.comparing import compare, report, save_cka, save_comparison
+    from selfsup.report.comparing import compare, report, save_aligned, save_cka, save_comparison
     from selfsup.report.comparison import Table, read_table
     from selfsup.report.drawing import Evaluated, chart, save
     from selfsup.report.estimates import seeds_table
@@ -36,6 +36,7 @@ __all__ = [
     "report",
     "result_table",
     "save",
+    "save_aligned",
     "save_cka",
     "save_comparison",
     "seeds_table",

@@ -12,6 +12,7 @@ from selfsup.tables import csv_table
 from selfsup.writing import replace_text
 
 if TYPE_CHECKING:
+    from selfsup.eval.feature_alignment import Aligned
     from selfsup.eval.kernel_alignment import CkaTable
 
 
@@ -70,3 +71,15 @@ def save_cka(table: CkaTable, folder: str | Path) -> None:
     rows = ([name, *row] for name, row in zip(table.names, table.values.tolist(), strict=True))
     replace_text(folder / "cka.csv", csv_table(["", *table.names], rows))
     save(cka_picture(table), folder / "cka.png")
+
+
+def save_aligned(found: Sequence[Aligned], folder: str | Path) -> None:
+    """Write ``align.csv`` and ``align.png``."""
+    from selfsup.report.charts.alignment import aligned_picture
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("source", "target", "cosine", "other", "matched", "images", "fitted_on")
+    rows = ([str(getattr(one, name)) for name in names] for one in found)
+    (folder / "align.csv").write_text(csv_table(names, rows), "utf-8", newline="")
+    save(aligned_picture(found), folder / "align.png")

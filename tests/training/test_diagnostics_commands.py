@@ -78,7 +78,10 @@ def test_warnings_of_ours_are_printed_as_sentences():
 
 
 def test_cka_of_a_run_and_the_untrained_network(finished, tmp_path, capsys):
-    assert main(["cka", str(finished), "untrained", "--out", str(tmp_path / "cka")]) == 0
+    assert main(["cka", str(finished), "untrained", "--align", "--out", str(tmp_path / "cka")]) == 0
+    assert "find themselves among" in capsys.readouterr().out
+    pairs = [row[:2] for row in csv.reader((tmp_path / "cka" / "align.csv").open())][1:]
+    assert pairs == [[str(finished), "untrained"], ["untrained", str(finished)]]
     rows = list(csv.reader((tmp_path / "cka" / "cka.csv").open()))
     assert rows[0] == ["", str(finished), "untrained"]
     assert float(rows[1][1]) == 1
