@@ -3,6 +3,7 @@
 selfsup methods [NAME]
 """
 
+import difflib
 from argparse import Namespace
 
 from selfsup.commands import Parser, explain_choices
@@ -40,11 +41,12 @@ def run(arguments: Namespace) -> int:
 
 
 def _group_of(word: str = "") -> str:
-    """Return what a word names: a method where there is one of that name, such as ``supcon``."""
-    named = (
-        group for group in ("method", *GIVEN) if find(word, summaries(group), other_names(group)) in summaries(group)
-    )
-    return next(named, "method")
+    """Return what a word names, or nearly names: a method before anything else that is called so."""
+    groups = {name: group for group in (*reversed(GIVEN), "method") for name in summaries(group)}
+    for group in ("method", *GIVEN):
+        if find(word, summaries(group), other_names(group)) in summaries(group):
+            return group
+    return next((groups[name] for name in difflib.get_close_matches(word, groups, n=1, cutoff=0.5)), "method")
 
 
 def _list_given() -> None:

@@ -70,8 +70,10 @@ def test_help_explains_the_one_that_was_chosen_without_torch() -> None:
 
 
 def test_a_name_that_there_is_not_is_met_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", "simclrr"]) == 2
-    assert "Did you mean 'simclr'" in capsys.readouterr().err
+    for written, meant in {"simclrr": "method", "dcll": "objective", "mochii": "negatives"}.items():
+        assert main(["methods", written]) == 2
+        said = f"There is no {meant} '{written}'. Did you mean '{written[:-1]}'?"
+        assert said in capsys.readouterr().err
 
 
 def test_a_run_is_called_by_all_that_it_learns_with() -> None:
