@@ -71,10 +71,10 @@ def _run(given: list[str]) -> int:
         print("\n".join(map(printable, said.split("\n"))), file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in NOT_WRITTEN:
+        if error.errno not in (*NOT_WRITTEN, errno.ENAMETOOLONG):
             raise
-        file = error.filename or "a file"
-        print(f"selfsup {name}: {file} could not be written: {error.strerror}.", file=sys.stderr)
+        what = "could not be written" if error.errno in NOT_WRITTEN else "cannot be a file"
+        print(printable(f"selfsup {name}: {error.filename or 'a file'} {what}: {error.strerror}."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

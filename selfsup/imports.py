@@ -122,6 +122,8 @@ def recall(run_dir: Path) -> None:
 def recorded(run_dir: Path) -> list[dict[str, str]]:
     """Return name, first place and digest of the files of a run; nothing where its ``environment.json`` has none."""
     try:
+        if not (run_dir / ENVIRONMENT).is_file():  # of a pipe nobody may ever write the end
+            return []
         entries = from_json((run_dir / ENVIRONMENT).read_text("utf-8"))["imports"]
         found = [{key: str(entry[key]) for key in ("file", "path", "sha256")} for entry in entries]
     except (OSError, ValueError, KeyError, TypeError):
@@ -162,7 +164,7 @@ def _execute(own: OwnFile) -> None:
     try:
         # what was read is what runs, though the file may change
         exec(compile(own.source, str(own.path), "exec"), vars(module))  # noqa: S102 the user gave it to --import
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name)
         if isinstance(error, SyntaxError):
             line = error.lineno if error.filename == str(own.path) else None

@@ -436,7 +436,8 @@ def _import(lab: Lab, name: str, text_of: str | bytes) -> list[str]:
     file = lab.folder() / name
     put(text_of)(file)
     words = ["train", "--import", str(file), *lab.settings, f"run_dir={file.parent / 'run'}"]
-    return refused(lab.run(*words), name, codes=(2, 3) if name == "exits.py" else (0,) if name == "x" else (2,))
+    # a comment in another encoding does no harm
+    return refused(lab.run(*words), name, codes=(0, 2) if name == "latin.py" else (2,))
 
 
 def _named(lab: Lab, name: str) -> list[str]:

@@ -13,7 +13,7 @@ from selfsup.eval.record import Record
 from selfsup.eval.results import FILE, read_results
 from selfsup.report.atlas import Atlas, read_atlas
 from selfsup.settings.values import read_yaml
-from selfsup.tables import console_table, csv_table, markdown_table
+from selfsup.tables import console_table, csv_table, markdown_table, printable
 from selfsup.wording import command, word
 
 MISSING = "–"
@@ -99,7 +99,8 @@ class Table:
         return any(row.get(column) is not None for row in self.rows for column in self.accuracies)
 
     def __str__(self) -> str:
-        return "\n".join([console_table(self.columns, self.cells()), *(f"note: {note}" for note in self.notes)])
+        notes = (f"note: {printable(note)}" for note in self.notes)
+        return "\n".join([console_table(self.columns, self.cells()), *notes])
 
     def markdown(self) -> str:
         """Return the table for a Markdown page, accuracies in percent."""

@@ -271,6 +271,7 @@ MISTAKES = {
     "missing checkpoint": (["probe", "checkpoint=runs/none"], "runs/none"),
     "resume of nothing": (["train", "resume=runs/none"], "runs/none"),
     "no runs": (["compare"], "run"),
+    "a name too long": (["compare", "x" * 300], "cannot be a file: File name too long"),
     "not a run": (["compare", "."], "."),
     "unknown method's help": (["methods", "simclrr"], "Did you mean 'simclr'"),
     "missing import": (["train", "--import", "gone.py"], "gone.py"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pkgutil
 import shutil
 import sys
@@ -194,6 +195,7 @@ def test_every_command_takes_it(command: str, tmp_path: Path, capsys: pytest.Cap
         ("half.py", "x = (1,\n", "half.py, line 1: SyntaxError"),
         ("taken.py", "\nfrom selfsup.registry import methods\nmethods.register('moco', object)(print)\n", "line 3"),
         ("json.py", "", "would hide the module json"),
+        ("exits.py", "import sys\nsys.exit(3)\n", "exits.py, line 2: SystemExit: 3"),
         ("notes.txt", "", "not a Python file"),
     ],
 )
@@ -205,3 +207,8 @@ def test_what_cannot_be_imported(
     (tmp_path / name).write_text(text)
     assert main(["methods", "--import", str(tmp_path / name)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_pipe_in_the_place_of_the_environment_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "environment.json")
+    assert imports.recorded(tmp_path) == []

@@ -3,6 +3,7 @@ import itertools
 import json
 import pickle
 import tarfile
+import time
 from io import BytesIO
 
 import numpy as np
@@ -15,6 +16,7 @@ from selfsup.checkpoint import read_checkpoint
 from selfsup.cli import main
 from selfsup.data import TrainLoader, eval_batches, load_splits
 from selfsup.data.loader import Share, epoch_order
+from selfsup.data.sources import webdataset
 from selfsup.errors import UserError
 from selfsup.registry import sources
 
@@ -296,6 +298,40 @@ def test_labels_of_a_webdataset(tmp_path):
     (tmp_path / "numbers" / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(UserError, match=r"label 2, but class numbers end at 1"):
         _load("webdataset", tmp_path / "numbers")
+
+
+def _sparse(name, content, size):
+    """A member of some bytes that claims to be of another size, the rest of which is holes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT)[: tarfile.BLOCKSIZE])
+    head[156:157] = tarfile.GNUTYPE_SPARSE
+    head[386:410] = b"%011o\0%011o\0" % (0, len(content))
+    head[483:495] = b"\x80" + size.to_bytes(11, "big")
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+@pytest.mark.parametrize("name", ["a.png", "0000.cls", "0000.json"])
+def test_a_member_that_claims_more_than_it_holds_is_not_read(tmp_path, name):
+    """40 GB of holes would be read into memory, byte by byte of them."""
+    _write_tar(tmp_path / "t.tar", range(4), lambda number: _member(number) if number else {"png": _encoded(0)})
+    file = tmp_path / "t.tar"
+    whole = file.read_bytes()
+    begin = tarfile.BLOCKSIZE + -(-len(_encoded(0)) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE  # behind the first image
+    file.write_bytes(whole[:begin] + _sparse(name, b"x" * 10, 40 * 2**30) + whole[begin:])
+    began = time.monotonic()
+    found = _load("webdataset", tmp_path).train
+    assert (len(found), found.labels[0]) == (4, -1)
+    assert time.monotonic() - began < 30
+
+
+def test_a_label_of_many_bytes_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset, "MOST_LABEL", 20)
+    labels = [b"1", b"1" * 21, b"0"]
+    _write_tar(tmp_path / "t.tar", range(3), lambda number: {"png": _encoded(number), "cls": labels[number]})
+    assert _load("webdataset", tmp_path).train.labels.tolist() == [1, -1, 0]
 
 
 def test_labels_of_parquet(tmp_path):

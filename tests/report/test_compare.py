@@ -80,6 +80,12 @@ def test_missing_results_are_a_dash_and_a_note(tmp_path):
     assert not any("done" in note for note in table.notes)
 
 
+def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path):
+    text = str(compare([run(tmp_path / "\x1b[31mred")]))
+    assert "note: \\x1b[31mred has no" in text
+    assert "\x1b" not in text
+
+
 def test_a_baseline_without_a_config_is_a_run(tmp_path):
     folder = run(tmp_path / "raw_pixels", [record(value=0.7), record("linear_probe")], config=None)
     table = compare([folder])
