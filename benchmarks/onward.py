@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,13 @@ def measured(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def work(out: Path, root: Path, rehearse: bool) -> None:
+def work(out: Path, root: Path, rehearse: bool, sources: Sequence[str] = DATA) -> None:
     """Do what is missing."""
     parts = Parts(root, rehearse)
     tiny = TINY if rehearse else ()
     for way in WAYS:
-        for source, target in (DATA, DATA[::-1]):
+        for source in sources:
+            target = next(data for data in DATA if data != source)
             name = f"{source}-{target}-{way}"
             if (out / f"{name}.json").exists():
                 continue
@@ -184,6 +185,7 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with cifar10/ and imagenette/")
+    parser.add_argument("--sources", nargs="+", choices=DATA, default=DATA, help="what is trained on first; both")
     parser.add_argument("--out", type=Path, default=Path("runs/onward"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="write table and picture of what is there and stop")
@@ -193,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.table:
-        work(options.out, options.root.absolute(), options.rehearse)
+        work(options.out, options.root.absolute(), options.rehearse, options.sources)
     tiny = "REHEARSAL: tiny settings. " if options.rehearse else ""
     protocol = (
         f"{tiny}SimCLR of experiment=small/simclr (a plain convolutional network of 0.3 M weights, 32 px, AdamW, batch "

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from selfsup.errors import UserError
+from selfsup.errors import UserError, reason_of
 from selfsup.functional import info_nce, map_distillation, resample_map, similarity_distillation
 from selfsup.methods.base import Method
 from selfsup.methods.parts import Parts
@@ -31,6 +31,7 @@ from selfsup.methods.taught import TaughtConfig, teacher_of
 from selfsup.nn import FeatureQueue
 from selfsup.registry import methods
 from selfsup.settings import setting
+from selfsup.shortage import lacks_memory
 from selfsup.types import Batch, StepOutput, View, height_width
 
 
@@ -86,10 +87,12 @@ class Distill(Method):
         wanted = self.config.spatial_weight > 0
         try:
             feature, cells = self.teacher(image, wanted)
-        except (UserError, RuntimeError, AssertionError, ValueError) as error:
+        except Exception as error:  # a network of anybody's may raise anything
+            if lacks_memory(error):
+                raise
             raise UserError(
-                f"method.teacher cannot see views of {shape[2]}×{shape[3]} pixels: {error} Set data.image_size to a "
-                "side that it takes, or method.spatial_weight=0 where it has no feature map."
+                f"method.teacher cannot see views of {shape[2]}×{shape[3]} pixels ({reason_of(error)}); set "
+                "data.image_size to a side that it takes, or method.spatial_weight=0 where it has no feature map."
             ) from error
         if not wanted:
             return feature.shape[1], 0, 0

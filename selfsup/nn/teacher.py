@@ -34,6 +34,7 @@ class Teacher:
                 "choose another teacher, or set data.channels."
             )
         self.backbone = backbone.requires_grad_(False).eval()
+        self._like: tuple[torch.device, torch.dtype] | None = None
         own = backbone.normalization
         self.scale, self.shift = torch.ones(1, wanted, 1, 1), torch.zeros(1, wanted, 1, 1)
         if own is not None and own != seen:
@@ -55,8 +56,9 @@ class Teacher:
         Raises:
             UserError: The network has no maps.
         """
-        if self.scale.device != images.device or self.scale.dtype != images.dtype:
-            self.backbone.to(images.device, images.dtype)
+        if self._like != (images.device, images.dtype):
+            self._like = images.device, images.dtype
+            self.backbone.to(*self._like)
             self.scale, self.shift = self.scale.to(images), self.shift.to(images)
         seen = images.expand(-1, self.backbone.in_channels, -1, -1) * self.scale + self.shift
         return self.backbone.forward_both(seen) if maps else (self.backbone(seen), None)

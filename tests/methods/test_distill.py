@@ -134,6 +134,21 @@ def test_the_teacher_sees_images_in_its_own_normalisation() -> None:
         torch.testing.assert_close(cells, inner.forward_features(wanted))
 
 
+def test_the_teacher_follows_its_images_to_their_precision() -> None:
+    """Whatever its own is, and with statistics of its own or without."""
+    raw = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    for own in (None, OWN):
+        inner = network().double()
+        wanted = raw if own is None else (raw - by_channel(OWN.mean).double()) / by_channel(OWN.std).double()
+        expected = inner(wanted)
+        seen = raw if own is None else (raw - by_channel(SEEN.mean).double()) / by_channel(SEEN.std).double()
+        teacher = Teacher(Backbone(inner, 3, own), SEEN, 3)
+        for dtype in (torch.float64, torch.float32):
+            feature, _ = teacher(seen.to(dtype))
+            assert feature.dtype == dtype
+            torch.testing.assert_close(feature.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("seen", [Normalization((0.4,), (0.2,)), Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))])
 def test_grey_images_are_repeated_for_a_teacher_of_colours(seen: Normalization) -> None:
     """Three statistics meet one channel as their mean, as the views do it."""
@@ -197,7 +212,7 @@ def flat() -> Flat:
 
 def test_without_cells_a_teacher_needs_no_map(tiny_config: Callable[..., Any]) -> None:
     here = f"method.teacher=module:{__file__}:flat"
-    with pytest.raises(UserError, match=r"method\.teacher cannot see .* map.*method\.spatial_weight=0"):
+    with pytest.raises(UserError, match=r"method\.teacher cannot see .*without a map.*method\.spatial_weight=0"):
         prepared(tiny_config("distill", here))
     method, batch = prepared(tiny_config("distill", here, "method.spatial_weight=0"))
     assert not hasattr(method, "cell_head")
@@ -243,7 +258,7 @@ def test_a_transformer_of_another_size_is_refused(tiny_config: Callable[..., Any
         prepared(tiny_config("distill", f"method.teacher=module:{file}:network"))
     only = {"depth": 1, "img_size": 64, "dynamic_img_size": False}
     fixed = build_backbone(BackboneConfig("vit_tiny_patch16_224", kwargs=only), 3)
-    with pytest.raises(UserError, match=r"method\.teacher cannot see views of 32×32 pixels: .*data\.image_size"):
+    with pytest.raises(UserError, match=r"method\.teacher cannot see views of 32×32 pixels \(Input.*data\.image_size"):
         Distill(network(), teacher=fixed, image_size=32)
 
 
