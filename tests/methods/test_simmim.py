@@ -13,7 +13,6 @@ from torch import Tensor
 
 from selfsup.config import load_config
 from selfsup.errors import UserError
-from selfsup.functional import masked_absolute_error, patchify
 from selfsup.types import Batch, View
 
 TINY = [
@@ -166,18 +165,21 @@ def test_one_step_of_a_swin_by_hand(tiny_config: Callable[..., Any]) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
 
 
-def test_of_rectangles_each_patch_is_painted_where_it_lies(tiny_config: Callable[..., Any]) -> None:
-    """4 × 2 patches: rows and columns are not exchanged."""
-    method, _ = prepared(tiny_config("simmim"))
+def test_of_rectangles_a_swin_paints_each_square_where_it_lies(tiny_config: Callable[..., Any]) -> None:
+    """8 × 4 squares of 4 pixels: rows and columns are not exchanged."""
+    config = tiny_config("simmim", "method.mask_cell=4")
+    config.backbone.name, config.backbone.kwargs = "swin_tiny_patch4_window7_224", SWIN_KWARGS
+    method, _ = prepared(config)
     found = watched(method)
     image = torch.randn(3, 3, 32, 16, generator=torch.Generator().manual_seed(0))
-    method.grid = (4, 2)
+    method.grid = (16, 8)
     batch = Batch(image, None, torch.arange(3))
     method.seed_step(0)
     loss = method.step((View(image, torch.zeros(3, 2, 3)),), batch).loss
-    painted = method.head(found[0]["patches"])
-    expected = masked_absolute_error(painted, patchify(image, 8), found[0]["mask"])
-    torch.testing.assert_close(loss, expected)
+    painted = method.head(found[0]["patches"]).view(3, 8, 4, 4, 4, 3)  # [N,row,column,y,x,C]
+    painted = painted.permute(0, 5, 1, 3, 2, 4).reshape(3, 3, 32, 16)
+    hidden = found[0]["mask"].view(3, 1, 16, 8).repeat_interleave(2, 2).repeat_interleave(2, 3).expand_as(image)
+    torch.testing.assert_close(loss, (painted - image).abs()[hidden].mean())
 
 
 def test_a_network_of_another_kind_is_refused_by_name(tiny_config: Callable[..., Any]) -> None:
