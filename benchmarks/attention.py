@@ -14,7 +14,7 @@ from timm.layers import set_fused_attn
 from selfsup.tables import markdown_table
 
 SHAPES = ((96, 4), (192, 4), (192, 6))  # channels, blocks
-IMAGES, ROUNDS = 256, 3
+IMAGES, ROUNDS = 64, 3
 
 
 def milliseconds(fused: bool, width: int, depth: int, bf16: bool) -> float:
