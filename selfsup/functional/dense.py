@@ -217,7 +217,7 @@ def match_accuracy(features1: Tensor, features2: Tensor, mask: Tensor) -> Tensor
     if looks_at(features1) and not paired.any():
         raise ValueError("match_accuracy: mask holds no pair of cells; the views do not overlap.")
     right = mask.gather(2, dense_match(features1, features2)[:, :, None])[:, :, 0]
-    return (right & paired).sum().to(features1.dtype) / paired.sum()
+    return right.sum().to(features1.dtype) / paired.sum()
 
 
 def _cells(features: Tensor) -> Tensor:

@@ -24,6 +24,6 @@ def aligned_picture(found: Sequence[Aligned]) -> Any:
         panel.hist(one.own_cosines.tolist(), bins, color=BLUE, alpha=0.7, label="same image")
         panel.hist(one.other_cosines.tolist(), bins, color=ORANGE, alpha=0.6, label="another image")
         panel.set_title(f"{one.source}\n→ {one.target}: {100 * one.matched:.0f} % found", fontsize=8)
-        panel.set(xlabel="cosine after the rotation", xlim=(-1, 1))
+        panel.set(xlabel="cosine after the rotation", xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1))
         panel.legend(frameon=False, fontsize=7)
     return figure
