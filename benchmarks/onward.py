@@ -161,10 +161,12 @@ def rows(out: Path) -> Iterator[Mapping[str, Any]]:
 
 def picture(out: Path, path: Path) -> None:
     """Draw target and source accuracy over the epochs, one column a direction."""
-    figure = new_figure(8.5, 5.6)
-    axes = figure.subplots(2, 2, sharex=True)
-    for source, target, way, lines in curves(out):
-        column, style = int(source != DATA[0]), list(WAYS).index(way)
+    found = list(curves(out))
+    directions = list(dict.fromkeys(curve[:2] for curve in found)) or [DATA]
+    figure = new_figure(0.7 + 3.9 * len(directions), 5.6)
+    axes = figure.subplots(2, len(directions), sharex=True, squeeze=False)
+    for source, target, way, lines in found:
+        column, style = directions.index((source, target)), list(WAYS).index(way)
         for row, which in enumerate(("target", "source")):
             place = axes[row][column]
             epochs, values = [line["epoch"] for line in lines], [100 * line[which] for line in lines]
