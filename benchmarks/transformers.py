@@ -38,13 +38,18 @@ HERE = Path(__file__).parent
 KEPT = HERE / "kept" / "transformers"
 EPOCHS, BATCH, SEED, K, TEMPERATURE = 3, 64, 0, 20, 0.07
 #: The feature of those whose class token learns nothing is the mean of the patches.
-MEAN = ("mae", "simmim", "data2vec", "ijepa")
+MEAN = ("mae", "simmim", "data2vec", "ijepa", "capi")
 BASELINES = {"untrained": "vit_small", "untrained, mean of the patches": "vit_small_mean"}
 METHODS = (
     *("simclr", "mae", "dino", "ijepa", "dinov2", "data2vec", "simmim", "lejepa", "ibot", "moco_v3", "visreg"),
-    *("vicregl", "msn"),
+    *("vicregl", "msn", "capi"),
 )
 NETWORK = ("backbone.kwargs={patch_size: 8, embed_dim: 96, depth: 4, num_heads: 3}",)
+#: Of methods that have no class token.
+TOKENS = {
+    "ijepa": ("+backbone.kwargs.class_token=false",),
+    "capi": ("+backbone.kwargs.class_token=false", "+backbone.kwargs.reg_tokens=4"),
+}
 IMAGES = ("data=imagenette", "data.image_size=64", "data.source_size=80")
 TRAINING = (
     f"batch_size={BATCH}",
@@ -88,8 +93,7 @@ TINY_JUDGE = ("eval.knn.k=[2]", "eval.linear_probe.epochs=2", "eval.attentive_pr
 def network(method: str) -> tuple[str, ...]:
     """Return the settings of a row's network."""
     name = BASELINES.get(method, "vit_small_mean" if method in MEAN else "vit_small")
-    tokens = ("+backbone.kwargs.class_token=false",) if method == "ijepa" else ()
-    return (f"backbone={name}", *NETWORK, *tokens)
+    return (f"backbone={name}", *NETWORK, *TOKENS.get(method, ()))
 
 
 def images(root: Path) -> tuple[str, ...]:

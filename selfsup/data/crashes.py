@@ -91,7 +91,7 @@ def crash_of(error: RuntimeError | EOFError | ConnectionError, own: Reading | No
     if not isinstance(error, RuntimeError):
         if own is None:
             return None
-        wait([process.sentinel for process in own.processes], timeout=1)
+        wait([process.sentinel for process in own.processes], timeout=10)  # on a busy machine its end comes later
         return own.crash({process.pid for process in own.processes if process.pid is not None})
     pids = set[int]()
     if said := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)", str(error)):

@@ -61,7 +61,8 @@ def test_a_step_is_that_of_one_pass(name: str, settings: list[str], tiny_config:
     assert grads.keys() == chunk_grads.keys()
     assert scale > 0
     for key, gradient in grads.items():
-        torch.testing.assert_close(chunk_grads[key], gradient, rtol=1e-10, atol=1e-11 * scale, msg=key)
+        near = 1e-7 if key.endswith("pos_embed") else 1e-11  # timm resamples positions for small crops in float32
+        torch.testing.assert_close(chunk_grads[key], gradient, rtol=1e-10, atol=near * scale, msg=key)
     for key, value in state.items():  # the momentum encoder's, the queues, the centres
         torch.testing.assert_close(chunk_state[key], value, rtol=1e-10, atol=1e-11, msg=key)
 
@@ -114,7 +115,7 @@ def test_couples_images_says_whether_a_batch_is_more_than_its_halves(
     halves = (loss(slice(0, 8)) + loss(slice(8, 16))) / 2
     difference = abs(float(loss(slice(0, 16)) - halves))
     if method.couples_images:
-        assert difference > 1e-4 * abs(float(halves))
+        assert difference > 1e-6 * abs(float(halves))  # of PMSN only the prior couples them
     else:
         assert difference < 1e-9 * abs(float(halves))
 
