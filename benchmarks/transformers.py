@@ -141,7 +141,10 @@ def work(method: str, options: argparse.Namespace) -> None:
         **{protocol: found[protocol].value for protocol in JUDGED},
         "how": {protocol: found[protocol].how for protocol in JUDGED},
         "training": training,
-        "settings": list(words if method in BASELINES else settings(method)),
+        # without the folders of this machine
+        "settings": [w for w in words if not w.startswith(("data.root=", "run_dir="))]
+        if method in BASELINES
+        else list(settings(method)),
         "evaluation_seconds": time.perf_counter() - start,
         "machine": hardware(),
         "rehearsal": options.rehearse,
