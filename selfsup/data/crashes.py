@@ -89,9 +89,12 @@ def crash_of(error: RuntimeError | EOFError | ConnectionError, own: Reading | No
         own: Of the loader that raised it, whose workers an error without a word is about.
     """
     if not isinstance(error, RuntimeError):
-        if own is None:
+        if own is None or not own.processes:
             return None
-        wait([process.sentinel for process in own.processes], timeout=10)  # on a busy machine its end comes later
+        ended = wait([process.sentinel for process in own.processes], timeout=10)
+        for process in own.processes:
+            if process.sentinel in ended:  # it has let go of its files, and may not be gone yet
+                process.join(10)
         return own.crash({process.pid for process in own.processes if process.pid is not None})
     pids = set[int]()
     if said := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)", str(error)):
