@@ -49,7 +49,8 @@ class TrAct:
         self._hook.remove()
 
     def _look(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if torch.is_grad_enabled() and layer.training and self.layer.weight.requires_grad:
+        # a copy of the network has the hook too
+        if layer is self.layer and torch.is_grad_enabled() and layer.training and self.layer.weight.requires_grad:
             with torch.no_grad():
                 moments, rows = second_moments(self.layer, inputs[0])
                 self._moments = moments if self._moments is None else self._moments.add_(moments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -116,6 +117,8 @@ def test_all_calls_of_a_step_are_taken_together_and_those_without_gradient_left_
         wanted = expected(layer.weight, rows_of(layer, views.flatten(0, 1)), 0.1)
         tract.precondition()
         torch.testing.assert_close(layer.weight.grad, wanted, rtol=1e-4, atol=1e-5)
+    copy.deepcopy(layer)(views[0])
+    assert tract._moments is None, "copies are not looked at"
     tract.remove()
     layer(views[0])
     before = layer.weight.grad.clone()
@@ -150,6 +153,7 @@ def test_a_training_moves_the_first_weight_so(changes: dict[str, Any], tiny_conf
     wanted = before - expected(layer.weight, rows_of(layer, images), 0.1)
     torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=1e-4)
     assert (wanted - plain).abs().max() > 0.1
+    assert not layer._forward_pre_hooks, "the network is looked at no longer than it trains"
 
 
 def test_gradients_are_clipped_afterwards(tiny_config: Callable[..., Any]) -> None:

@@ -335,6 +335,12 @@ class Method(Needing, ABC, metaclass=BuiltFromBackbone):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": Schedule(optimizer, factors), "interval": "step"}}
 
     @final
+    def on_fit_end(self) -> None:
+        """Look at the first layer no more."""
+        if self._tract is not None:
+            self._tract.remove()
+
+    @final
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Change the gradient of the first layer (``optimizer.tract``), before gradients are clipped."""
         if self._tract is not None:
