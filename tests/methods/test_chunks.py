@@ -25,6 +25,10 @@ NO_BATCH_STATISTICS = [
     "backbone=resnet18",
     "backbone.kwargs={channels: [4, 8, 8, 8], norm_layer: groupnorm1, zero_init_last: false}",
 ]
+#: For small crops timm resamples positions in float32, which a test of float64 sees.
+ONE_SIZE = {name: ["augment.sizes=[32,32]"] for name in ("msn", "pmsn")}
+#: PMSN's prior alone couples images, by the spread of their assignments, which in a tiny new network are nearly one.
+LEAST = {"pmsn": 1e-6}
 
 
 def in_float64(method: Method) -> Method:
@@ -52,7 +56,7 @@ def test_a_step_is_that_of_one_pass(name: str, settings: list[str], tiny_config:
     results = []
     for extra in ([], settings):
         network = [] if network_of(name) else NO_BATCH_STATISTICS
-        method, batch = prepared(tiny_config(name, *network, *extra))
+        method, batch = prepared(tiny_config(name, *network, *ONE_SIZE.get(name, ()), *extra))
         results.append((*gradients(in_float64(method), batch), method.state_dict()))
     (loss, grads, state), (chunk_loss, chunk_grads, chunk_state) = results
     assert loss.dtype == torch.float64
@@ -61,8 +65,7 @@ def test_a_step_is_that_of_one_pass(name: str, settings: list[str], tiny_config:
     assert grads.keys() == chunk_grads.keys()
     assert scale > 0
     for key, gradient in grads.items():
-        near = 1e-7 if key.endswith("pos_embed") else 1e-11  # timm resamples positions for small crops in float32
-        torch.testing.assert_close(chunk_grads[key], gradient, rtol=1e-10, atol=near * scale, msg=key)
+        torch.testing.assert_close(chunk_grads[key], gradient, rtol=1e-10, atol=1e-11 * scale, msg=key)
     for key, value in state.items():  # the momentum encoder's, the queues, the centres
         torch.testing.assert_close(chunk_state[key], value, rtol=1e-10, atol=1e-11, msg=key)
 
@@ -115,7 +118,7 @@ def test_couples_images_says_whether_a_batch_is_more_than_its_halves(
     halves = (loss(slice(0, 8)) + loss(slice(8, 16))) / 2
     difference = abs(float(loss(slice(0, 16)) - halves))
     if method.couples_images:
-        assert difference > 1e-6 * abs(float(halves))  # of PMSN only the prior couples them
+        assert difference > LEAST.get(name, 1e-4) * abs(float(halves))
     else:
         assert difference < 1e-9 * abs(float(halves))
 
