@@ -40,9 +40,9 @@ def select_images(features: Tensor, share: float, clusters: int, seed: int = 0, 
         are subtracted, so that images are taken in the order of the first sum alone; here both sums count.
     """
     if not 0 < share < 1:
-        raise UserError(f"--share is {share}; give a share of the images above 0 and below 1, such as 0.2.")
+        raise UserError(f"share is {share}; give a share of the images above 0 and below 1, such as 0.2.")
     if not 1 <= clusters <= len(features):
-        raise UserError(f"--clusters is {clusters}; give a number from 1 to that of the images, {len(features)}.")
+        raise UserError(f"clusters is {clusters}; give a number from 1 to that of the images, {len(features)}.")
     check_finite(features, "features")
     rows = unit_rows(features)
     which = assigned(rows, spherical_kmeans(features, clusters, seed=seed, progress=progress))[1]

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selfsup.cli import main
+from selfsup.config import load_config
+from selfsup.data import load_splits
 from selfsup.errors import UserError
 from selfsup.eval import select_images
 from selfsup.eval.selecting import representatives
@@ -66,12 +68,12 @@ def test_the_greedy_choice_is_near_the_best() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.2, float("nan")])
 def test_a_share_is_between_nothing_and_everything(share: float) -> None:
-    with pytest.raises(UserError, match=r"--share is .*; give a share of the images above 0 and below 1"):
+    with pytest.raises(UserError, match=r"share is .*; give a share of the images above 0 and below 1"):
         select_images(torch.randn(8, 3), share, 2)
 
 
 def test_there_are_no_more_clusters_than_images() -> None:
-    with pytest.raises(UserError, match="--clusters is 9; give a number from 1 to that of the images, 8"):
+    with pytest.raises(UserError, match="clusters is 9; give a number from 1 to that of the images, 8"):
         select_images(torch.randn(8, 3), 0.5, 9)
 
 
@@ -98,22 +100,19 @@ def test_the_list_of_the_command_is_what_training_takes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = ["data=image_folder", f"data.root={folder}", "data.image_size=16", "data.holdout=0"]
+    data = ["data=image_folder", f"data.root={folder}", "data.image_size=16", "data.holdout=0.25"]
     network = ["backbone=resnet_tiny", "backbone.width=4"]
+    whole = load_splits(load_config([*data, "method=simclr"]).data)
     assert main(["select", "untrained", *network, *data, "--share", "0.3", "--clusters", "2", "--out", "list.txt"]) == 0
     said = capsys.readouterr().out
-    names = Path("list.txt").read_text().split("\n")[:-1]
-    kept = [name for name in names if name.startswith("train/")]
-    assert f"with {len(kept)} of 20 training images and all others" in said
-    assert 4 <= len(kept) <= 8
-    assert len(names) - len(kept) == 6
+    chosen = load_splits(load_config([*data, "data.files=list.txt", "method=simclr"]).data)
+    assert 3 <= len(chosen.train) <= 7
+    assert f"with {len(chosen.train)} of {len(whole.train)} training images and all others" in said
+    for before, now in ((whole.holdout, chosen.holdout), (whole.test, chosen.test)):
+        assert before is not None
+        assert now is not None
+        assert [now.path(row) for row in range(len(now))] == [before.path(row) for row in range(len(before))]
     assert f"next: selfsup train data=image_folder data.root={folder} data.files=list.txt" in said
-    from selfsup.config import load_config
-    from selfsup.data import load_splits
-
-    splits = load_splits(load_config([*data, "data.files=list.txt", "method=simclr"]).data)
-    assert splits.test is not None
-    assert (len(splits.train), len(splits.test)) == (len(kept), 6)
 
     assert main(["select", "untrained", *network, *data, "--share", "0.3", "--out", "list.txt"]) == 2
     assert "--out: list.txt exists and is not overwritten" in capsys.readouterr().err
